@@ -1,1 +1,24 @@
-//! Scaffold.
+//! What Tasklane's producer and worker share.
+//!
+//! In the order in which a task meets them: a [`task`] in a [`state`] is recorded in the [`ledger`], wrapped in an
+//! [`envelope`] and sent by the [`publisher`] to the exchanges of the [`topology`] on the [`broker`]. The [`relay`]
+//! publishes what is due or was missed, [`rescue`] takes over from dead workers, [`reconcile`] finds tasks whose
+//! messages the broker lost, and [`prune`] forgets what finished long ago. [`completion`] tells waiting clients.
+
+pub mod task;
+pub mod state;
+pub mod ledger;
+pub mod envelope;
+pub mod topology;
+pub mod broker;
+pub mod publisher;
+pub mod relay;
+pub mod rescue;
+pub mod reconcile;
+pub mod prune;
+pub mod completion;
+pub mod backoff;
+pub mod clock;
+pub mod config;
+pub mod telemetry;
+pub mod shutdown;

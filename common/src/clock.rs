@@ -1,0 +1,41 @@
+//! Two clocks: one for dates, one that cannot be set and goes on while the machine sleeps.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Milliseconds since 1970 by this machine's wall clock, UTC. It can jump.
+#[must_use]
+pub fn wall_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// Time since the machine booted, suspend included: what leases are measured by.
+///
+/// `std::time::Instant` stands still while the machine is suspended, and a lease does not.
+#[must_use]
+pub fn since_boot() -> Duration {
+    let time = clock_gettime(ClockId::Boottime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
+/// Names this boot of the machine, so that times [since boot](since_boot) of another boot are not compared.
+///
+/// # Errors
+/// When the kernel does not tell, which Linux always does.
+pub fn boot_id() -> std::io::Result<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
+}
+
+/// A time as the ledgers store it; one out of range becomes the nearest in range.
+#[must_use]
+pub fn timestamp(ms: i64) -> Timestamp {
+    Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// A duration in whole milliseconds, capped at what the ledgers store.
+#[must_use]
+pub fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+}

@@ -1,0 +1,333 @@
+//! Settings: one file for all programs, and what all of them need.
+//!
+//! Flags, environment variables and the file name the same settings; a flag goes before the environment, the
+//! environment before the file, the file before the default.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::backoff::Backoff;
+use crate::task::{Guarantee, Kind, QueueName};
+
+/// The file that is read when none is named and it is there.
+pub const DEFAULT_FILE: &str = "tasklane.toml";
+
+/// Everything that `tasklane.toml` may hold, for every program. Unknown keys are errors.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// Where the broker is.
+    pub amqp_url: Option<SecretString>,
+    /// Where the ledger is.
+    pub ledger_url: Option<SecretString>,
+    /// Which log lines are shown.
+    pub log: Option<String>,
+    /// How log lines look.
+    pub log_format: Option<LogFormat>,
+    /// Producer: where the HTTP API listens.
+    pub http_addr: Option<String>,
+    /// Producer: how often a task may start when its submission does not say.
+    pub max_attempts: Option<i32>,
+    /// Producer: which queue a kind goes to when its submission does not say; the first that matches.
+    pub route: Vec<RouteTable>,
+    /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
+    pub metrics_addr: Option<String>,
+    /// Worker: the queues to consume.
+    pub queues: Option<Vec<QueueName>>,
+    /// Worker: how many tasks run at once.
+    pub concurrency: Option<u16>,
+    /// Worker: how long a lease lives without renewal.
+    pub lease_ttl_ms: Option<u64>,
+    /// Worker: how often the lease is renewed.
+    pub lease_renew_ms: Option<u64>,
+    /// How long a shutdown waits for what is under way.
+    pub shutdown_grace_ms: Option<u64>,
+    /// Worker: how long a delivery may stay unacked while its task runs.
+    pub custody_after_ms: Option<u64>,
+    /// Worker: how long one run may take when neither handler nor submission say.
+    pub task_timeout_ms: Option<u64>,
+    /// Worker: how long failed attempts wait.
+    pub backoff: Option<Backoff>,
+    /// How many crashes of its worker a task may cause before it is discarded as poison.
+    pub max_crashes: Option<i32>,
+    /// How long finished tasks are kept.
+    pub retention_ms: Option<u64>,
+    /// Worker: programs that handle kinds.
+    pub command: Vec<CommandTable>,
+    /// Worker: HTTP services that handle kinds.
+    pub http: Vec<HttpTable>,
+}
+
+/// `[[route]]`: kinds that match go to the queue.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTable {
+    /// A kind, or the beginning of kinds followed by `*`, such as `email.*`.
+    pub kind: String,
+    /// Where they go.
+    pub queue: QueueName,
+}
+
+/// `[[command]]`: a program that handles one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommandTable {
+    /// The kind it handles.
+    pub kind: Kind,
+    /// The queue it expects; it is added to those the worker consumes.
+    pub queue: Option<QueueName>,
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// How long one run may take: SIGTERM to its process group, and SIGKILL 5 s later. Defaults to `task_timeout_ms`.
+    pub timeout_ms: Option<u64>,
+    /// What a crash in mid-run means. Defaults to `at_least_once`.
+    #[serde(default)]
+    pub guarantee: Guarantee,
+}
+
+/// `[[http]]`: an HTTP service that handles one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpTable {
+    /// The kind it handles.
+    pub kind: Kind,
+    /// The queue it expects; it is added to those the worker consumes.
+    pub queue: Option<QueueName>,
+    /// Where args are POSTed.
+    pub url: String,
+    /// How long one run may take. Defaults to `task_timeout_ms`.
+    pub timeout_ms: Option<u64>,
+    /// What a crash in mid-run means. Defaults to `at_least_once`.
+    #[serde(default)]
+    pub guarantee: Guarantee,
+    /// Further request headers, such as an authorization.
+    #[serde(default)]
+    pub headers: BTreeMap<String, SecretString>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people. The default.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The flags and environment variables of every program.
+#[derive(Debug, Clone, Args)]
+pub struct CommonArgs {
+    /// The TOML file with settings [default: tasklane.toml, if present]
+    #[arg(long, env = "TASKLANE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// RabbitMQ [default: amqp://guest:guest@127.0.0.1:5672/%2f]
+    #[arg(long, env = "TASKLANE_AMQP_URL", hide_env_values = true, value_name = "URL")]
+    pub amqp_url: Option<SecretString>,
+    /// The ledger, sqlite:// or postgres:// [default: sqlite://tasklane.db]
+    #[arg(long, env = "TASKLANE_LEDGER_URL", hide_env_values = true, value_name = "URL")]
+    pub ledger_url: Option<SecretString>,
+    /// Which log lines are shown, such as warn or info,tasklane_worker=debug [default: info]
+    #[arg(long, env = "TASKLANE_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How log lines look [default: text]
+    #[arg(long, env = "TASKLANE_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// How long a shutdown waits for what is under way [default: 30000]
+    #[arg(long, env = "TASKLANE_SHUTDOWN_GRACE_MS", value_name = "MS")]
+    pub shutdown_grace_ms: Option<u64>,
+    /// How many crashes of its worker a task may cause before it is discarded as poison [default: 3]
+    #[arg(long, env = "TASKLANE_MAX_CRASHES", value_name = "N")]
+    pub max_crashes: Option<i32>,
+    /// How long finished tasks are kept [default: 604800000, 7 days]
+    #[arg(long, env = "TASKLANE_RETENTION_MS", value_name = "MS")]
+    pub retention_ms: Option<u64>,
+}
+
+/// What every program needs to know.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// Where the broker is.
+    pub amqp_url: SecretString,
+    /// Where the ledger is.
+    pub ledger_url: SecretString,
+    /// Which log lines are shown.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// How long a shutdown waits for what is under way.
+    pub shutdown_grace_ms: u64,
+    /// How many crashes of its worker a task may cause.
+    pub max_crashes: i32,
+    /// How long finished tasks are kept.
+    pub retention_ms: u64,
+}
+
+/// Why a program does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file named by flag or environment cannot be read.
+    #[error("cannot read the config file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key or value that does not fit.
+    #[error("{}:{line}:{column}: {message}{}", path.display(), key.as_ref().map(|key| format!(" (key `{key}`)")).unwrap_or_default())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// The column, counted from 1.
+        column: usize,
+        /// The key on that line, where there is one.
+        key: Option<String>,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// A setting, or a pair of settings, makes no sense.
+    #[error("{setting}: {message}")]
+    Setting {
+        /// The setting, or settings.
+        setting: &'static str,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+}
+
+impl ConfigError {
+    /// A setting that makes no sense.
+    pub fn setting(setting: &'static str, message: impl Into<String>) -> Self {
+        Self::Setting { setting, message: message.into() }
+    }
+}
+
+impl CommonArgs {
+    /// Reads the file: the named one, or [`DEFAULT_FILE`] where there is one.
+    ///
+    /// # Errors
+    /// When a named file cannot be read, or a file does not fit.
+    pub fn read_file(&self) -> Result<File, ConfigError> {
+        match &self.config {
+            Some(path) => File::read(path),
+            None if Path::new(DEFAULT_FILE).exists() => File::read(Path::new(DEFAULT_FILE)),
+            None => Ok(File::default()),
+        }
+    }
+
+    /// Merges flags and environment with the file and the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Setting`] for an address of another scheme, or a number out of its range.
+    pub fn resolve(&self, file: &File) -> Result<Common, ConfigError> {
+        let url = |flag: &Option<SecretString>, file: &Option<SecretString>, default: &str| {
+            flag.clone().or_else(|| file.clone()).unwrap_or_else(|| default.into())
+        };
+        let common = Common {
+            amqp_url: url(&self.amqp_url, &file.amqp_url, "amqp://guest:guest@127.0.0.1:5672/%2f"),
+            ledger_url: url(&self.ledger_url, &file.ledger_url, "sqlite://tasklane.db"),
+            log: self.log.clone().or_else(|| file.log.clone()).unwrap_or_else(|| "info".to_owned()),
+            log_format: self.log_format.or(file.log_format).unwrap_or_default(),
+            shutdown_grace_ms: self.shutdown_grace_ms.or(file.shutdown_grace_ms).unwrap_or(30_000),
+            max_crashes: self.max_crashes.or(file.max_crashes).unwrap_or(3),
+            retention_ms: self.retention_ms.or(file.retention_ms).unwrap_or(604_800_000),
+        };
+        common.validate()?;
+        Ok(common)
+    }
+}
+
+impl Common {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let amqp = self.amqp_url.expose_secret();
+        if !(amqp.starts_with("amqp://") || amqp.starts_with("amqps://")) || url::Url::parse(amqp).is_err() {
+            return Err(ConfigError::setting("amqp_url", "must be an address such as amqp://user:password@host:5672/%2f"));
+        }
+        if self.max_crashes < 1 {
+            return Err(ConfigError::setting("max_crashes", format!("must be at least 1, but is {}", self.max_crashes)));
+        }
+        if self.retention_ms < 1_000 {
+            return Err(ConfigError::setting("retention_ms", format!("must be at least 1000, but is {}", self.retention_ms)));
+        }
+        Ok(())
+    }
+}
+
+impl File {
+    /// Reads a settings file.
+    ///
+    /// # Errors
+    /// When it cannot be read, or does not fit: then with line, column and key.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start).min(text.len());
+            let before = text.get(..at).unwrap_or_default();
+            let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+            let line_text = text.get(line_start..).and_then(|rest| rest.lines().next()).unwrap_or_default();
+            ConfigError::File {
+                path: path.to_owned(),
+                line: before.matches('\n').count() + 1,
+                column: before[line_start..].chars().count() + 1,
+                key: line_text.split_once('=').map(|(key, _)| key.trim().to_owned()),
+                message: error.message().to_owned(),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        File::parse(Path::new("t.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn faults_name_file_line_and_key() {
+        let unknown = error("log = \"info\"\nconcurency = 4\n");
+        assert!(unknown.starts_with("t.toml:2:1: unknown field `concurency`, expected one of"), "{unknown}");
+        let kind = error("[[command]]\nkind = \"no kind\"\nargv = [\"true\"]\n");
+        assert!(kind.starts_with("t.toml:2:8: must match"), "{kind}");
+        assert!(kind.ends_with("(key `kind`)"), "{kind}");
+        assert!(error("x = [").starts_with("t.toml:1:"));
+    }
+
+    #[test]
+    fn the_contract_example_is_read() {
+        let file = File::parse(
+            Path::new("t.toml"),
+            r#"
+            [[command]]
+            kind = "report.build"
+            queue = "default"
+            argv = ["/usr/local/bin/build-report", "--json"]
+            timeout_ms = 60000
+            guarantee = "at_most_once"
+
+            [[http]]
+            kind = "crm.sync"
+            url = "http://127.0.0.1:9000/sync"
+            timeout_ms = 10000
+            "#,
+        )
+        .unwrap();
+        assert_eq!(file.command[0].guarantee, Guarantee::AtMostOnce);
+        assert_eq!(file.http[0].kind.as_str(), "crm.sync");
+    }
+}

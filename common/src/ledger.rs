@@ -1,0 +1,487 @@
+//! The ledger: a small SQL record of every task, and the only judge of what may run and which result counts.
+//!
+//! [`Ledger`] is implemented by [`sqlite`] (one machine, nothing to install) and [`postgres`] (several machines);
+//! [`conformance`] is the suite that both pass. Every write groups itself with whatever else is waiting and is
+//! durable when its future resolves. Times are judged by the ledger's clock, never by the caller's.
+
+pub mod conformance;
+pub mod postgres;
+pub mod sqlite;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::state::State;
+use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+
+/// The schema version that this build reads and writes.
+pub const SCHEMA_VERSION: i64 = 1;
+
+/// How long a caller waits for a ledger before the call counts as unavailable.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A shared ledger of either sort.
+pub type SharedLedger = Arc<dyn Ledger>;
+
+/// The judge: conditional writes over the tasks and the workers' leases.
+#[async_trait]
+pub trait Ledger: Send + Sync + fmt::Debug {
+    /// Records tasks, all or none. After `Ok` they are durable.
+    ///
+    /// A task without `run_at` becomes `accepted`, one whose time is to come `scheduled`. The caller is expected to
+    /// publish at once; when it has not marked the task queued within [`Submission::reserve`], a relay publishes.
+    async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError>;
+
+    /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
+    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError>;
+
+    /// Tries to give a task to a worker whose lease is alive, under a new fence.
+    async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError>;
+
+    /// Writes the outcome of a run, if the fence still holds.
+    async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError>;
+
+    /// Puts a waiting task back to `accepted`, to be published again after `delay`; for kinds without a handler here.
+    ///
+    /// Raises the fence, so that a late [`Ledger::mark_queued`] of the old publication changes nothing.
+    /// A task that is not waiting is left alone.
+    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError>;
+
+    /// Enters a worker with a fresh lease of `ttl`.
+    async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError>;
+
+    /// Extends a lease by `ttl` from now, unless it has ended; never waits behind bulk writes.
+    async fn renew(&self, renewal: Renewal) -> Result<Renewed, LedgerError>;
+
+    /// Ends a worker's lease; what it still holds is abandoned at once.
+    async fn retire(&self, worker: WorkerId) -> Result<(), LedgerError>;
+
+    /// Running tasks whose worker's lease has ended, at most `limit`; ends such leases for good first,
+    /// so that a renewal still under way fails.
+    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError>;
+
+    /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`.
+    async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;
+
+    /// How long until the next task is due: zero when one is due, `None` when none waits.
+    async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
+
+    /// Makes `queued` tasks of a queue due again whose messages the broker lost: those published before the
+    /// queue's [watermark](Renewal::heads) less `slack`, and, when the broker's queue is `empty`, all those
+    /// published more than `slack` ago. At most `limit`; returns how many.
+    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
+    /// left, and its crashes are forgiven. `None` when there is no such task, else its state before.
+    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError>;
+
+    /// The tasks with these ids, in no particular order; unknown ids are left out.
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError>;
+
+    /// One page of tasks, newest first.
+    async fn list(&self, query: ListQuery) -> Result<Page, LedgerError>;
+
+    /// Counts of the tasks that wait, run or failed, by queue.
+    async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError>;
+
+    /// The workers whose lease is alive.
+    async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
+
+    /// Answers when the ledger is there: one write-free round trip.
+    async fn ping(&self) -> Result<(), LedgerError>;
+}
+
+/// Tasks to be recorded together.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// At least one.
+    pub tasks: Vec<NewTask>,
+    /// Given by the client to make its request repeatable.
+    pub idempotency: Option<Idempotency>,
+    /// For how long the caller keeps the publication to itself.
+    pub reserve: Duration,
+}
+
+/// A client's promise that equal keys mean the same request.
+#[derive(Debug, Clone)]
+pub struct Idempotency {
+    /// The client's key.
+    pub key: String,
+    /// SHA-256 of the request, to tell a repetition from a reuse.
+    pub fingerprint: [u8; 32],
+}
+
+/// What became of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Recorded {
+    /// The tasks are in the ledger; creation time and states follow from the request.
+    New {
+        /// The ledger's time of the recording.
+        at: Timestamp,
+    },
+    /// The same key and request were recorded before: these are the tasks, in order.
+    Replayed(Vec<TaskId>),
+    /// The key was used for another request; nothing was recorded.
+    KeyReused,
+}
+
+/// Asks for a task.
+#[derive(Debug, Clone)]
+pub struct ClaimRequest {
+    /// The task.
+    pub id: TaskId,
+    /// Who asks.
+    pub worker: WorkerId,
+    /// What a crash in this run will mean.
+    pub guarantee: Guarantee,
+}
+
+/// The ledger's answer to a claim.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Claim {
+    /// The task is the worker's, for as long as its lease lives.
+    Granted(Granted),
+    /// It is not, and the delivery may be acked: the ledger keeps custody.
+    Refused(Refusal),
+}
+
+/// What a worker learns with a granted claim.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Granted {
+    /// The number that the outcome must carry.
+    pub fence: Fence,
+    /// This attempt, counted from 1.
+    pub attempt: i32,
+    /// How many there may be.
+    pub max_attempts: i32,
+    /// The submitter's limit on one run.
+    pub timeout: Option<Duration>,
+    /// When the task was recorded.
+    pub created_at: Timestamp,
+    /// When it could have started.
+    pub run_at: Timestamp,
+    /// When it was marked queued, if it was: feeds the queue's watermark.
+    pub queued_at: Option<Timestamp>,
+    /// The ledger's time of the claim.
+    pub started_at: Timestamp,
+}
+
+/// Why a claim was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// It reached a final state.
+    Finished,
+    /// A worker holds it.
+    Held,
+    /// Its time has not come; the relay publishes it then.
+    NotDue,
+    /// The ledger has no such task.
+    Unknown,
+    /// The asking worker's own lease has ended.
+    LeaseLost,
+}
+
+impl Refusal {
+    /// The name used in metrics and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Held => "held",
+            Self::NotDue => "not_due",
+            Self::Unknown => "unknown",
+            Self::LeaseLost => "lease_lost",
+        }
+    }
+}
+
+/// The outcome of a run, on its way to the ledger.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settlement {
+    /// The task.
+    pub id: TaskId,
+    /// The fence under which it ran.
+    pub fence: Fence,
+    /// Where it goes.
+    pub transition: Transition,
+}
+
+/// Where a running task goes. Delays count from the ledger's time of the write.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Transition {
+    /// To `completed`, with the handler's answer.
+    Complete {
+        /// The answer.
+        result: Json,
+    },
+    /// To `retryable`.
+    Retry {
+        /// How long the next attempt waits.
+        delay: Duration,
+        /// What went wrong.
+        error: Failure,
+    },
+    /// To `scheduled`; gives the attempt back.
+    Snooze {
+        /// How long it waits.
+        delay: Duration,
+    },
+    /// To `accepted`, due at once; gives the attempt back.
+    Interrupt,
+    /// To `cancelled`.
+    Cancel {
+        /// Who said so, or why.
+        reason: String,
+    },
+    /// To `discarded`.
+    Discard {
+        /// Why: `exhausted`, `interrupted`, `poison`, or the handler's own word.
+        reason: String,
+        /// What went wrong.
+        error: Failure,
+    },
+}
+
+impl Transition {
+    /// The event of the state machine.
+    #[must_use]
+    pub const fn event(&self) -> crate::state::Event {
+        use crate::state::Event;
+        match self {
+            Self::Complete { .. } => Event::Complete,
+            Self::Retry { .. } => Event::Retry,
+            Self::Snooze { .. } => Event::Snooze,
+            Self::Interrupt => Event::Interrupt,
+            Self::Cancel { .. } => Event::Cancel,
+            Self::Discard { .. } => Event::Discard,
+        }
+    }
+}
+
+/// A failure to be appended to the task's errors, with the attempt and the ledger's time.
+///
+/// One of kind [`ErrorKind::Crash`] also raises the task's crash count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What happened.
+    pub message: String,
+    /// Which sort of failure it was.
+    pub kind: ErrorKind,
+}
+
+/// The ledger's answer to a settlement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// The outcome is durable.
+    Applied,
+    /// Somebody else holds or finished the task: the outcome was refused and changed nothing.
+    Fenced,
+}
+
+/// A worker as it enters itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerRecord {
+    /// Its identity, never used before.
+    pub id: WorkerId,
+    /// The machine's name.
+    pub host: String,
+    /// The queues it consumes.
+    pub queues: Vec<QueueName>,
+    /// The kinds it has handlers for.
+    pub kinds: Vec<Kind>,
+    /// How many tasks it runs at once.
+    pub concurrency: i32,
+    /// The program's version.
+    pub version: String,
+}
+
+/// Extends a lease, and carries what else a worker reports regularly.
+#[derive(Debug, Clone)]
+pub struct Renewal {
+    /// Whose lease.
+    pub worker: WorkerId,
+    /// How long it shall live from now.
+    pub ttl: Duration,
+    /// How many tasks the worker runs.
+    pub running: i32,
+    /// Per queue, the newest `queued_at` among the tasks delivered to this worker: the queue's watermark.
+    ///
+    /// Queues are first-in-first-out, so a task queued well before it that still waits has lost its message.
+    pub heads: Vec<(QueueName, Timestamp)>,
+}
+
+/// The ledger's answer to a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewed {
+    /// The lease lives on.
+    Held,
+    /// It had ended before, and its tasks may be elsewhere: the worker must start over under a new id.
+    Lost,
+}
+
+/// A running task whose worker is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abandoned {
+    /// The task.
+    pub id: TaskId,
+    /// The work.
+    pub kind: Kind,
+    /// The fence of the interrupted run.
+    pub fence: Fence,
+    /// The worker that is gone.
+    pub worker: WorkerId,
+    /// The interrupted attempt.
+    pub attempt: i32,
+    /// How many there may be.
+    pub max_attempts: i32,
+    /// How many crashes came before this one.
+    pub crashes: i32,
+    /// What the handler declared.
+    pub guarantee: Guarantee,
+}
+
+/// A task to be published now.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Due {
+    /// The task.
+    pub id: TaskId,
+    /// The work.
+    pub kind: Kind,
+    /// The queue.
+    pub queue: QueueName,
+    /// The handler's input.
+    pub args: Json,
+    /// The row's fence, for [`Ledger::mark_queued`].
+    pub fence: Fence,
+    /// W3C trace context of the submission.
+    pub traceparent: Option<String>,
+}
+
+/// Which tasks to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery {
+    /// Only in this state.
+    pub state: Option<State>,
+    /// Only of this kind.
+    pub kind: Option<Kind>,
+    /// Only of this queue.
+    pub queue: Option<QueueName>,
+    /// Only with this tag of this value.
+    pub tag: Option<(String, String)>,
+    /// Only tasks older than this one.
+    pub before: Option<TaskId>,
+    /// At most so many tasks; 1 to 1,000.
+    pub limit: u32,
+}
+
+/// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
+pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// A page of tasks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// Newest first; may be fewer than asked for, even none, while `next` is set.
+    pub tasks: Vec<Task>,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<TaskId>,
+}
+
+/// A queue as the ledger sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// The queue.
+    pub queue: QueueName,
+    /// How many tasks are in each state; the unfinished ones, `cancelled` and `discarded`, zeros left out.
+    pub counts: BTreeMap<State, u64>,
+    /// For how long the longest-waiting claimable task has been able to start.
+    pub oldest_waiting: Option<Duration>,
+}
+
+/// A live worker as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Worker {
+    /// Its identity, new at every start.
+    pub id: WorkerId,
+    /// The machine's name.
+    pub host: String,
+    /// The queues it consumes.
+    pub queues: Vec<QueueName>,
+    /// The kinds it has handlers for.
+    pub kinds: Vec<Kind>,
+    /// How many tasks it runs at once.
+    pub concurrency: i32,
+    /// How many it ran at its last renewal.
+    pub running: i32,
+    /// The program's version.
+    pub version: String,
+    /// When it entered.
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    /// How long ago it last renewed its lease.
+    pub lease_age_ms: i64,
+}
+
+/// What can go wrong with a ledger.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LedgerError {
+    /// The ledger cannot be reached, or did not answer in time. Whether a write happened is unknown.
+    #[error("the ledger is unavailable: {0}")]
+    Unavailable(String),
+    /// The ledger was written by a newer release.
+    #[error("the ledger has schema version {found}, but this release knows only up to {known}: start a release at least as new as the one that wrote it")]
+    NewerSchema {
+        /// The version found.
+        found: i64,
+        /// The newest version that this build knows.
+        known: i64,
+    },
+    /// The address is not one of a ledger.
+    #[error("ledger_url must begin with sqlite:// or postgres://, such as sqlite://tasklane.db; {0}")]
+    Address(String),
+    /// The library or server is not fit to be a ledger.
+    #[error("{0}")]
+    Unsuitable(String),
+    /// A row holds what this build cannot read.
+    #[error("the ledger holds a row that cannot be read: {0}")]
+    Corrupt(String),
+}
+
+impl LedgerError {
+    /// Whether the same call can succeed later without anybody mending anything.
+    #[must_use]
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unavailable(_) => true,
+            Self::NewerSchema { .. } | Self::Address(_) | Self::Unsuitable(_) | Self::Corrupt(_) => false,
+        }
+    }
+}
+
+/// Opens the ledger behind an address and brings its schema up to date.
+///
+/// `sqlite://tasklane.db` is a file relative to the working folder, `sqlite:///var/lib/tasklane.db` an absolute
+/// one; `postgres://user:password@host/database` takes the options of libpq.
+///
+/// # Errors
+/// [`LedgerError`], whose text never holds the address's password.
+pub async fn open(url: &str) -> Result<SharedLedger, LedgerError> {
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        return Ok(Arc::new(sqlite::SqliteLedger::open(path.as_ref()).await?));
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Ok(Arc::new(postgres::PostgresLedger::connect(url).await?));
+    }
+    let scheme = url.split_once("://").map_or("none", |(scheme, _)| scheme);
+    Err(LedgerError::Address(format!("its scheme is {scheme}")))
+}
