@@ -1,0 +1,93 @@
+# The commands of Tasklane. Each does all of its own set-up and can be given twice.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+# rustup's programs, and what scripts/setup-tools installs, whether or not the shell knows them.
+TASKLANE_TOOLS_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tasklane/tools
+export TASKLANE_TOOLS_DIR
+export PATH := $(TASKLANE_TOOLS_DIR)/bin:$(PATH):$(HOME)/.cargo/bin
+
+# One step after the other, even with -j: cargo uses all cores by itself.
+.NOTPARALLEL:
+
+SCRIPTS := .ci/run rabbitmq/up rabbitmq/down rabbitmq/lib.sh $(wildcard scripts/*)
+
+say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
+
+.PHONY: help demo test check up down build fmt clean rust tools-check tools-test services
+
+help: ## this list
+	@echo 'Tasklane: a task queue on RabbitMQ.'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+# The program is started as it was built: `cargo run -p` would choose other features and build again.
+demo: rust up ## real work over a real broker, then stays up until Ctrl-C (ONCE=1: ends by itself)
+	$(call say,build: producer$(,) worker and the examples$(,) optimised)
+	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-examples --example demo --bins
+	$(call say,demo)
+	"$${CARGO_TARGET_DIR:-target}/release/examples/demo"
+
+test: rust services tools-test ## all tests on private RabbitMQ and PostgreSQL nodes
+	$(call say,build: tests$(,) and the programs that they start)
+	cargo build --workspace --bins --tests --examples
+	$(call say,test: units$(,) properties and integration)
+	cargo nextest run --workspace --no-fail-fast
+	$(call say,test: examples in the documentation)
+	cargo test --workspace --doc --quiet
+
+check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
+	$(call say,check: Cargo.lock is current)
+	cargo metadata --locked --format-version 1 >/dev/null
+	$(call say,check: formatting)
+	cargo fmt --all --check
+	$(call say,check: lints)
+	cargo clippy --workspace --all-targets -- --deny warnings
+	$(call say,check: documentation)
+	RUSTDOCFLAGS='--deny warnings' cargo doc --workspace --no-deps --quiet
+	$(call say,check: licences$(,) bans and sources of dependencies)
+	scripts/check-dependencies
+	$(call say,check: unused dependencies)
+	cargo machete
+	$(call say,check: spelling)
+	typos
+	$(call say,check: scripts)
+	if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS); else echo 'no shellcheck: skipped'; fi
+
+up: ## a RabbitMQ for this computer: the one that runs, a container, or a private node
+	$(call say,up: RabbitMQ)
+	rabbitmq/up
+
+down: ## stops the RabbitMQ that `make up` started, and no other
+	rabbitmq/down
+
+build: rust ## everything, for development
+	cargo build --workspace --all-targets
+
+fmt: rust ## formats the sources
+	cargo fmt --all
+
+clean: rust ## removes what was built
+	cargo clean
+
+# Set-up steps of the commands above.
+
+rust:
+	@command -v cargo >/dev/null || { echo 'cargo is missing. Install Rust with rustup, see https://rustup.rs (rust-toolchain.toml says which version).' >&2; exit 1; }
+
+tools-check: rust
+	$(call say,set-up: tools)
+	scripts/setup-tools check
+
+tools-test: rust
+	$(call say,set-up: test runner)
+	scripts/setup-tools test
+
+services:
+	$(call say,set-up: RabbitMQ and PostgreSQL for private nodes)
+	scripts/setup-services
+
+# A comma inside of $(call say,…).
+, := ,
