@@ -1,1 +1,118 @@
-//! completion
+//! Tells a waiting client within milliseconds that its task has ended.
+//!
+//! The producer consumes an exclusive queue and names it in the messages of tasks that somebody waits for; the worker
+//! sends a notice there after settling. Notices may get lost: whoever waits also looks into the ledger now and then.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures::StreamExt;
+use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
+use secrecy::SecretString;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{self, BrokerError, Generations, within};
+use crate::task::TaskId;
+
+/// A handle to the process's queue of notices; clones share it.
+#[derive(Debug, Clone)]
+pub struct Completions {
+    watched: Arc<Watched>,
+    queue: watch::Receiver<Option<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Watched(Mutex<HashMap<TaskId, Arc<Notify>>>);
+
+impl Watched {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Waits for the notice of one task; ends its registration when dropped.
+#[derive(Debug)]
+pub struct Watch {
+    id: TaskId,
+    notice: Arc<Notify>,
+    watched: Arc<Watched>,
+}
+
+impl Completions {
+    /// Starts the supervised consumer.
+    #[must_use]
+    pub fn spawn(amqp_url: &SecretString, shutdown: CancellationToken) -> Self {
+        let (named, queue) = watch::channel(None);
+        let watched = Arc::new(Watched::default());
+        let (amqp_url, notices) = (amqp_url.clone(), Arc::clone(&watched));
+        tokio::spawn(async move {
+            let mut generations = Generations::of("completions");
+            while generations.begin(&shutdown) {
+                let outcome = tokio::select! {
+                    outcome = consume(&amqp_url, &named, &notices) => outcome,
+                    () = shutdown.cancelled() => Ok(()),
+                };
+                named.send_replace(None);
+                generations.ended(outcome, &shutdown).await;
+            }
+        });
+        Self { watched, queue }
+    }
+
+    /// The queue to name in a message; `None` while the broker is away.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<String> {
+        self.queue.borrow().clone()
+    }
+
+    /// Watches for the end of a task. Begin before its publication: a notice that nobody watches for is forgotten.
+    ///
+    /// One watch a task: a second one takes the first one's place.
+    #[must_use]
+    pub fn watch(&self, id: TaskId) -> Watch {
+        let notice = Arc::new(Notify::new());
+        self.watched.lock().insert(id, Arc::clone(&notice));
+        Watch { id, notice, watched: Arc::clone(&self.watched) }
+    }
+}
+
+impl Watch {
+    /// Resolves when a notice has come, also one from before the call.
+    pub async fn ended(&mut self) {
+        self.notice.notified().await;
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let mut watched = self.watched.lock();
+        if watched.get(&self.id).is_some_and(|notice| Arc::ptr_eq(notice, &self.notice)) {
+            watched.remove(&self.id);
+        }
+    }
+}
+
+async fn consume(
+    amqp_url: &SecretString,
+    named: &watch::Sender<Option<String>>,
+    watched: &Watched,
+) -> Result<(), BrokerError> {
+    let connection = broker::connect(amqp_url, "tasklane completions").await?;
+    let channel = within("channel.open", connection.create_channel()).await?;
+    let declare = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let queue = within("queue.declare", channel.queue_declare("".into(), declare, FieldTable::default())).await?;
+    let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
+    let name = queue.name().clone();
+    let mut notices =
+        within("basic.consume", channel.basic_consume(name.clone(), "".into(), consume, FieldTable::default())).await?;
+    named.send_replace(Some(name.as_str().to_owned()));
+    while let Some(notice) = notices.next().await {
+        let id = notice?.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
+        if let Some(waiting) = id.and_then(|id: TaskId| watched.lock().get(&id).cloned()) {
+            waiting.notify_one();
+        }
+    }
+    Err(BrokerError::Ended("the broker cancelled the consumer"))
+}

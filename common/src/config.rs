@@ -90,7 +90,7 @@ pub struct CommandTable {
 }
 
 /// `[[http]]`: an HTTP service that handles one kind.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpTable {
     /// The kind it handles.

@@ -3,7 +3,8 @@
 //! In the order in which a task meets them: a [`task`] in a [`state`] is recorded in the [`ledger`], wrapped in an
 //! [`envelope`] and sent by the [`publisher`] to the exchanges of the [`topology`] on the [`broker`]. The [`relay`]
 //! publishes what is due or was missed, [`rescue`] takes over from dead workers, [`reconcile`] finds tasks whose
-//! messages the broker lost, and [`prune`] forgets what finished long ago. [`completion`] tells waiting clients.
+//! messages the broker lost, and [`prune`] forgets what finished long ago;
+//! [`maintenance`] runs these four in every process. [`completion`] tells waiting clients.
 
 pub mod task;
 pub mod state;
@@ -16,6 +17,7 @@ pub mod relay;
 pub mod rescue;
 pub mod reconcile;
 pub mod prune;
+pub mod maintenance;
 pub mod completion;
 pub mod backoff;
 pub mod clock;

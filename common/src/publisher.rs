@@ -1,1 +1,357 @@
-//! publisher
+//! Publishing with confirms, in pipelined batches, over a connection of its own.
+//!
+//! One owner task has the channel: it publishes whatever waits, awaits all confirms of that batch, and starts over.
+//! A confirmed task is marked `queued` in the ledger a moment later ([`marker`]); when a worker claims it before, that
+//! write is not needed any more and changes nothing.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::basic::AMQPProperties;
+use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use secrecy::SecretString;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::{self, BrokerError, Depth, Generations, within};
+use crate::envelope::Envelope;
+use crate::ledger::SharedLedger;
+use crate::task::{Fence, Json, Kind, QueueName, TaskId};
+use crate::topology::{TASKS_EXCHANGE, routing_key};
+
+pub mod marker;
+
+/// How many publications go out before their confirms are awaited.
+const BATCH_MAX: usize = 256;
+/// How many publications wait for the owner task.
+const WAITING_MAX: usize = 1024;
+/// How many bytes of args may be on their way at once; a publisher never holds more.
+const IN_FLIGHT_BYTES_MAX: u32 = 64 * 1024 * 1024;
+/// How long confirms of one batch may take before the channel counts as broken.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long [`Publisher::publish`] waits in all: for room, then for the confirm.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long [`Publisher::offer`] waits for room before the relay gets the rest.
+const OFFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How many queues one process declares; client input must not fill the broker without end.
+const QUEUES_MAX: usize = 10_000;
+
+/// A task to be published.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    /// The task.
+    pub id: TaskId,
+    /// The work.
+    pub kind: Kind,
+    /// Where it goes.
+    pub queue: QueueName,
+    /// The handler's input.
+    pub args: Json,
+    /// The row's fence at this moment: a later claim makes the mark of this publication void.
+    pub fence: Fence,
+    /// W3C trace context of the submission.
+    pub traceparent: Option<String>,
+    /// The queue to which a notice goes when the task has ended.
+    pub reply_to: Option<String>,
+}
+
+/// What became of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// The broker has it durably.
+    Confirmed,
+    /// The broker does not have it: a full queue, or none that takes the routing key.
+    Refused,
+    /// The connection failed in between, or was not there.
+    Unknown,
+}
+
+/// A handle to the process's publisher; clones share it.
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    jobs: mpsc::Sender<Job>,
+    notices: mpsc::Sender<(String, TaskId)>,
+    room: Arc<Semaphore>,
+    connection: watch::Receiver<Option<Arc<Connection>>>,
+}
+
+/// A publication on its way; its room in memory is given back when it is dropped.
+#[derive(Debug)]
+struct Job {
+    publication: Publication,
+    reply: Option<oneshot::Sender<Published>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Publisher {
+    /// Starts the supervised connection.
+    #[must_use]
+    pub fn spawn(amqp_url: &SecretString, ledger: SharedLedger, shutdown: CancellationToken) -> Self {
+        let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        let (notices, waiting_notices) = mpsc::channel(WAITING_MAX);
+        let (connected, connection) = watch::channel(None);
+        let owner = Owner { amqp_url: amqp_url.clone(), waiting, waiting_notices, connected, marks: marker::spawn(ledger) };
+        tokio::spawn(owner.run(shutdown));
+        Self { jobs, notices, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize)), connection }
+    }
+
+    /// Publishes and waits for the outcome, 20 s at most.
+    pub async fn publish(&self, publication: Publication) -> Published {
+        let attempt = async {
+            let (reply, outcome) = oneshot::channel();
+            let job = self.job(publication, Some(reply)).await?;
+            self.jobs.send(job).await.ok()?;
+            outcome.await.ok()
+        };
+        timeout(PUBLISH_TIMEOUT, attempt).await.ok().flatten().unwrap_or(Published::Unknown)
+    }
+
+    /// Hands publications over and does not wait for their outcome.
+    ///
+    /// Waits a second at most for room, which slows a submitter that is faster than the broker; what finds none, or
+    /// comes while the broker is away, stays with the relay.
+    pub async fn offer(&self, publications: Vec<Publication>) {
+        let deadline = Instant::now() + OFFER_TIMEOUT;
+        for publication in publications {
+            if !self.is_connected() {
+                return;
+            }
+            let hand_over = async {
+                let job = self.job(publication, None).await?;
+                self.jobs.send(job).await.ok()
+            };
+            if timeout_at(deadline, hand_over).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Tells the process that listens on `reply_to` that a task has ended; lost without harm, since waiters also look.
+    pub fn notify(&self, reply_to: String, id: TaskId) {
+        // A full channel drops the notice: waiting clients fall back to looking into the ledger.
+        let _ = self.notices.try_send((reply_to, id));
+    }
+
+    /// Whether the broker is there and takes messages.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.connection.borrow().as_ref().is_some_and(|connection| takes_messages(connection))
+    }
+
+    /// Waits until the broker is there and takes messages.
+    pub async fn connected(&self) {
+        let mut connection = self.connection.clone();
+        // An error means that the owner is gone, at shutdown: nobody publishes any more.
+        let _ = connection.wait_for(|connection| connection.is_some()).await;
+    }
+
+    /// Asks the broker for depths; empty while it is away, and without the queues that it does not have.
+    pub async fn queue_depths(&self, queues: &[QueueName]) -> BTreeMap<QueueName, Depth> {
+        let Some(connection) = self.connection.borrow().clone() else { return BTreeMap::new() };
+        match timeout(Duration::from_secs(2), broker::depths(&connection, queues)).await {
+            Ok(Ok(depths)) => depths,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "queue depths are not known");
+                BTreeMap::new()
+            }
+            Err(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Waits until everything taken so far has its outcome, or the limit is over.
+    pub async fn drain(&self, limit: Duration) {
+        // All room is free only when no publication is on its way.
+        let _ = timeout(limit, self.room.acquire_many(IN_FLIGHT_BYTES_MAX)).await;
+    }
+
+    async fn job(&self, publication: Publication, reply: Option<oneshot::Sender<Published>>) -> Option<Job> {
+        let bytes = u32::try_from(publication.args.as_str().len()).unwrap_or(u32::MAX).clamp(1, IN_FLIGHT_BYTES_MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(bytes).await.ok()?;
+        Some(Job { publication, reply, _room: room })
+    }
+}
+
+fn takes_messages(connection: &Connection) -> bool {
+    connection.status().connected() && !connection.status().blocked()
+}
+
+/// The task that has the channel.
+struct Owner {
+    amqp_url: SecretString,
+    waiting: mpsc::Receiver<Job>,
+    waiting_notices: mpsc::Receiver<(String, TaskId)>,
+    connected: watch::Sender<Option<Arc<Connection>>>,
+    marks: marker::Marks,
+}
+
+impl Owner {
+    async fn run(mut self, shutdown: CancellationToken) {
+        let mut generations = Generations::of("publisher");
+        while generations.begin(&shutdown) {
+            let outcome = tokio::select! {
+                outcome = self.generation() => outcome,
+                () = shutdown.cancelled() => Ok(()),
+            };
+            self.connected.send_replace(None);
+            generations.ended(outcome, &shutdown).await;
+        }
+    }
+
+    async fn generation(&mut self) -> Result<(), BrokerError> {
+        let connection = Arc::new(broker::connect(&self.amqp_url, "tasklane publisher").await?);
+        let channel = within("channel.open", connection.create_channel()).await?;
+        within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        broker::declare_exchanges(&channel).await?;
+        let notices = within("channel.open", connection.create_channel()).await?;
+        self.connected.send_replace(Some(Arc::clone(&connection)));
+        let mut declared = HashSet::new();
+        let mut batch = Vec::new();
+        let mut health = tokio::time::interval(Duration::from_millis(500));
+        loop {
+            tokio::select! {
+                biased;
+                notice = self.waiting_notices.recv() => match notice {
+                    Some((reply_to, id)) => send_notice(&notices, reply_to, id).await?,
+                    None => return Ok(()),
+                },
+                // While the broker has an alarm nothing is taken: it would only wait in the socket's buffer.
+                count = self.waiting.recv_many(&mut batch, BATCH_MAX), if takes_messages(&connection) => {
+                    if count == 0 {
+                        return Ok(());
+                    }
+                    self.publish_batch(&channel, &mut declared, std::mem::take(&mut batch)).await?;
+                }
+                _ = health.tick() => {
+                    if !connection.status().connected() || !channel.status().connected() {
+                        return Err(BrokerError::Ended("the broker closed the connection"));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
+    async fn publish_batch(
+        &self,
+        channel: &Channel,
+        declared: &mut HashSet<QueueName>,
+        batch: Vec<Job>,
+    ) -> Result<(), BrokerError> {
+        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let mut confirms = Vec::with_capacity(batch.len());
+        let mut broken = None;
+        for job in batch {
+            match timeout_at(deadline, send(channel, declared, &job.publication)).await {
+                Ok(Ok(confirm)) => confirms.push((job, confirm)),
+                Ok(Err(error)) => broken = Some(error),
+                Err(_) => broken = Some(BrokerError::Timeout("basic.publish")),
+            }
+            if broken.is_some() {
+                break;
+            }
+        }
+        let (settled, missing) = settle(confirms, deadline).await;
+        // What was returned as unroutable is not in any queue: somebody deleted it, so declare it again next time.
+        for (job, published) in settled {
+            if published == Published::Refused {
+                declared.remove(&job.publication.queue);
+            }
+            self.conclude(job, published).await;
+        }
+        match broken {
+            Some(error) => Err(error),
+            None if missing => Err(BrokerError::Timeout("publisher confirm")),
+            None => Ok(()),
+        }
+    }
+
+    async fn conclude(&self, job: Job, published: Published) {
+        metrics::counter!("tasklane_publications_total", "outcome" => match published {
+            Published::Confirmed => "confirmed",
+            Published::Refused => "refused",
+            Published::Unknown => "unknown",
+        })
+        .increment(1);
+        if published == Published::Confirmed {
+            self.marks.confirmed(job.publication.id, job.publication.fence).await;
+        }
+        if let Some(reply) = job.reply {
+            // The caller may have stopped waiting.
+            let _ = reply.send(published);
+        }
+    }
+}
+
+async fn send(
+    channel: &Channel,
+    declared: &mut HashSet<QueueName>,
+    publication: &Publication,
+) -> Result<PublisherConfirm, BrokerError> {
+    if declared.len() < QUEUES_MAX && !declared.contains(&publication.queue) {
+        broker::declare_queue(channel, &publication.queue).await?;
+        declared.insert(publication.queue.clone());
+    }
+    let envelope = Envelope {
+        id: publication.id,
+        kind: publication.kind.clone(),
+        args: publication.args.clone(),
+        traceparent: publication.traceparent.clone(),
+        reply_to: publication.reply_to.clone(),
+    };
+    let confirm = channel
+        .basic_publish(
+            TASKS_EXCHANGE.into(),
+            routing_key(&publication.queue, &publication.kind).into(),
+            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
+            envelope.args.as_str().as_bytes(),
+            envelope.properties(),
+        )
+        .await?;
+    Ok(confirm)
+}
+
+/// Awaits the confirms of one batch; also tells whether any is missing.
+///
+/// lapin hands a returned message to whichever confirm completes next, so within a batch the blame is put
+/// right by message id. Batches follow each other in lockstep, which keeps a return inside its own batch.
+async fn settle(confirms: Vec<(Job, PublisherConfirm)>, deadline: Instant) -> (Vec<(Job, Published)>, bool) {
+    let mut returned = HashSet::new();
+    let mut settled = Vec::with_capacity(confirms.len());
+    let mut missing = false;
+    for (job, confirm) in confirms {
+        let published = match timeout_at(deadline, confirm).await {
+            Ok(Ok(confirmation)) => {
+                let acked = confirmation.is_ack();
+                returned.extend(returned_id(confirmation));
+                if acked { Published::Confirmed } else { Published::Refused }
+            }
+            Ok(Err(_)) | Err(_) => {
+                missing = true;
+                Published::Unknown
+            }
+        };
+        settled.push((job, published));
+    }
+    for (job, published) in &mut settled {
+        if *published == Published::Confirmed && returned.contains(&job.publication.id) {
+            *published = Published::Refused;
+        }
+    }
+    (settled, missing)
+}
+
+fn returned_id(confirmation: Confirmation) -> Option<TaskId> {
+    let message = confirmation.take_message()?;
+    message.properties.message_id().as_ref()?.as_str().parse().ok()
+}
+
+/// A notice is one transient message through the default exchange; if nobody listens any more the broker drops it.
+async fn send_notice(channel: &Channel, reply_to: String, id: TaskId) -> Result<(), BrokerError> {
+    let properties = AMQPProperties::default().with_message_id(id.to_string().into());
+    let options = BasicPublishOptions::default();
+    within("basic.publish", channel.basic_publish("".into(), reply_to.into(), options, &[], properties)).await?;
+    Ok(())
+}

@@ -1,1 +1,62 @@
-//! reconcile
+//! Finds `queued` tasks whose messages the broker no longer holds, and makes them due again.
+//!
+//! Two signs: the broker's queue is empty while the ledger still counts tasks in it; or younger tasks of the
+//! queue, which is first-in-first-out, were delivered long after these (its watermark). A task found wrongly is only
+//! published twice, and the claim drops the second copy.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{LedgerError, SharedLedger};
+use crate::publisher::Publisher;
+use crate::state::State;
+use crate::task::QueueName;
+
+/// How often the queues are compared.
+const PERIOD: Duration = Duration::from_secs(5);
+/// How long a message may be on its way between the broker and a claim before it counts as lost.
+const SLACK: Duration = Duration::from_secs(15);
+const ROUND_MAX: u32 = 1024;
+
+/// Reconciles until the shutdown.
+pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: CancellationToken) {
+    let mut period = tokio::time::interval(PERIOD);
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = period.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if !publisher.is_connected() {
+            continue;
+        }
+        if let Err(error) = round(&ledger, &publisher).await {
+            tracing::warn!(%error, "queues cannot be compared with the ledger");
+        }
+    }
+}
+
+async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<(), LedgerError> {
+    let counts = ledger.queues().await?;
+    let queued: Vec<QueueName> =
+        counts.into_iter().filter(|queue| queue.counts.contains_key(&State::Queued)).map(|queue| queue.queue).collect();
+    if queued.is_empty() {
+        return Ok(());
+    }
+    let depths = publisher.queue_depths(&queued).await;
+    if !publisher.is_connected() {
+        // No answer is not an empty queue.
+        return Ok(());
+    }
+    for queue in queued {
+        // A queue that the broker does not have any more holds nothing.
+        let empty = depths.get(&queue).is_none_or(|depth| depth.ready == 0);
+        let stranded = ledger.strand(queue.clone(), empty, SLACK, ROUND_MAX).await?;
+        if stranded > 0 {
+            metrics::counter!("tasklane_stranded_total").increment(stranded);
+            tracing::warn!(%queue, tasks = stranded, "the broker lost messages of queued tasks: publishing them again");
+        }
+    }
+    Ok(())
+}

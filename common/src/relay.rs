@@ -1,1 +1,62 @@
-//! relay
+//! The time axis: publishes tasks that are due, because their time has come, because they failed and may try again,
+//! or because nobody is known to have published them.
+//!
+//! Every process runs one; the ledger hands each due task to one relay at a time. Publishing twice is harmless.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{Due, LedgerError, SharedLedger};
+use crate::publisher::{Publication, Publisher};
+
+/// How many due tasks one round takes: bounds memory, and what a crash leaves unpublished for [`RESERVE`].
+const ROUND_MAX: u32 = 256;
+/// For how long a round's tasks are hidden from other relays; longer than a publication can take.
+const RESERVE: Duration = Duration::from_secs(30);
+/// The longest sleep: tasks due earlier may have come meanwhile from another process.
+const SLEEP_MAX: Duration = Duration::from_millis(200);
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+
+/// Relays until the shutdown.
+pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: CancellationToken) {
+    while !shutdown.is_cancelled() {
+        // What is taken while the broker is away would only be hidden from everyone for a while.
+        tokio::select! {
+            () = publisher.connected() => {}
+            () = shutdown.cancelled() => return,
+        }
+        let pause = match round(&ledger, &publisher).await {
+            Ok(pause) => pause,
+            Err(error) => {
+                tracing::warn!(%error, "due tasks cannot be read");
+                ERROR_PAUSE
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Publishes what is due, and tells how long nothing will be.
+async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<Duration, LedgerError> {
+    let wait = ledger.next_due().await?.unwrap_or(SLEEP_MAX);
+    if !wait.is_zero() {
+        return Ok(wait.min(SLEEP_MAX));
+    }
+    if !publisher.is_connected() {
+        return Ok(SLEEP_MAX);
+    }
+    let due = ledger.fetch_due(ROUND_MAX, RESERVE).await?;
+    metrics::counter!("tasklane_relayed_total").increment(due.len() as u64);
+    join_all(due.into_iter().map(|task| publisher.publish(publication(task)))).await;
+    Ok(Duration::ZERO)
+}
+
+fn publication(due: Due) -> Publication {
+    let Due { id, kind, queue, args, fence, traceparent } = due;
+    Publication { id, kind, queue, args, fence, traceparent, reply_to: None }
+}

@@ -1,1 +1,116 @@
-//! rescue
+//! Takes over the tasks of workers whose lease has ended. Every process does; the fence lets one of them win.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::ledger::{Abandoned, Failure, LedgerError, Settled, Settlement, SharedLedger, Transition};
+use crate::task::{ErrorKind, Guarantee};
+
+/// How often ended leases are looked for: the takeover takes the rest of the lease and this.
+const PERIOD: Duration = Duration::from_millis(500);
+const ROUND_MAX: u32 = 256;
+/// The wait of a task that has crashed before: it keeps a poisonous task away from its neighbours of the last crash.
+const AGAIN: Backoff = Backoff { base_ms: 2_000, max_ms: 60_000 };
+
+/// Rescues until the shutdown.
+pub async fn run(ledger: SharedLedger, max_crashes: i32, shutdown: CancellationToken) {
+    let mut period = tokio::time::interval(PERIOD);
+    period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = period.tick() => {}
+            () = shutdown.cancelled() => return,
+        }
+        if let Err(error) = round(&ledger, max_crashes).await {
+            tracing::warn!(%error, "abandoned tasks cannot be rescued");
+        }
+    }
+}
+
+async fn round(ledger: &SharedLedger, max_crashes: i32) -> Result<(), LedgerError> {
+    let abandoned = ledger.abandoned(ROUND_MAX).await?;
+    let rescues = abandoned.iter().map(|task| async {
+        let transition = decide(task, max_crashes, rand::random());
+        let outcome = label(&transition);
+        let settlement = Settlement { id: task.id, fence: task.fence, transition };
+        // Fenced: another process has rescued it first.
+        if ledger.settle(settlement).await? == Settled::Applied {
+            metrics::counter!("tasklane_rescued_total", "outcome" => outcome).increment(1);
+            tracing::warn!(
+                task.id = %task.id, task.kind = %task.kind, task.attempt = task.attempt, worker.id = %task.worker, outcome,
+                "the lease of the task's worker has ended in mid-run"
+            );
+        }
+        Ok(())
+    });
+    futures::future::join_all(rescues).await.into_iter().collect()
+}
+
+/// What a crash in mid-run means for a task. `random` is of 0 to 1.
+#[must_use]
+pub fn decide(task: &Abandoned, max_crashes: i32, random: f64) -> Transition {
+    let crashes = task.crashes + 1;
+    let error = Failure {
+        message: format!("the lease of worker {} has ended in mid-run: whether the task took effect is unknown", task.worker),
+        kind: ErrorKind::Crash,
+    };
+    let discard = |reason: &str, error| Transition::Discard { reason: reason.to_owned(), error };
+    match task.guarantee {
+        Guarantee::AtMostOnce => discard("interrupted", error),
+        Guarantee::AtLeastOnce if crashes >= max_crashes => discard("poison", error),
+        Guarantee::AtLeastOnce if task.attempt >= task.max_attempts => discard("exhausted", error),
+        Guarantee::AtLeastOnce => {
+            let delay = if crashes == 1 { Duration::ZERO } else { AGAIN.delay_with(crashes - 1, random) };
+            Transition::Retry { delay, error }
+        }
+    }
+}
+
+fn label(transition: &Transition) -> &'static str {
+    match transition {
+        Transition::Discard { reason, .. } if reason == "poison" => "poison",
+        Transition::Discard { reason, .. } if reason == "interrupted" => "interrupted",
+        Transition::Discard { .. } => "exhausted",
+        _ => "retried",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::task::{Fence, Kind, TaskId, WorkerId};
+    use proptest::prelude::*;
+
+    prop_compose! {
+        fn abandoned()(attempt in 1..30i32, max_attempts in 1..30i32, crashes in 0..10i32, once in any::<bool>()) -> Abandoned {
+            Abandoned {
+                id: TaskId::new(),
+                kind: Kind::parse("k").unwrap(),
+                fence: Fence(attempt.into()),
+                worker: WorkerId::new(),
+                attempt,
+                max_attempts,
+                crashes,
+                guarantee: if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce },
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn at_most_once_never_starts_again(task in abandoned(), max_crashes in 1..10i32) {
+            let interrupted = matches!(decide(&task, max_crashes, 0.5), Transition::Discard { reason, .. } if reason == "interrupted");
+            prop_assert_eq!(interrupted, task.guarantee == Guarantee::AtMostOnce);
+        }
+
+        #[test]
+        fn another_start_needs_an_attempt_and_an_unproven_suspicion(task in abandoned(), max_crashes in 1..10i32) {
+            if let Transition::Retry { delay, .. } = decide(&task, max_crashes, 0.5) {
+                prop_assert!(task.attempt < task.max_attempts && task.crashes + 1 < max_crashes);
+                prop_assert_eq!(delay.is_zero(), task.crashes == 0, "only the first crash starts again at once");
+            }
+        }
+    }
+}

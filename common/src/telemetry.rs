@@ -1,1 +1,104 @@
-//! telemetry
+//! Logs and metrics, set up once by a program's `main`.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::time::SystemTime;
+
+use crate::config::{Common, ConfigError, LogFormat};
+
+/// Bounds of the histograms of seconds: from half a millisecond to an hour.
+const SECONDS: [f64; 20] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0,
+    3600.0,
+];
+/// Bounds of the histograms of counts.
+const COUNTS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
+const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
+
+/// The process's metrics; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// Installs the recorder that every `metrics` macro writes to.
+    ///
+    /// # Errors
+    /// When the process has one already.
+    pub fn install() -> Result<Self, BuildError> {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+            .set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), &COUNTS)?
+            .install_recorder()?;
+        Ok(Self(handle))
+    }
+
+    /// The metrics in Prometheus' text form.
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Lets go of what idle histograms have buffered, every few seconds; without it an unscraped process grows.
+    pub async fn upkeep(self) {
+        let mut period = tokio::time::interval(UPKEEP_PERIOD);
+        loop {
+            period.tick().await;
+            self.0.run_upkeep();
+        }
+    }
+}
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// [`ConfigError::Setting`] when the filter cannot be read.
+pub fn init_logging(settings: &Common) -> Result<(), ConfigError> {
+    let filter = EnvFilter::try_new(&settings.log)
+        .map_err(|error| ConfigError::setting("log", format!("{error}; such as info or warn,tasklane_worker=debug")))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(SystemTime);
+    // A second initialisation, in a test, keeps the first.
+    let _ = match settings.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).try_init(),
+    };
+    Ok(())
+}
+
+/// `/healthz`, `/readyz` and `/metrics`; `ready` answers with what is wrong, or nothing.
+pub fn health_router<F>(metrics: Metrics, ready: F) -> Router
+where
+    F: AsyncReadiness,
+{
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route(
+            "/readyz",
+            get(move || {
+                let ready = ready.clone();
+                async move {
+                    match ready.problem().await {
+                        None => (StatusCode::OK, "ready\n".to_owned()),
+                        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+                    }
+                }
+            }),
+        )
+        .route(
+            "/metrics",
+            get(move || async move {
+                ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
+            }),
+        )
+}
+
+/// Knows whether its process can do its work.
+pub trait AsyncReadiness: Clone + Send + Sync + 'static {
+    /// What keeps it from its work, or `None`.
+    fn problem(&self) -> impl Future<Output = Option<String>> + Send;
+}

@@ -1,1 +1,158 @@
-//! SQLite.
+//! The ledger in one SQLite file: nothing to install, for all processes of one machine.
+//!
+//! Write-ahead log with `synchronous=FULL`; one [writer] thread a process with group commit; readers apart. Leases are
+//! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
+//! boot has ended. The file must lie on a local file system.
+
+mod read;
+mod schema;
+mod write;
+mod writer;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use self::read::Readers;
+use self::writer::Writer;
+use crate::ledger::{
+    Abandoned, Claim, ClaimRequest, Due, Ledger, LedgerError, ListQuery, Page, QueueCounts, Recorded, Renewal, Renewed,
+    Settled, Settlement, Submission, Worker, WorkerRecord,
+};
+use crate::state::State;
+use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
+
+/// How many tasks one `mark_queued` call writes before others get their turn.
+const MARKS_MAX: usize = 512;
+
+/// The ledger in a file.
+pub struct SqliteLedger {
+    path: PathBuf,
+    boot_id: String,
+    writer: Writer,
+    readers: Readers,
+    prune_after: Mutex<Option<TaskId>>,
+}
+
+impl SqliteLedger {
+    /// Opens or creates the file and brings its schema up to date.
+    ///
+    /// # Errors
+    /// [`LedgerError`] when the file cannot be used, or was written by a newer release.
+    pub async fn open(path: &Path) -> Result<Self, LedgerError> {
+        let path = path.to_owned();
+        let opening = tokio::task::spawn_blocking(move || {
+            let writer = Writer::spawn(schema::open_writer(&path)?)?;
+            let readers = Readers::open(&path)?;
+            let boot_id = crate::clock::boot_id()
+                .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
+            Ok(Self { path, boot_id, writer, readers, prune_after: Mutex::new(None) })
+        });
+        opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
+    }
+}
+
+impl fmt::Debug for SqliteLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteLedger").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Ledger for SqliteLedger {
+    async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError> {
+        self.writer.write(submission.tasks.len(), move |db| write::record(db, &submission)).await
+    }
+
+    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in published.chunks(MARKS_MAX) {
+            let some = some.to_vec();
+            self.writer.write(some.len(), move |db| write::mark_queued(db, &some)).await?;
+        }
+        Ok(())
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
+        let boot_id = self.boot_id.clone();
+        self.writer.write(1, move |db| write::claim(db, &request, &boot_id)).await
+    }
+
+    async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
+        self.writer.write(1, move |db| write::settle(db, &settlement)).await
+    }
+
+    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| write::put_back(db, id, delay)).await
+    }
+
+    async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError> {
+        let boot_id = self.boot_id.clone();
+        self.writer.write_urgently(move |db| write::register(db, &worker, ttl, &boot_id)).await
+    }
+
+    async fn renew(&self, renewal: Renewal) -> Result<Renewed, LedgerError> {
+        let boot_id = self.boot_id.clone();
+        self.writer.write_urgently(move |db| write::renew(db, &renewal, &boot_id)).await
+    }
+
+    async fn retire(&self, worker: WorkerId) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| write::retire(db, worker)).await
+    }
+
+    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError> {
+        let boot_id = self.boot_id.clone();
+        if !self.readers.read(move |db| read::anything_abandoned(db, &boot_id)).await? {
+            return Ok(Vec::new());
+        }
+        let boot_id = self.boot_id.clone();
+        self.writer.write_urgently(move |db| write::abandoned(db, limit, &boot_id)).await
+    }
+
+    async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
+        self.writer.write(limit as usize, move |db| write::fetch_due(db, limit, reserve)).await
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
+        self.readers.read(read::next_due).await
+    }
+
+    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| write::strand(db, &queue, empty, slack, limit)).await
+    }
+
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
+        let after = *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner);
+        let (pruned, next) =
+            self.writer.write(limit as usize, move |db| write::prune(db, retention, limit, after)).await?;
+        *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(pruned)
+    }
+
+    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError> {
+        self.writer.write(1, move |db| write::replay(db, id)).await
+    }
+
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
+        self.readers.read(move |db| read::get(db, &ids)).await
+    }
+
+    async fn list(&self, query: ListQuery) -> Result<Page, LedgerError> {
+        self.readers.read(move |db| read::list(db, &query)).await
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
+        self.readers.read(read::queues).await
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
+        let boot_id = self.boot_id.clone();
+        self.readers.read(move |db| read::workers(db, &boot_id)).await
+    }
+
+    async fn ping(&self) -> Result<(), LedgerError> {
+        self.readers.read(|db| db.query_row("SELECT 1", [], |_| Ok(()))).await
+    }
+}

@@ -1,0 +1,268 @@
+//! The reads, on connections that never wait for the writer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rusqlite::types::{Type, Value};
+use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+
+use super::schema;
+use crate::clock::{millis, since_boot, timestamp, wall_ms};
+use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, Page, QueueCounts, Worker};
+use crate::state::State;
+use crate::task::{Fence, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
+
+/// How many reads run at once.
+const READERS: usize = 2;
+
+/// A small pool of reading connections.
+pub(super) struct Readers {
+    path: PathBuf,
+    idle: Arc<Mutex<Vec<Connection>>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Readers {
+    pub(super) fn open(path: &Path) -> Result<Self, LedgerError> {
+        let first = schema::open_reader(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            idle: Arc::new(Mutex::new(vec![first])),
+            turns: Arc::new(Semaphore::new(READERS)),
+        })
+    }
+
+    /// Runs a query on a thread that may block, with a connection of the pool.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let late = |_| LedgerError::Unavailable(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
+        let gone = || LedgerError::Unavailable("the reader has ended".to_owned());
+        let answered = async {
+            let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| gone())?;
+            let (path, idle) = (self.path.clone(), Arc::clone(&self.idle));
+            let reading = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                let pooled = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                let connection = match pooled {
+                    Some(connection) => connection,
+                    None => schema::open_reader(&path)?,
+                };
+                let answer = query(&connection).map_err(|error| failure(&error));
+                idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+                answer
+            });
+            reading.await.map_err(|_| gone())?
+        };
+        timeout(CALL_TIMEOUT, answered).await.map_err(late)?
+    }
+}
+
+fn failure(error: &rusqlite::Error) -> LedgerError {
+    match error {
+        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
+            LedgerError::Corrupt(error.to_string())
+        }
+        _ => LedgerError::Unavailable(error.to_string()),
+    }
+}
+
+/// Reads an id column.
+pub(super) fn id_of(row: &Row<'_>, column: usize) -> rusqlite::Result<TaskId> {
+    let bytes: [u8; 16] = row.get(column)?;
+    Ok(TaskId(uuid::Uuid::from_bytes(bytes)))
+}
+
+/// Reads a text column through a parser.
+pub(super) fn parsed<T, E: std::error::Error + Send + Sync + 'static>(
+    row: &Row<'_>,
+    column: usize,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> rusqlite::Result<T> {
+    let text: String = row.get(column)?;
+    parse(&text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
+}
+
+fn parsed_or<T, E: std::error::Error + Send + Sync + 'static>(
+    row: &Row<'_>,
+    column: usize,
+    absent: T,
+    parse: impl FnOnce(&str) -> Result<T, E>,
+) -> rusqlite::Result<T> {
+    match row.get_ref(column)? {
+        rusqlite::types::ValueRef::Null => Ok(absent),
+        _ => parsed(row, column, parse),
+    }
+}
+
+fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
+    let code: i16 = row.get(column)?;
+    State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
+}
+
+const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
+     t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
+     t.unique_key";
+
+fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
+    let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
+    Ok(Task {
+        id: id_of(row, 0)?,
+        kind: parsed(row, 1, Kind::parse)?,
+        queue: parsed(row, 2, QueueName::parse)?,
+        state: state_of(row, 3)?,
+        args: parsed(row, 4, |text| Json::parse(text.to_owned()))?,
+        tags: parsed_or(row, 5, BTreeMap::new(), |text| serde_json::from_str(text))?,
+        priority: Priority::Normal,
+        attempt: row.get(6)?,
+        max_attempts: row.get(7)?,
+        fence: Fence(row.get(8)?),
+        result: parsed_or(row, 9, None, |text| Json::parse(text.to_owned()).map(Some))?,
+        errors: parsed_or(row, 10, Vec::new(), |text| serde_json::from_str(text))?,
+        reason: row.get(11)?,
+        created_at: timestamp(row.get(12)?),
+        run_at: timestamp(row.get(13)?),
+        started_at: time(14)?,
+        finished_at: time(15)?,
+        worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
+        timeout_ms: row.get(17)?,
+        unique_key: row.get(18)?,
+    })
+}
+
+pub(super) fn get(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<Vec<Task>> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {TASK_COLUMNS} FROM tasks t JOIN task_args a ON a.id = t.id WHERE t.id = ?1"
+    ))?;
+    let found = ids.iter().map(|id| statement.query_row([id.0.as_bytes().as_slice()], task_of).optional());
+    let found: rusqlite::Result<Vec<_>> = found.collect();
+    Ok(found?.into_iter().flatten().collect())
+}
+
+pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page> {
+    let before = query.before.map_or([0xff; 16], |id| *id.0.as_bytes());
+    // Rows that the inner query looks at: few where an index knows the state, else the newest.
+    let scanned = match query.state {
+        Some(State::Running) => "state = 3",
+        Some(State::Cancelled | State::Discarded) => "state IN (6, 7)",
+        _ => "true",
+    };
+    let mut filters = String::new();
+    let mut values: Vec<Value> = vec![Value::Blob(before.to_vec()), i64::from(LIST_SCAN_MAX).into()];
+    let mut filter = |condition: &str, value: Value| {
+        values.push(value);
+        filters.push_str(&format!(" AND {}", condition.replace("??", &format!("?{}", values.len()))));
+    };
+    if let Some(state) = query.state {
+        filter("t.state = ??", i64::from(state.code()).into());
+    }
+    if let Some(kind) = &query.kind {
+        filter("t.kind = ??", kind.as_str().to_owned().into());
+    }
+    if let Some(queue) = &query.queue {
+        filter("t.queue = ??", queue.as_str().to_owned().into());
+    }
+    if let Some((key, value)) = &query.tag {
+        let pair = serde_json::json!([key, value]).to_string();
+        filter(
+            "EXISTS (SELECT 1 FROM json_each(t.tags) e WHERE e.key = json_extract(??, '$[0]') \
+             AND e.value = json_extract(??, '$[1]'))",
+            pair.into(),
+        );
+    }
+    values.push(i64::from(query.limit).into());
+    let sql = format!(
+        "SELECT {TASK_COLUMNS} FROM (SELECT * FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT ?2) t
+         JOIN task_args a ON a.id = t.id WHERE true{filters} ORDER BY t.id DESC LIMIT ?{}",
+        values.len()
+    );
+    let mut statement = db.prepare_cached(&sql)?;
+    let tasks: Vec<Task> =
+        statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
+    let next = if tasks.len() == query.limit as usize {
+        tasks.last().map(|task| task.id)
+    } else {
+        // The scan may have ended at its bound and not at the oldest row.
+        let sql =
+            format!("SELECT id FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT 1 OFFSET ?2");
+        let bound = i64::from(LIST_SCAN_MAX) - 1;
+        db.prepare_cached(&sql)?.query_row(params![before.as_slice(), bound], |row| id_of(row, 0)).optional()?
+    };
+    Ok(Page { tasks, next })
+}
+
+pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
+    // One query an index; none of them holds a completed row.
+    const COUNTS: [&str; 4] = [
+        "SELECT queue, state, count(*), min(queued_at) FROM tasks WHERE state = 2 GROUP BY queue",
+        "SELECT queue, state, count(*), min(run_at) FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state",
+        "SELECT queue, state, count(*), NULL FROM tasks WHERE state = 3 GROUP BY queue",
+        "SELECT queue, state, count(*), NULL FROM tasks WHERE state IN (6, 7) GROUP BY queue, state",
+    ];
+    let now = wall_ms();
+    let mut found: BTreeMap<QueueName, QueueCounts> = BTreeMap::new();
+    for name in db.prepare_cached("SELECT name FROM queues")?.query_map([], |row| parsed(row, 0, QueueName::parse))? {
+        entry(&mut found, name?);
+    }
+    for sql in COUNTS {
+        let mut statement = db.prepare_cached(sql)?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let queue = entry(&mut found, parsed(row, 0, QueueName::parse)?);
+            queue.counts.insert(state_of(row, 1)?, row.get::<_, i64>(2)?.unsigned_abs());
+            let waited = row.get::<_, Option<i64>>(3)?.and_then(|since| u64::try_from(now - since).ok());
+            queue.oldest_waiting = queue.oldest_waiting.max(waited.map(Duration::from_millis));
+        }
+    }
+    Ok(found.into_values().collect())
+}
+
+fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
+    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None };
+    found.entry(queue).or_insert(empty)
+}
+
+pub(super) fn workers(db: &Connection, boot_id: &str) -> rusqlite::Result<Vec<Worker>> {
+    let now = millis(since_boot());
+    let mut statement = db.prepare_cached(
+        "SELECT id, host, queues, kinds, concurrency, running, version, started_at, ?1 - renewed_at FROM workers
+         WHERE dead = 0 AND boot_id = ?2 AND expires_at > ?1 ORDER BY id",
+    )?;
+    let workers = statement.query_map(params![now, boot_id], |row| {
+        Ok(Worker {
+            id: WorkerId(id_of(row, 0)?.0),
+            host: row.get(1)?,
+            queues: parsed(row, 2, |text| serde_json::from_str(text))?,
+            kinds: parsed(row, 3, |text| serde_json::from_str(text))?,
+            concurrency: row.get(4)?,
+            running: row.get(5)?,
+            version: row.get(6)?,
+            started_at: timestamp(row.get(7)?),
+            lease_age_ms: row.get(8)?,
+        })
+    })?;
+    workers.collect()
+}
+
+/// How long until the next task is due.
+pub(super) fn next_due(db: &Connection) -> rusqlite::Result<Option<Duration>> {
+    let due: Option<i64> = db
+        .prepare_cached("SELECT min(due_at) FROM tasks WHERE due_at IS NOT NULL")?
+        .query_row([], |row| row.get(0))?;
+    Ok(due.map(|at| Duration::from_millis(u64::try_from(at - wall_ms()).unwrap_or(0))))
+}
+
+/// Whether any lease has ended or any running task has lost its worker: then a write is worth its lock.
+pub(super) fn anything_abandoned(db: &Connection, boot_id: &str) -> rusqlite::Result<bool> {
+    db.prepare_cached(
+        "SELECT EXISTS (SELECT 1 FROM workers WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2))
+             OR EXISTS (SELECT 1 FROM tasks WHERE state = 3
+                 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0))",
+    )?
+    .query_row(params![boot_id, millis(since_boot())], |row| row.get(0))
+}

@@ -1,0 +1,89 @@
+//! Opening the file: the library's version, the pragmas, the migrations.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use crate::ledger::{LedgerError, SCHEMA_VERSION};
+
+/// One SQL script a schema version, in order; a script is never changed after its release.
+const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_ledger.sql")];
+
+/// The first release without the bug that can corrupt a WAL which two connections reset at once.
+const SQLITE_MIN: i32 = 3_051_003;
+
+/// How often a writer asks for the lock before it gives up: about 5 s.
+const LOCK_TRIES_MAX: i32 = 20_000;
+
+/// Opens the file for writing and brings its schema up to date.
+pub(super) fn open_writer(path: &Path) -> Result<Connection, LedgerError> {
+    if rusqlite::version_number() < SQLITE_MIN {
+        return Err(LedgerError::Unsuitable(format!(
+            "SQLite {} has a bug that can corrupt the ledger: 3.51.3 or later is needed",
+            rusqlite::version()
+        )));
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
+    prepare(&connection).map_err(|error| cannot_open(path, &error))?;
+    migrate(&mut connection)?;
+    Ok(connection)
+}
+
+/// Opens the file for reading.
+pub(super) fn open_reader(path: &Path) -> Result<Connection, LedgerError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
+    prepare_reader(&connection).map_err(|error| cannot_open(path, &error))?;
+    Ok(connection)
+}
+
+fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
+    LedgerError::Unavailable(format!("cannot open {}: {error}", path.display()))
+}
+
+fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_handler(Some(wait_for_lock))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL syncs the log at every commit: what a caller was told survives a power cut.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "cache_size", -16_000)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(())
+}
+
+fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(Duration::from_secs(5))?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", -4_000)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+/// Waits 100 to 300 µs for the write lock.
+///
+/// SQLite's own handler sleeps up to 100 ms a step, so that one of three busy processes can wait seconds for its
+/// turn: longer than a lease lives.
+fn wait_for_lock(tries: i32) -> bool {
+    // Unequal steps keep two waiting processes from meeting again and again.
+    let micros = 100 + u64::from(tries.unsigned_abs().wrapping_mul(2_654_435_761) >> 16) % 200;
+    std::thread::sleep(Duration::from_micros(micros));
+    tries < LOCK_TRIES_MAX
+}
+
+fn migrate(connection: &mut Connection) -> Result<(), LedgerError> {
+    let unavailable = |error: rusqlite::Error| LedgerError::Unavailable(format!("cannot prepare the schema: {error}"));
+    // IMMEDIATE: two processes that start at once migrate one after the other, and the second finds nothing to do.
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unavailable)?;
+    let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(unavailable)?;
+    if found > SCHEMA_VERSION {
+        return Err(LedgerError::NewerSchema { found, known: SCHEMA_VERSION });
+    }
+    let done = usize::try_from(found).unwrap_or(0);
+    for script in MIGRATIONS.iter().skip(done) {
+        transaction.execute_batch(script).map_err(unavailable)?;
+    }
+    transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(unavailable)?;
+    transaction.commit().map_err(unavailable)
+}

@@ -1,0 +1,432 @@
+//! The conditional writes, one function a kind, each inside the writer's transaction.
+
+use std::time::Duration;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::read::id_of;
+use crate::clock::{millis, since_boot, timestamp, wall_ms};
+use crate::ledger::{
+    Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Idempotency, Recorded, Refusal, Renewal, Renewed, Settled,
+    Settlement, Submission, Transition, WorkerRecord,
+};
+use crate::state::State;
+use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+
+/// The lease clock: it cannot be set, and all processes of one machine agree on it.
+fn boot_ms() -> i64 {
+    millis(since_boot())
+}
+
+pub(super) fn record(db: &Connection, submission: &Submission) -> rusqlite::Result<Recorded> {
+    if let Some(idempotency) = &submission.idempotency
+        && let Some(earlier) = recorded_before(db, idempotency, submission.tasks.len())?
+    {
+        return Ok(earlier);
+    }
+    let now = wall_ms();
+    let single = submission.tasks.len() == 1;
+    for (index, task) in submission.tasks.iter().enumerate() {
+        let key = submission.idempotency.as_ref().map(|idempotency| row_key(&idempotency.key, index, single));
+        insert(db, task, now, submission, key)?;
+    }
+    Ok(Recorded::New { at: timestamp(now) })
+}
+
+/// The rows of a keyed batch have keys of their own; the separator cannot be part of a client's key.
+fn row_key(key: &str, index: usize, single: bool) -> String {
+    if single { key.to_owned() } else { format!("{key}\u{1f}{index}") }
+}
+
+fn recorded_before(db: &Connection, given: &Idempotency, tasks: usize) -> rusqlite::Result<Option<Recorded>> {
+    // The key may have been used for one task or for a batch: look for the first row of either.
+    let mut by_key = db.prepare_cached("SELECT id, idempotency_hash FROM tasks WHERE idempotency_key = ?1")?;
+    let mut find = |key: &str| {
+        by_key.query_row([key], |row| Ok((id_of(row, 0)?, row.get::<_, Option<Vec<u8>>>(1)?))).optional()
+    };
+    let first = match find(&given.key)? {
+        Some(single) => Some((single, true)),
+        None => find(&row_key(&given.key, 0, false))?.map(|first| (first, false)),
+    };
+    let Some(((id, hash), single)) = first else { return Ok(None) };
+    if hash.as_deref() != Some(given.fingerprint.as_slice()) {
+        return Ok(Some(Recorded::KeyReused));
+    }
+    if single {
+        return Ok(Some(Recorded::Replayed(vec![id])));
+    }
+    let ids = (0..tasks).map(|index| Ok(find(&row_key(&given.key, index, false))?.map(|(id, _)| id)));
+    let ids: rusqlite::Result<Vec<_>> = ids.collect();
+    Ok(Some(Recorded::Replayed(ids?.into_iter().flatten().collect())))
+}
+
+fn insert(
+    db: &Connection,
+    task: &NewTask,
+    now: i64,
+    submission: &Submission,
+    key: Option<String>,
+) -> rusqlite::Result<()> {
+    let run_at = task.run_at.map_or(now, |at| at.as_millisecond().max(now));
+    let (state, due_at) =
+        if run_at > now { (State::Scheduled, run_at) } else { (State::Accepted, now + millis(submission.reserve)) };
+    let tags = (!task.tags.is_empty()).then(|| serde_json::json!(task.tags).to_string());
+    let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
+    db.prepare_cached(
+        "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
+             idempotency_key, idempotency_hash, traceparent)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+    )?
+    .execute(params![
+        task.id.0.as_bytes().as_slice(),
+        task.kind.as_str(),
+        task.queue.as_str(),
+        state.code(),
+        tags,
+        task.max_attempts,
+        now,
+        run_at,
+        due_at,
+        task.timeout.map(millis),
+        key,
+        hash,
+        task.traceparent,
+    ])?;
+    db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")?
+        .execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;
+    Ok(())
+}
+
+pub(super) fn mark_queued(db: &Connection, published: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
+    // The fence refuses the mark of a publication that a claim has overtaken: the row may be retryable again,
+    // and marking it queued would hide it from the relay although the broker has no message for it.
+    let mut mark = db.prepare_cached(
+        "UPDATE tasks SET state = 2, queued_at = ?3, due_at = NULL WHERE id = ?1 AND fence = ?2 AND state IN (0, 1, 4)",
+    )?;
+    let now = wall_ms();
+    for (id, fence) in published {
+        mark.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
+    }
+    Ok(())
+}
+
+pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Claim> {
+    let now = wall_ms();
+    let granted = db
+        .prepare_cached(
+            "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
+                 started_at = ?4, due_at = NULL
+             WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4
+                 AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
+             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
+        )?
+        .query_row(
+            params![
+                request.id.0.as_bytes().as_slice(),
+                request.worker.0.as_bytes().as_slice(),
+                guarantee_code(request.guarantee),
+                now,
+                boot_id,
+                boot_ms()
+            ],
+            |row| {
+                Ok(Granted {
+                    fence: Fence(row.get(0)?),
+                    attempt: row.get(1)?,
+                    max_attempts: row.get(2)?,
+                    timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                    created_at: timestamp(row.get(4)?),
+                    run_at: timestamp(row.get(5)?),
+                    queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
+                    started_at: timestamp(now),
+                })
+            },
+        )
+        .optional()?;
+    match granted {
+        Some(granted) => Ok(Claim::Granted(granted)),
+        None => refusal(db, request.id, now).map(Claim::Refused),
+    }
+}
+
+fn refusal(db: &Connection, id: TaskId, now: i64) -> rusqlite::Result<Refusal> {
+    let row: Option<(i16, i64)> = db
+        .prepare_cached("SELECT state, run_at FROM tasks WHERE id = ?1")?
+        .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(match row.map(|(code, run_at)| (State::from_code(code), run_at)) {
+        None => Refusal::Unknown,
+        Some((Some(State::Running), _)) => Refusal::Held,
+        Some((Some(state), _)) if state.is_final() => Refusal::Finished,
+        Some((_, run_at)) if run_at > now => Refusal::NotDue,
+        Some(_) => Refusal::LeaseLost,
+    })
+}
+
+pub(super) fn guarantee_code(guarantee: Guarantee) -> i16 {
+    match guarantee {
+        Guarantee::AtLeastOnce => 0,
+        Guarantee::AtMostOnce => 1,
+    }
+}
+
+/// Where a settlement leads, in columns.
+struct Outcome<'a> {
+    state: State,
+    /// Added to the attempt: −1 gives it back.
+    attempt: i32,
+    /// When it may start again; `None` when it is final.
+    run_at: Option<i64>,
+    result: Option<&'a str>,
+    reason: Option<&'a str>,
+    error: Option<&'a Failure>,
+}
+
+impl<'a> Outcome<'a> {
+    fn of(transition: &'a Transition, now: i64) -> Self {
+        let state = crate::state::next(State::Running, transition.event()).unwrap_or(State::Running);
+        let plain = Self { state, attempt: 0, run_at: None, result: None, reason: None, error: None };
+        match transition {
+            Transition::Complete { result } => Self { result: Some(result.as_str()), ..plain },
+            Transition::Retry { delay, error } => {
+                Self { run_at: Some(now.saturating_add(millis(*delay))), error: Some(error), ..plain }
+            }
+            Transition::Snooze { delay } => {
+                Self { attempt: -1, run_at: Some(now.saturating_add(millis(*delay))), ..plain }
+            }
+            Transition::Interrupt => Self { attempt: -1, run_at: Some(now), ..plain },
+            Transition::Cancel { reason } => Self { reason: Some(reason), ..plain },
+            Transition::Discard { reason, error } => Self { reason: Some(reason), error: Some(error), ..plain },
+        }
+    }
+}
+
+pub(super) fn settle(db: &Connection, settlement: &Settlement) -> rusqlite::Result<Settled> {
+    let now = wall_ms();
+    let outcome = Outcome::of(&settlement.transition, now);
+    let crashes = i32::from(outcome.error.is_some_and(|error| error.kind == ErrorKind::Crash));
+    let finished_at = outcome.run_at.is_none().then_some(now);
+    let changed = db
+        .prepare_cached(
+            "UPDATE tasks SET state = ?3, attempt = attempt + ?4, run_at = coalesce(?5, run_at), due_at = ?5,
+                 finished_at = ?6, result = ?7, reason = ?8, crashes = crashes + ?9
+             WHERE id = ?1 AND fence = ?2 AND state = 3",
+        )?
+        .execute(params![
+            settlement.id.0.as_bytes().as_slice(),
+            settlement.fence.0,
+            outcome.state.code(),
+            outcome.attempt,
+            outcome.run_at,
+            finished_at,
+            outcome.result,
+            outcome.reason,
+            crashes,
+        ])?;
+    if changed == 0 {
+        return Ok(Settled::Fenced);
+    }
+    if let Some(error) = outcome.error {
+        append_error(db, settlement.id, error, now)?;
+    }
+    Ok(Settled::Applied)
+}
+
+/// Appends to the errors and lets the oldest go, in the same transaction as the fenced write before it.
+fn append_error(db: &Connection, id: TaskId, failure: &Failure, now: i64) -> rusqlite::Result<()> {
+    let error = serde_json::json!({ "at": timestamp(now), "message": failure.message, "kind": failure.kind.as_str() });
+    db.prepare_cached(
+        "UPDATE tasks SET errors = json_insert(
+             iif(json_array_length(coalesce(errors, '[]')) >= ?3, json_remove(errors, '$[0]'), coalesce(errors, '[]')),
+             '$[#]', json_set(?2, '$.attempt', attempt))
+         WHERE id = ?1",
+    )?
+    .execute(params![id.0.as_bytes().as_slice(), error.to_string(), ERRORS_KEPT as i64])?;
+    Ok(())
+}
+
+pub(super) fn put_back(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<()> {
+    // The raised fence voids the late mark of the publication that is given back.
+    db.prepare_cached(
+        "UPDATE tasks SET state = 0, due_at = ?2, fence = fence + 1 WHERE id = ?1 AND state IN (0, 1, 2, 4)",
+    )?
+    .execute(params![id.0.as_bytes().as_slice(), wall_ms() + millis(delay)])?;
+    Ok(())
+}
+
+pub(super) fn register(
+    db: &Connection,
+    worker: &WorkerRecord,
+    ttl: Duration,
+    boot_id: &str,
+) -> rusqlite::Result<()> {
+    let boot_ms = boot_ms();
+    db.prepare_cached(
+        "INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, boot_id, renewed_at, expires_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        worker.id.0.as_bytes().as_slice(),
+        worker.host,
+        serde_json::json!(worker.queues).to_string(),
+        serde_json::json!(worker.kinds).to_string(),
+        worker.concurrency,
+        worker.version,
+        wall_ms(),
+        boot_id,
+        boot_ms,
+        boot_ms + millis(ttl),
+    ])?;
+    Ok(())
+}
+
+pub(super) fn renew(db: &Connection, renewal: &Renewal, boot_id: &str) -> rusqlite::Result<Renewed> {
+    let boot_ms = boot_ms();
+    let renewed = db
+        .prepare_cached(
+            "UPDATE workers SET renewed_at = ?2, expires_at = ?3, running = ?4
+             WHERE id = ?1 AND dead = 0 AND boot_id = ?5 AND expires_at > ?2",
+        )?
+        .execute(params![
+            renewal.worker.0.as_bytes().as_slice(),
+            boot_ms,
+            boot_ms + millis(renewal.ttl),
+            renewal.running,
+            boot_id
+        ])?;
+    for (queue, head) in &renewal.heads {
+        db.prepare_cached(
+            "INSERT INTO queues (name, head_at) VALUES (?1, ?2)
+             ON CONFLICT (name) DO UPDATE SET head_at = max(head_at, excluded.head_at)",
+        )?
+        .execute(params![queue.as_str(), head.as_millisecond()])?;
+    }
+    Ok(if renewed == 1 { Renewed::Held } else { Renewed::Lost })
+}
+
+pub(super) fn retire(db: &Connection, worker: WorkerId) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE workers SET dead = 1, expires_at = min(expires_at, ?2) WHERE id = ?1")?
+        .execute(params![worker.0.as_bytes().as_slice(), boot_ms()])?;
+    Ok(())
+}
+
+pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite::Result<Vec<Abandoned>> {
+    // Ended leases end for good before their tasks are looked at: a renewal that comes later is refused,
+    // so no worker can believe in a lease whose tasks go to somebody else.
+    db.prepare_cached("UPDATE workers SET dead = 1 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)")?
+        .execute(params![boot_id, boot_ms()])?;
+    let mut statement = db.prepare_cached(
+        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee FROM tasks
+         WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)
+         LIMIT ?1",
+    )?;
+    let rows = statement.query_map([limit], |row| {
+        Ok(Abandoned {
+            id: id_of(row, 0)?,
+            kind: super::read::parsed(row, 1, Kind::parse)?,
+            fence: Fence(row.get(2)?),
+            worker: WorkerId(id_of(row, 3)?.0),
+            attempt: row.get(4)?,
+            max_attempts: row.get(5)?,
+            crashes: row.get(6)?,
+            guarantee: if row.get::<_, i16>(7)? == 1 { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce },
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusqlite::Result<Vec<Due>> {
+    let now = wall_ms();
+    let mut statement = db.prepare_cached(
+        "SELECT tasks.id, kind, queue, args, fence, traceparent FROM tasks JOIN task_args ON task_args.id = tasks.id
+         WHERE due_at IS NOT NULL AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
+    )?;
+    let due: rusqlite::Result<Vec<Due>> = statement
+        .query_map(params![now, limit], |row| {
+            Ok(Due {
+                id: id_of(row, 0)?,
+                kind: super::read::parsed(row, 1, Kind::parse)?,
+                queue: super::read::parsed(row, 2, QueueName::parse)?,
+                args: super::read::parsed(row, 3, |text| Json::parse(text.to_owned()))?,
+                fence: Fence(row.get(4)?),
+                traceparent: row.get(5)?,
+            })
+        })?
+        .collect();
+    let due = due?;
+    let mut reserve_row = db.prepare_cached("UPDATE tasks SET due_at = ?2 WHERE id = ?1")?;
+    for task in &due {
+        reserve_row.execute(params![task.id.0.as_bytes().as_slice(), now + millis(reserve)])?;
+    }
+    Ok(due)
+}
+
+pub(super) fn strand(
+    db: &Connection,
+    queue: &QueueName,
+    empty: bool,
+    slack: Duration,
+    limit: u32,
+) -> rusqlite::Result<u64> {
+    let now = wall_ms();
+    let head: Option<i64> = db
+        .prepare_cached("SELECT head_at FROM queues WHERE name = ?1")?
+        .query_row([queue.as_str()], |row| row.get(0))
+        .optional()?;
+    let lost_before = if empty { Some(now) } else { head }.map(|at| at - millis(slack));
+    let Some(lost_before) = lost_before else { return Ok(0) };
+    let stranded = db
+        .prepare_cached(
+            "UPDATE tasks SET state = 0, due_at = ?3 WHERE id IN (
+                 SELECT id FROM tasks WHERE state = 2 AND queue = ?1 AND queued_at < ?2 ORDER BY queued_at LIMIT ?4)",
+        )?
+        .execute(params![queue.as_str(), lost_before, now, limit])?;
+    Ok(stranded as u64)
+}
+
+/// Deletes finished tasks among the `scan` rows after `after`; tells how many, and where the next scan begins.
+pub(super) fn prune(
+    db: &Connection,
+    retention: Duration,
+    scan: u32,
+    after: Option<TaskId>,
+) -> rusqlite::Result<(u64, Option<TaskId>)> {
+    let cutoff = wall_ms() - millis(retention);
+    let after = after.map_or([0; 16], |id| *id.0.as_bytes());
+    let mut statement = db.prepare_cached(
+        "SELECT id, state >= 5 AND finished_at < ?2, created_at FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
+    )?;
+    let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
+        Ok((id_of(row, 0)?, row.get::<_, Option<bool>>(1)?.unwrap_or(false), row.get::<_, i64>(2)?))
+    })?;
+    let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
+    let mut pruned = 0;
+    for (id, _, _) in rows.iter().filter(|(_, finished, _)| *finished) {
+        for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
+            db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
+        }
+        pruned += 1;
+    }
+    // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
+    let next = rows.last().filter(|(_, _, created_at)| rows.len() == scan as usize && *created_at < cutoff);
+    db.prepare_cached(
+        "DELETE FROM workers WHERE dead = 1 AND started_at < ?1
+             AND NOT EXISTS (SELECT 1 FROM tasks WHERE state = 3 AND worker_id = workers.id)",
+    )?
+    .execute([wall_ms() - 3_600_000])?;
+    Ok((pruned, next.map(|(id, _, _)| *id)))
+}
+
+pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Option<State>> {
+    let code: Option<i16> = db
+        .prepare_cached("SELECT state FROM tasks WHERE id = ?1")?
+        .query_row([id.0.as_bytes().as_slice()], |row| row.get(0))
+        .optional()?;
+    db.prepare_cached(
+        "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
+             crashes = 0, finished_at = NULL, reason = NULL
+         WHERE id = ?1 AND state IN (6, 7)",
+    )?
+    .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;
+    Ok(code.and_then(State::from_code))
+}

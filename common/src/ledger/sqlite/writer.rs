@@ -1,0 +1,196 @@
+//! Group commit: one thread drains whatever writes wait and commits them in one transaction.
+//!
+//! There is no timer: an idle write costs one commit, and under load the batches grow by themselves. Urgent writes
+//! (lease renewals) go to the front, so they wait for one transaction under way at most.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use rusqlite::Connection;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::ledger::{CALL_TIMEOUT, LedgerError};
+
+/// Row writes that go into one transaction: bounds how long other processes wait for the file's lock.
+const BATCH_ROWS_MAX: u32 = 512;
+/// Row writes that may wait; callers beyond wait for room.
+const WAITING_ROWS_MAX: u32 = 16_384;
+
+/// A write that waits for its turn.
+trait Pending: Send {
+    /// Executes the statements; called again, alone, when the batch that it was in failed.
+    fn apply(&mut self, connection: &Connection) -> rusqlite::Result<()>;
+    /// Answers the caller, after the commit.
+    fn answer(self: Box<Self>, outcome: Result<(), LedgerError>);
+}
+
+struct Write<T, F> {
+    statements: F,
+    value: Option<T>,
+    reply: oneshot::Sender<Result<T, LedgerError>>,
+}
+
+impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Pending for Write<T, F> {
+    fn apply(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        self.value = Some((self.statements)(connection)?);
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), LedgerError>) {
+        let Self { value, reply, .. } = *self;
+        let missing = || LedgerError::Unavailable("the write was not executed".to_owned());
+        // The caller may have stopped waiting.
+        let _ = reply.send(outcome.and_then(|()| value.ok_or_else(missing)));
+    }
+}
+
+struct Job {
+    write: Box<dyn Pending>,
+    rows: u32,
+    _room: OwnedSemaphorePermit,
+}
+
+#[derive(Default)]
+struct Inbox {
+    urgent: VecDeque<Job>,
+    normal: VecDeque<Job>,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    inbox: Mutex<Inbox>,
+    filled: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, job: Job, urgent: bool) {
+        let mut inbox = self.lock();
+        if urgent { inbox.urgent.push_back(job) } else { inbox.normal.push_back(job) }
+        self.filled.notify_one();
+    }
+
+    /// Blocks until writes wait; `None` when the ledger is closed and everything is written.
+    fn take(&self) -> Option<Vec<Job>> {
+        let mut inbox = self
+            .filled
+            .wait_while(self.lock(), |inbox| inbox.urgent.is_empty() && inbox.normal.is_empty() && !inbox.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut batch: Vec<_> = inbox.urgent.drain(..).collect();
+        let mut rows = 0;
+        while let Some(job) = inbox.normal.pop_front() {
+            rows += job.rows;
+            batch.push(job);
+            if rows >= BATCH_ROWS_MAX {
+                break;
+            }
+        }
+        (!batch.is_empty()).then_some(batch)
+    }
+}
+
+/// The handle to the writer thread, which ends with its handle after what waits is written.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    room: Arc<Semaphore>,
+}
+
+impl Writer {
+    /// Starts the thread.
+    pub(super) fn spawn(connection: Connection) -> Result<Self, LedgerError> {
+        let shared = Arc::new(Shared::default());
+        let thread = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("ledger-writer".to_owned())
+            .spawn(move || write_batches(&connection, &thread))
+            .map_err(|error| LedgerError::Unavailable(format!("cannot start the writer thread: {error}")))?;
+        Ok(Self { shared, room: Arc::new(Semaphore::new(WAITING_ROWS_MAX as usize)) })
+    }
+
+    /// Executes statements that write about `rows` rows, with whatever else is waiting, and waits for the commit.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        rows: usize,
+        statements: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX).clamp(1, WAITING_ROWS_MAX);
+        self.submit(rows, false, statements).await
+    }
+
+    /// As [`Writer::write`], before everything that waits.
+    pub(super) async fn write_urgently<T: Send + 'static>(
+        &self,
+        statements: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        self.submit(0, true, statements).await
+    }
+
+    async fn submit<T: Send + 'static>(
+        &self,
+        rows: u32,
+        urgent: bool,
+        statements: impl FnMut(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let answered = async {
+            let gone = |_| LedgerError::Unavailable("the writer has ended".to_owned());
+            let room = Arc::clone(&self.room).acquire_many_owned(rows).await.map_err(|_| gone(()))?;
+            let (reply, answer) = oneshot::channel();
+            let job = Job { write: Box::new(Write { statements, value: None, reply }), rows, _room: room };
+            self.shared.put(job, urgent);
+            answer.await.map_err(|_| gone(()))?
+        };
+        let late = |_| LedgerError::Unavailable(format!("no answer within {} s", CALL_TIMEOUT.as_secs()));
+        timeout(CALL_TIMEOUT, answered).await.map_err(late)?
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.filled.notify_one();
+    }
+}
+
+fn write_batches(connection: &Connection, shared: &Shared) {
+    while let Some(mut batch) = shared.take() {
+        metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
+        match commit(connection, &mut batch) {
+            Ok(()) => batch.into_iter().for_each(|job| job.write.answer(Ok(()))),
+            // A write that cannot succeed must not take its neighbours along.
+            Err(error) if batch.len() > 1 && !is_busy(&error) => {
+                for mut job in batch {
+                    let outcome = commit(connection, std::slice::from_mut(&mut job));
+                    job.write.answer(outcome.map_err(|error| failure(&error)));
+                }
+            }
+            Err(error) => batch.into_iter().for_each(|job| job.write.answer(Err(failure(&error)))),
+        }
+    }
+}
+
+fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<()> {
+    // IMMEDIATE takes the write lock first: a transaction that reads and then writes could meet a lock it must not wait for.
+    connection.execute_batch("BEGIN IMMEDIATE")?;
+    let outcome = batch.iter_mut().try_for_each(|job| job.write.apply(connection));
+    match outcome.and_then(|()| connection.execute_batch("COMMIT")) {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            // Some errors roll back by themselves, and then this one has nothing to do.
+            let _ = connection.execute_batch("ROLLBACK");
+            Err(error)
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked))
+}
+
+fn failure(error: &rusqlite::Error) -> LedgerError {
+    LedgerError::Unavailable(error.to_string())
+}

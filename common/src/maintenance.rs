@@ -1,0 +1,28 @@
+//! The loops that every process runs, so that any one of them that is up keeps the whole going.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Common;
+use crate::ledger::SharedLedger;
+use crate::publisher::Publisher;
+use crate::{prune, reconcile, relay, rescue};
+
+/// Starts [`relay`], [`rescue`], [`reconcile`] and [`prune`]; the tracker waits for them after the shutdown.
+#[must_use]
+pub fn spawn(
+    ledger: &SharedLedger,
+    publisher: &Publisher,
+    settings: &Common,
+    shutdown: &CancellationToken,
+) -> TaskTracker {
+    let loops = TaskTracker::new();
+    loops.spawn(relay::run(ledger.clone(), publisher.clone(), shutdown.clone()));
+    loops.spawn(rescue::run(ledger.clone(), settings.max_crashes, shutdown.clone()));
+    loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));
+    loops.spawn(prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()));
+    loops.close();
+    loops
+}
