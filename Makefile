@@ -33,10 +33,10 @@ demo: rust up ## real work over a real broker, then stays up until Ctrl-C (ONCE=
 test: rust services tools-test ## all tests on private RabbitMQ and PostgreSQL nodes
 	$(call say,build: tests$(,) and the programs that they start)
 	cargo build --workspace --bins --tests --examples
-	$(call say,test: units$(,) properties and integration)
-	cargo nextest run --workspace --no-fail-fast
 	$(call say,test: examples in the documentation)
 	cargo test --workspace --doc --quiet
+	$(call say,test: units$(,) properties and integration)
+	cargo nextest run --workspace --no-fail-fast
 
 check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
 	$(call say,check: Cargo.lock is current)

@@ -95,7 +95,11 @@ node_is_alive() {
   local pid
   pid=$(cat "$STATE_DIR/node.pid" 2>/dev/null) && [[ $pid =~ ^[0-9]+$ ]] || return 1
   # A number that was given to another process since then is not our node.
-  ps -o args= -p "$pid" 2>/dev/null | grep -qF -- "-home $STATE_DIR "
+  command_line "$pid" | grep -qF -- "-home $STATE_DIR "
+}
+
+command_line() {
+  if [[ -r /proc/$1/cmdline ]]; then tr '\0' ' ' <"/proc/$1/cmdline"; else ps -ww -o args= -p "$1" 2>/dev/null; fi
 }
 
 # Runs a command in the private environment of our node: its own home (and so its own Erlang
