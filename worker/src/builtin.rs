@@ -1,0 +1,1 @@
+//! Handlers from the settings file: programs and HTTP services.
