@@ -121,10 +121,7 @@ async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Resu
 ///
 /// # Errors
 /// When the connection fails in between.
-pub async fn depths(
-    connection: &Connection,
-    queues: &[QueueName],
-) -> Result<BTreeMap<QueueName, Depth>, BrokerError> {
+pub async fn depths(connection: &Connection, queues: &[QueueName]) -> Result<BTreeMap<QueueName, Depth>, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let mut found = BTreeMap::new();
     let mut channel = within("channel.open", connection.create_channel()).await?;

@@ -102,12 +102,15 @@ async fn consume(
     let connection = broker::connect(amqp_url, "tasklane completions").await?;
     let channel = within("channel.open", connection.create_channel()).await?;
     let declare = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let queue = within("queue.declare", channel.queue_declare("".into(), declare, FieldTable::default())).await?;
+    // A name of ours, not the broker's amq.gen-…, so that permissions can be limited to tasklane.*.
+    let name = format!("tasklane.reply.{}", uuid::Uuid::now_v7());
+    let declared = channel.queue_declare(name.as_str().into(), declare, FieldTable::default());
+    within("queue.declare", declared).await?;
     let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };
-    let name = queue.name().clone();
     let mut notices =
-        within("basic.consume", channel.basic_consume(name.clone(), "".into(), consume, FieldTable::default())).await?;
-    named.send_replace(Some(name.as_str().to_owned()));
+        within("basic.consume", channel.basic_consume(name.as_str().into(), "".into(), consume, FieldTable::default()))
+            .await?;
+    named.send_replace(Some(name));
     while let Some(notice) = notices.next().await {
         let id = notice?.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
         if let Some(waiting) = id.and_then(|id: TaskId| watched.lock().get(&id).cloned()) {

@@ -250,13 +250,22 @@ impl Common {
     fn validate(&self) -> Result<(), ConfigError> {
         let amqp = self.amqp_url.expose_secret();
         if !(amqp.starts_with("amqp://") || amqp.starts_with("amqps://")) || url::Url::parse(amqp).is_err() {
-            return Err(ConfigError::setting("amqp_url", "must be an address such as amqp://user:password@host:5672/%2f"));
+            return Err(ConfigError::setting(
+                "amqp_url",
+                "must be an address such as amqp://user:password@host:5672/%2f",
+            ));
         }
         if self.max_crashes < 1 {
-            return Err(ConfigError::setting("max_crashes", format!("must be at least 1, but is {}", self.max_crashes)));
+            return Err(ConfigError::setting(
+                "max_crashes",
+                format!("must be at least 1, but is {}", self.max_crashes),
+            ));
         }
         if self.retention_ms < 1_000 {
-            return Err(ConfigError::setting("retention_ms", format!("must be at least 1000, but is {}", self.retention_ms)));
+            return Err(ConfigError::setting(
+                "retention_ms",
+                format!("must be at least 1000, but is {}", self.retention_ms),
+            ));
         }
         Ok(())
     }

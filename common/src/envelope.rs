@@ -90,7 +90,7 @@ impl Envelope {
     ///
     /// # Errors
     /// [`EnvelopeError`] when it is not a task of a known layout.
-    pub fn decode(properties: &AMQPProperties, body: Vec<u8>) -> Result<Self, EnvelopeError> {
+    pub fn decode(properties: &AMQPProperties, body: &[u8]) -> Result<Self, EnvelopeError> {
         let headers = properties.headers().as_ref().map(FieldTable::inner).ok_or(EnvelopeError::NoVersion)?;
         match headers.get(VERSION_HEADER).and_then(integer) {
             Some(version) if version == i64::from(VERSION) => {}
@@ -99,7 +99,10 @@ impl Envelope {
         }
         let id = text(properties.message_id()).and_then(|id| id.parse().ok()).ok_or(EnvelopeError::BadId)?;
         let kind = text(properties.kind()).and_then(|kind| Kind::parse(kind).ok()).ok_or(EnvelopeError::BadKind)?;
-        let args = String::from_utf8(body).ok().and_then(|body| Json::parse(body).ok()).ok_or(EnvelopeError::BadArgs)?;
+        let args = std::str::from_utf8(body)
+            .ok()
+            .and_then(|body| Json::parse(body.to_owned()).ok())
+            .ok_or(EnvelopeError::BadArgs)?;
         let traceparent = headers.get(TRACEPARENT_HEADER).and_then(|value| match value {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
             _ => None,
@@ -144,14 +147,14 @@ mod tests {
     #[test]
     fn what_is_sent_is_what_arrives() {
         let sent = envelope();
-        let body = sent.args.as_str().as_bytes().to_vec();
-        assert_eq!(Envelope::decode(&sent.properties(), body), Ok(sent));
+        assert_eq!(Envelope::decode(&sent.properties(), sent.args.as_str().as_bytes()), Ok(sent));
     }
 
     #[test]
     fn foreign_messages_are_named() {
         let sent = envelope();
-        let decode = |properties: AMQPProperties, body: &[u8]| Envelope::decode(&properties, body.to_vec()).unwrap_err().reason();
+        let decode =
+            |properties: AMQPProperties, body: &[u8]| Envelope::decode(&properties, body).unwrap_err().reason();
         assert_eq!(decode(AMQPProperties::default(), b"{}"), "foreign_message");
         assert_eq!(decode(sent.properties().with_message_id("x".into()), b"{}"), "bad_message_id");
         assert_eq!(decode(sent.properties().with_type("no kind".into()), b"{}"), "bad_type");
@@ -164,7 +167,7 @@ mod tests {
         #[test]
         fn any_body_is_survived(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let json = serde_json::from_slice::<serde_json::Value>(&body).is_ok();
-            prop_assert_eq!(Envelope::decode(&envelope().properties(), body).is_ok(), json);
+            prop_assert_eq!(Envelope::decode(&envelope().properties(), &body).is_ok(), json);
         }
     }
 }

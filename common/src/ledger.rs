@@ -439,7 +439,9 @@ pub enum LedgerError {
     #[error("the ledger is unavailable: {0}")]
     Unavailable(String),
     /// The ledger was written by a newer release.
-    #[error("the ledger has schema version {found}, but this release knows only up to {known}: start a release at least as new as the one that wrote it")]
+    #[error(
+        "the ledger has schema version {found}, but this release knows only up to {known}: start a release at least as new as the one that wrote it"
+    )]
     NewerSchema {
         /// The version found.
         found: i64,

@@ -93,7 +93,8 @@ impl Publisher {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (notices, waiting_notices) = mpsc::channel(WAITING_MAX);
         let (connected, connection) = watch::channel(None);
-        let owner = Owner { amqp_url: amqp_url.clone(), waiting, waiting_notices, connected, marks: marker::spawn(ledger) };
+        let owner =
+            Owner { amqp_url: amqp_url.clone(), waiting, waiting_notices, connected, marks: marker::spawn(ledger) };
         tokio::spawn(owner.run(shutdown));
         Self { jobs, notices, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize)), connection }
     }

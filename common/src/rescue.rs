@@ -53,7 +53,10 @@ async fn round(ledger: &SharedLedger, max_crashes: i32) -> Result<(), LedgerErro
 pub fn decide(task: &Abandoned, max_crashes: i32, random: f64) -> Transition {
     let crashes = task.crashes + 1;
     let error = Failure {
-        message: format!("the lease of worker {} has ended in mid-run: whether the task took effect is unknown", task.worker),
+        message: format!(
+            "the lease of worker {} has ended in mid-run: whether the task took effect is unknown",
+            task.worker
+        ),
         kind: ErrorKind::Crash,
     };
     let discard = |reason: &str, error| Transition::Discard { reason: reason.to_owned(), error };

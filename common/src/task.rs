@@ -140,7 +140,9 @@ impl Kind {
     /// [`NameError`] says which rule the name breaks.
     pub fn parse(name: &str) -> Result<Self, NameError> {
         check_length(name, KIND_BYTES_MAX)?;
-        let word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
+        let word = |word: &str| {
+            !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        };
         if !name.split('.').all(word) {
             return Err(NameError::Grammar { grammar: "[A-Za-z0-9_-]+(.[A-Za-z0-9_-]+)*" });
         }

@@ -1,12 +1,26 @@
 //! Tasklane's worker: consumes deliveries, claims their tasks in the ledger, runs the handlers, settles, acks.
 //!
-//! Write a [`Handler`], put it into a [`Registry`], and give that to [`Worker::run`]; or use the `tasklane-worker`
+//! Write a [`Handler`], put it into a [`Registry`], and give that to a [`Worker`]; or use the `tasklane-worker`
 //! program, whose handlers are commands and HTTP services from its settings file.
+//!
+//! In the order of a task's way: [`consume`] takes a [`delivery`], [`execute`] leads it through decode, claim,
+//! [`run`], [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`].
 
 pub mod handler;
 pub mod registry;
+pub mod config;
+pub mod worker;
+pub mod life;
+pub mod lease;
+pub mod consume;
+pub mod delivery;
+pub mod execute;
+mod run;
+pub mod decide;
 pub mod builtin;
 pub mod process_group;
+pub mod readiness;
 
 pub use handler::{Handler, HandlerError, Options, Outcome, TaskContext};
 pub use registry::{DynHandler, Registry, RegistryBuilder, RegistryError};
+pub use worker::{Shutdown, StopSummary, Worker};

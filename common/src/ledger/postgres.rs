@@ -1,9 +1,202 @@
-//! PostgreSQL (being written).
-/// Stand-in until the real one is committed.
-pub struct PostgresLedger;
+//! The ledger in a PostgreSQL database (13 or newer): for any number of machines.
+//!
+//! Every write is one conditional statement in autocommit, so nothing is ever left half-done and no lock outlives its
+//! statement. Bulk writes go through one [`lane`] a kind, where whatever waits shares a statement. Time is the
+//! server's `clock_timestamp()`: no other machine's clock judges a lease or a due time.
+//!
+//! # Connections
+//!
+//! A process opens at most nine, each when it is first needed: one for each of the five lanes, one for leases, so
+//! that a renewal never waits behind bulk writes, and three for everything else. A producer uses about five of them, a
+//! worker about seven: plan the server's `max_connections` by that. A broken connection is replaced at the next use;
+//! the calls it broke answer [`LedgerError::Unavailable`], and whether their writes happened is unknown.
+
+mod afterlife;
+mod claim;
+mod connections;
+mod fault;
+mod lane;
+mod lease;
+mod publish;
+mod read;
+mod record;
+mod rows;
+mod schema;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use self::afterlife::Walk;
+use self::claim::Claiming;
+use self::connections::Connections;
+use self::fault::Fault;
+use self::lane::{Lane, TRIES};
+use self::publish::{MarkQueued, PutBack, Stranded};
+use self::record::Record;
+use self::settle::Settling;
+use crate::ledger::{
+    Abandoned, CALL_TIMEOUT, Claim, ClaimRequest, Due, Ledger, LedgerError, ListQuery, Page, QueueCounts, Recorded,
+    Renewal, Renewed, Settled, Settlement, Submission, Worker, WorkerRecord,
+};
+use crate::state::State;
+use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
+
+/// Connections for everything that is neither a bulk write nor a lease.
+const SHARED_CONNECTIONS: usize = 3;
+
+/// The ledger on a server.
+pub struct PostgresLedger {
+    record: Lane<Record>,
+    mark_queued: Lane<MarkQueued>,
+    claim: Lane<Claiming>,
+    settle: Lane<Settling>,
+    put_back: Lane<PutBack>,
+    leases: Connections,
+    shared: Connections,
+    pruning: Walk,
+}
+
 impl PostgresLedger {
-    /// Refuses.
-    pub async fn connect(_url: &str) -> Result<super::sqlite::SqliteLedger, super::LedgerError> {
-        Err(super::LedgerError::Unsuitable("not yet".to_owned()))
+    /// Connects, checks the server, and brings the schema up to date.
+    ///
+    /// # Errors
+    /// [`LedgerError`], whose text never holds the address's password: `Address`, `Unavailable` when the server does
+    /// not answer, `NewerSchema`, or `Unsuitable` when it is too old or refuses the user.
+    pub async fn connect(url: &str) -> Result<Self, LedgerError> {
+        let options = connections::options(url)?;
+        let shared = Connections::new(options.clone(), SHARED_CONNECTIONS);
+        schema::prepare(&shared).await?;
+        let own = || Connections::new(options.clone(), 1);
+        Ok(Self {
+            record: Lane::start(own()),
+            mark_queued: Lane::start(own()),
+            claim: Lane::start(own()),
+            settle: Lane::start(own()),
+            put_back: Lane::start(own()),
+            leases: own(),
+            shared,
+            pruning: Walk::default(),
+        })
+    }
+}
+
+impl fmt::Debug for PostgresLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresLedger").finish_non_exhaustive()
+    }
+}
+
+/// Gives a call its limit.
+async fn within<T>(call: impl Future<Output = Result<T, Fault>>) -> Result<T, LedgerError> {
+    let answered = timeout(CALL_TIMEOUT, call).await;
+    Ok(answered.unwrap_or_else(|_| Err(Fault::late("the ledger's server")))?)
+}
+
+/// Gives a call its limit, and makes it again where the server rolled it back for the sake of another one.
+async fn again<T, F>(call: impl Fn() -> F) -> Result<T, LedgerError>
+where
+    F: Future<Output = Result<T, Fault>>,
+{
+    within(async {
+        let mut tries = 1;
+        loop {
+            match call().await {
+                Err(Fault::Collided(_)) if tries < TRIES => tries += 1,
+                answered => return answered,
+            }
+        }
+    })
+    .await
+}
+
+#[async_trait]
+impl Ledger for PostgresLedger {
+    async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError> {
+        if submission.idempotency.is_some() && submission.tasks.len() > 1 {
+            return again(|| record::record_keyed_batch(&self.shared, &submission)).await;
+        }
+        within(self.record.write(submission)).await
+    }
+
+    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        if published.is_empty() {
+            return Ok(());
+        }
+        within(self.mark_queued.write(published)).await
+    }
+
+    async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
+        within(self.claim.write(request)).await
+    }
+
+    async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
+        within(self.settle.write(settlement)).await
+    }
+
+    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError> {
+        within(self.put_back.write((id, delay))).await
+    }
+
+    async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError> {
+        again(|| lease::register(&self.leases, &worker, ttl)).await
+    }
+
+    async fn renew(&self, renewal: Renewal) -> Result<Renewed, LedgerError> {
+        again(|| lease::renew(&self.leases, &renewal)).await
+    }
+
+    async fn retire(&self, worker: WorkerId) -> Result<(), LedgerError> {
+        again(|| lease::retire(&self.leases, worker)).await
+    }
+
+    async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError> {
+        again(|| lease::abandoned(&self.shared, limit)).await
+    }
+
+    async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
+        again(|| publish::fetch_due(&self.shared, limit, reserve)).await
+    }
+
+    async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
+        again(|| publish::next_due(&self.shared)).await
+    }
+
+    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        let stranded = Stranded { queue, empty, slack, limit };
+        again(|| publish::strand(&self.shared, &stranded)).await
+    }
+
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
+        again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
+    }
+
+    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError> {
+        again(|| afterlife::replay(&self.shared, id)).await
+    }
+
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
+        again(|| read::get(&self.shared, &ids)).await
+    }
+
+    async fn list(&self, query: ListQuery) -> Result<Page, LedgerError> {
+        again(|| read::list(&self.shared, &query)).await
+    }
+
+    async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
+        again(|| read::queues(&self.shared)).await
+    }
+
+    async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
+        again(|| lease::workers(&self.shared)).await
+    }
+
+    async fn ping(&self) -> Result<(), LedgerError> {
+        within(read::ping(&self.shared)).await
     }
 }

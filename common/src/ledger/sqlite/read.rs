@@ -182,14 +182,12 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
         values.len()
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let tasks: Vec<Task> =
-        statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
+    let tasks: Vec<Task> = statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
     let next = if tasks.len() == query.limit as usize {
         tasks.last().map(|task| task.id)
     } else {
         // The scan may have ended at its bound and not at the oldest row.
-        let sql =
-            format!("SELECT id FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT 1 OFFSET ?2");
+        let sql = format!("SELECT id FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT 1 OFFSET ?2");
         let bound = i64::from(LIST_SCAN_MAX) - 1;
         db.prepare_cached(&sql)?.query_row(params![before.as_slice(), bound], |row| id_of(row, 0)).optional()?
     };
@@ -251,9 +249,8 @@ pub(super) fn workers(db: &Connection, boot_id: &str) -> rusqlite::Result<Vec<Wo
 
 /// How long until the next task is due.
 pub(super) fn next_due(db: &Connection) -> rusqlite::Result<Option<Duration>> {
-    let due: Option<i64> = db
-        .prepare_cached("SELECT min(due_at) FROM tasks WHERE due_at IS NOT NULL")?
-        .query_row([], |row| row.get(0))?;
+    let due: Option<i64> =
+        db.prepare_cached("SELECT min(due_at) FROM tasks WHERE due_at IS NOT NULL")?.query_row([], |row| row.get(0))?;
     Ok(due.map(|at| Duration::from_millis(u64::try_from(at - wall_ms()).unwrap_or(0))))
 }
 

@@ -41,9 +41,8 @@ fn row_key(key: &str, index: usize, single: bool) -> String {
 fn recorded_before(db: &Connection, given: &Idempotency, tasks: usize) -> rusqlite::Result<Option<Recorded>> {
     // The key may have been used for one task or for a batch: look for the first row of either.
     let mut by_key = db.prepare_cached("SELECT id, idempotency_hash FROM tasks WHERE idempotency_key = ?1")?;
-    let mut find = |key: &str| {
-        by_key.query_row([key], |row| Ok((id_of(row, 0)?, row.get::<_, Option<Vec<u8>>>(1)?))).optional()
-    };
+    let mut find =
+        |key: &str| by_key.query_row([key], |row| Ok((id_of(row, 0)?, row.get::<_, Option<Vec<u8>>>(1)?))).optional();
     let first = match find(&given.key)? {
         Some(single) => Some((single, true)),
         None => find(&row_key(&given.key, 0, false))?.map(|first| (first, false)),
@@ -254,12 +253,7 @@ pub(super) fn put_back(db: &Connection, id: TaskId, delay: Duration) -> rusqlite
     Ok(())
 }
 
-pub(super) fn register(
-    db: &Connection,
-    worker: &WorkerRecord,
-    ttl: Duration,
-    boot_id: &str,
-) -> rusqlite::Result<()> {
+pub(super) fn register(db: &Connection, worker: &WorkerRecord, ttl: Duration, boot_id: &str) -> rusqlite::Result<()> {
     let boot_ms = boot_ms();
     db.prepare_cached(
         "INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, boot_id, renewed_at, expires_at)

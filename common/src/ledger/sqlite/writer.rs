@@ -71,7 +71,11 @@ impl Shared {
 
     fn put(&self, job: Job, urgent: bool) {
         let mut inbox = self.lock();
-        if urgent { inbox.urgent.push_back(job) } else { inbox.normal.push_back(job) }
+        if urgent {
+            inbox.urgent.push_back(job)
+        } else {
+            inbox.normal.push_back(job)
+        }
         self.filled.notify_one();
     }
 

@@ -1,0 +1,94 @@
+//! Brings a database's schema up to date, however many processes start at once.
+
+use std::time::Duration;
+
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+
+use super::connections::Connections;
+use super::fault::Fault;
+use crate::ledger::{LedgerError, SCHEMA_VERSION};
+
+/// Step `n` leads from version `n` to `n + 1`. Never change one that was released: add the next.
+const MIGRATIONS: &[&str] = &[include_str!("../migrations/postgres/0001_ledger.sql")];
+const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
+
+/// The advisory lock that one migrating process holds: any number, the same in every release.
+const LOCK: i64 = 0x7461_736b_6c61_6e65;
+/// How long a start may wait for another process's migration and do its own.
+const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
+/// The oldest server that has all that the statements use.
+const SERVER_VERSION_MIN: i32 = 130_000;
+
+/// Checks the server and makes the schema that of this build.
+pub(super) async fn prepare(connections: &Connections) -> Result<(), LedgerError> {
+    let mut lent = connections.lend().await?;
+    check_server(&mut lent).await?;
+    if version(&mut lent).await? != SCHEMA_VERSION {
+        let migrating = timeout(MIGRATE_LIMIT, migrate(&mut lent)).await;
+        migrating.map_err(|_| Fault::late("bringing the schema up to date"))??;
+    }
+    lent.keep();
+    Ok(())
+}
+
+async fn check_server(connection: &mut PgConnection) -> Result<(), LedgerError> {
+    let (version, encoding): (i32, String) =
+        sqlx::query_as("SELECT current_setting('server_version_num')::integer, current_setting('server_encoding')")
+            .fetch_one(connection)
+            .await
+            .map_err(Fault::from)?;
+    if version < SERVER_VERSION_MIN {
+        let (found, least) = (version / 10_000, SERVER_VERSION_MIN / 10_000);
+        return Err(LedgerError::Unsuitable(format!(
+            "the ledger needs PostgreSQL {least} or newer, and this is {found}"
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(LedgerError::Unsuitable(format!(
+            "the ledger's database must be encoded as UTF8, and this one is {encoding}: create it with ENCODING 'UTF8'"
+        )));
+    }
+    Ok(())
+}
+
+/// The schema's version: 0 where there is none, an error where it is newer than this build.
+async fn version(connection: &mut PgConnection) -> Result<i64, LedgerError> {
+    let found = found_version(connection).await?;
+    if found > SCHEMA_VERSION {
+        return Err(LedgerError::NewerSchema { found, known: SCHEMA_VERSION });
+    }
+    Ok(found)
+}
+
+async fn found_version(connection: &mut PgConnection) -> Result<i64, Fault> {
+    let exists = "SELECT to_regclass('schema_version') IS NOT NULL";
+    if !sqlx::query_scalar(exists).fetch_one(&mut *connection).await? {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM schema_version").fetch_one(connection).await?)
+}
+
+/// Runs the missing steps in one transaction: a start that dies in the middle leaves the schema as it was.
+async fn migrate(connection: &mut PgConnection) -> Result<(), LedgerError> {
+    let mut transaction = connection.begin().await.map_err(Fault::from)?;
+    // Two processes may both have seen an old schema: the second one waits here, and then finds nothing to do.
+    lock(&mut transaction).await?;
+    let from = version(&mut transaction).await?;
+    for (step, sql) in MIGRATIONS.iter().enumerate().skip(usize::try_from(from).unwrap_or(0)) {
+        sqlx::raw_sql(*sql).execute(&mut *transaction).await.map_err(Fault::from)?;
+        tracing::info!(version = step + 1, "the ledger's schema was brought up to date");
+    }
+    let entered = sqlx::query("INSERT INTO schema_version (version) SELECT $1 WHERE $1 > $2");
+    entered.bind(SCHEMA_VERSION).bind(from).execute(&mut *transaction).await.map_err(Fault::from)?;
+    transaction.commit().await.map_err(Fault::from)?;
+    Ok(())
+}
+
+async fn lock(transaction: &mut PgConnection) -> Result<(), Fault> {
+    sqlx::query("SET LOCAL statement_timeout = 0").execute(&mut *transaction).await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
+    let table = "CREATE TABLE IF NOT EXISTS schema_version (version bigint PRIMARY KEY)";
+    sqlx::query(table).execute(transaction).await?;
+    Ok(())
+}

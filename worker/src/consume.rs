@@ -1,0 +1,168 @@
+//! Takes deliveries from the queues, never more than there is room for.
+//!
+//! A worker that has no room gives back what it has prefetched, so that an idle worker gets it: a message must not
+//! wait behind a long task while others have nothing to do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::try_join_all;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, Consumer};
+use tasklane_common::broker::{self, BrokerError, Generations, within};
+use tasklane_common::task::QueueName;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use crate::delivery::Delivery;
+use crate::execute;
+use crate::life::Life;
+
+/// How long a delivery waits for room before everything prefetched is given back.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often an idle consumer looks after its channel and its prefetch.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+
+/// Consumes until the life ends, over as many generations of the connection as it takes.
+pub async fn run(life: Arc<Life>) {
+    let mut generations = Generations::of("consumer");
+    // While draining nothing new is wanted, and what runs is acked by the ledger alone.
+    while generations.begin(&life.ended) && !life.draining.is_cancelled() {
+        let outcome = generation(&life).await;
+        life.stats.consuming.store(false, Ordering::Relaxed);
+        generations.ended(outcome, &life.ended).await;
+    }
+}
+
+async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
+    let name = format!("tasklane worker {}", life.lease.worker());
+    let connection = tokio::select! {
+        connection = broker::connect(&life.settings.common.amqp_url, &name) => Arc::new(connection?),
+        () = life.ended.cancelled() => return Ok(()),
+    };
+    let outcome = tokio::select! {
+        outcome = consume_all(life, &connection) => outcome,
+        () = life.ended.cancelled() => Ok(()),
+    };
+    // Closing gives everything unacked back at once; a connection that is broken is closed already.
+    let _ = within("connection.close", connection.close(200, "done".into())).await;
+    outcome
+}
+
+async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>) -> Result<(), BrokerError> {
+    let channel = within("channel.open", connection.create_channel()).await?;
+    broker::declare_exchanges(&channel).await?;
+    let _ = within("channel.close", channel.close(200, "done".into())).await;
+    let mut pulls = Vec::new();
+    for queue in &life.settings.queues {
+        let channel = within("channel.open", connection.create_channel()).await?;
+        broker::declare_queue(&channel, queue).await?;
+        pulls.push(Pull { life, connection, channel, queue }.run());
+    }
+    life.stats.consuming.store(true, Ordering::Relaxed);
+    tracing::info!(queues = life.settings.queues.len(), "consuming");
+    try_join_all(pulls).await?;
+    // Draining: the connection stays for the acks of what still runs.
+    life.ended.cancelled().await;
+    Ok(())
+}
+
+/// Pulls from one queue over one channel.
+struct Pull<'a> {
+    life: &'a Arc<Life>,
+    connection: &'a Arc<Connection>,
+    channel: Channel,
+    queue: &'a QueueName,
+}
+
+/// Why a consumer was stopped without anything being wrong.
+enum Stopped {
+    Draining,
+    NoRoom,
+    MoreRoom,
+}
+
+impl Pull<'_> {
+    async fn run(self) -> Result<(), BrokerError> {
+        loop {
+            let permit = tokio::select! {
+                permit = Arc::clone(&self.life.permits).acquire_owned() => permit.map_err(|_| BrokerError::Ended("no permits"))?,
+                () = self.life.draining.cancelled() => return Ok(()),
+            };
+            let room = self.life.permits.available_permits() + 1;
+            let prefetch = u16::try_from(room).unwrap_or(u16::MAX).min(self.life.settings.concurrency);
+            let mut consumer = self.start(prefetch).await?;
+            let stopped = self.take(&mut consumer, prefetch, permit).await?;
+            self.stop(consumer).await?;
+            if matches!(stopped, Stopped::Draining) {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn start(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+        within("basic.qos", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
+        let queue = tasklane_common::topology::broker_queue(self.queue);
+        let options = BasicConsumeOptions::default();
+        within("basic.consume", self.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()))
+            .await
+    }
+
+    /// Takes deliveries until there is a reason to stop. The first may use the permit that was waited for.
+    async fn take(
+        &self,
+        consumer: &mut Consumer,
+        prefetch: u16,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Stopped, BrokerError> {
+        let mut held = Some(permit);
+        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_PERIOD, LOOK_PERIOD);
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = self.life.draining.cancelled() => return Ok(Stopped::Draining),
+                delivery = consumer.next() => self.delivery(delivery)?,
+                _ = look.tick() => {
+                    // Nothing has come: the permit is for whichever queue has work.
+                    held = None;
+                    if !self.channel.status().connected() {
+                        return Err(BrokerError::Ended("the channel is closed"));
+                    }
+                    if prefetch < self.life.settings.concurrency && self.life.permits.available_permits() > usize::from(prefetch) {
+                        return Ok(Stopped::MoreRoom);
+                    }
+                    continue;
+                }
+            };
+            let permit = match held.take() {
+                Some(permit) => permit,
+                None => match timeout(PATIENCE, Arc::clone(&self.life.permits).acquire_owned()).await {
+                    Ok(permit) => permit.map_err(|_| BrokerError::Ended("no permits"))?,
+                    Err(_) => {
+                        delivery.give_back().await;
+                        return Ok(Stopped::NoRoom);
+                    }
+                },
+            };
+            self.life.deliveries.spawn(execute::process(Arc::clone(self.life), delivery, permit));
+        }
+    }
+
+    fn delivery(&self, next: Option<Result<lapin::message::Delivery, lapin::Error>>) -> Result<Delivery, BrokerError> {
+        let message = next.ok_or(BrokerError::Ended("the broker cancelled the consumer"))??;
+        Ok(Delivery::new(Arc::clone(self.connection), self.channel.clone(), self.queue.clone(), message))
+    }
+
+    /// Stops the consumer and gives back what it had prefetched.
+    async fn stop(&self, mut consumer: Consumer) -> Result<(), BrokerError> {
+        within("basic.cancel", self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
+        // The stream ends behind the last prefetched delivery; the limit is for the case that it does not.
+        while let Ok(Some(Ok(message))) = timeout(PATIENCE, consumer.next()).await {
+            self.delivery(Some(Ok(message)))?.give_back().await;
+        }
+        Ok(())
+    }
+}

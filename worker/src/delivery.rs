@@ -1,0 +1,93 @@
+//! A message in the worker's hands. It is settled once, by moving it: acked, given back, or buried.
+
+use std::sync::Arc;
+
+use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::protocol::basic::AMQPProperties;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, Connection};
+use tasklane_common::broker::{BrokerError, within};
+use tasklane_common::task::QueueName;
+use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
+
+/// A delivery of one generation of the connection; when that has ended, settling it does nothing: the broker
+/// delivers the message again, and the ledger refuses what was done meanwhile.
+#[derive(Debug)]
+#[must_use = "a delivery that is never settled blocks its place until the connection ends"]
+pub struct Delivery {
+    connection: Arc<Connection>,
+    channel: Channel,
+    tag: u64,
+    /// The queue it came from.
+    pub queue: QueueName,
+    /// Whether the broker has delivered it before.
+    pub redelivered: bool,
+    /// The AMQP properties.
+    pub properties: AMQPProperties,
+    /// The body; taken by decoding.
+    pub body: Vec<u8>,
+}
+
+impl Delivery {
+    /// Takes over what lapin delivered.
+    pub fn new(
+        connection: Arc<Connection>,
+        channel: Channel,
+        queue: QueueName,
+        message: lapin::message::Delivery,
+    ) -> Self {
+        let lapin::message::Delivery { delivery_tag: tag, redelivered, properties, data: body, .. } = message;
+        Self { connection, channel, tag, queue, redelivered, properties, body }
+    }
+
+    /// The broker may forget the message.
+    pub async fn ack(self) {
+        if let Err(error) = within("basic.ack", self.channel.basic_ack(self.tag, BasicAckOptions::default())).await {
+            tracing::debug!(%error, "not acked: the broker will deliver it again, and the ledger will refuse it");
+        }
+    }
+
+    /// The broker shall deliver the message to somebody else.
+    pub async fn give_back(self) {
+        let options = BasicNackOptions { requeue: true, multiple: false };
+        if let Err(error) = within("basic.nack", self.channel.basic_nack(self.tag, options)).await {
+            tracing::debug!(%error, "not given back: the broker does so by itself");
+        }
+    }
+
+    /// Puts a copy with the reason into the dead letters, and lets the broker forget the message once that is confirmed.
+    pub async fn bury(mut self, body: Vec<u8>, reason: &'static str) {
+        tracing::warn!(queue = %self.queue, reason, "not a task: moved to the dead letters");
+        metrics::counter!("tasklane_dead_letters_total", "reason" => reason).increment(1);
+        let properties = std::mem::take(&mut self.properties);
+        match publish_dead(&self.connection, properties, &body, reason).await {
+            Ok(()) => self.ack().await,
+            Err(error) => {
+                // Unacked it stays with this consumer until the connection ends, and is delivered again.
+                tracing::error!(%error, reason, "a dead letter could not be published, the message stays unacked");
+            }
+        }
+    }
+}
+
+/// On a channel of its own: this is rare, and must not disturb the channel of the others.
+async fn publish_dead(
+    connection: &Connection,
+    properties: AMQPProperties,
+    body: &[u8],
+    reason: &str,
+) -> Result<(), BrokerError> {
+    let channel = within("channel.open", connection.create_channel()).await?;
+    within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+    let mut headers = properties.headers().clone().unwrap_or_else(FieldTable::default);
+    headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
+    let properties = properties.with_headers(headers).with_delivery_mode(2);
+    let options = BasicPublishOptions::default();
+    let confirm =
+        within("basic.publish", channel.basic_publish(DEAD_EXCHANGE.into(), "".into(), options, body, properties))
+            .await?;
+    let confirmed = within("publisher confirm", confirm).await?.is_ack();
+    // The message is safe: a channel that does not close goes with its connection.
+    let _ = within("channel.close", channel.close(200, "done".into())).await;
+    if confirmed { Ok(()) } else { Err(BrokerError::Ended("the broker refused the dead letter")) }
+}

@@ -1,0 +1,215 @@
+//! The way of one delivery through the worker: decode → claim → run → decide → settle → ack.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tasklane_common::envelope::Envelope;
+use tasklane_common::ledger::{
+    Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition,
+};
+use tasklane_common::task::TaskId;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep};
+
+use crate::decide::{Attempted, Policy, decide};
+use crate::delivery::Delivery;
+use crate::handler::{Options, TaskContext};
+use crate::life::{Life, Stats};
+use crate::registry::DynHandler;
+use crate::run::{self, Run};
+
+/// How long an outcome is offered to a ledger that is away; after that the task counts as crashed.
+const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+const LEDGER_PAUSE: Duration = Duration::from_millis(250);
+/// How long a task waits whose kind has a handler in another live worker, so that it may get it.
+const ELSEWHERE_DELAY: Duration = Duration::from_millis(500);
+/// How long a task waits whose kind nobody handles at present.
+const NOBODY_DELAY: Duration = Duration::from_secs(5);
+
+/// Takes one delivery all the way. The permit bounds how many tasks run at once.
+pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemaphorePermit) {
+    let body = std::mem::take(&mut delivery.body);
+    let envelope = match Envelope::decode(&delivery.properties, &body) {
+        Ok(envelope) => envelope,
+        Err(error) => return delivery.bury(body, error.reason()).await,
+    };
+    let Some(handler) = life.registry.get(&envelope.kind).cloned() else {
+        return put_back(&life, &envelope, delivery).await;
+    };
+    let options = handler.options();
+    let granted = match claim(&life, &envelope, &options).await {
+        Some(Claim::Granted(granted)) => granted,
+        Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
+        None => return delivery.give_back().await,
+    };
+    drop(body);
+    observe_claim(&life, &envelope, &granted, &delivery);
+    let (id, reply_to) = (envelope.id, envelope.reply_to.clone());
+    let kind = envelope.kind.clone();
+    let mut held = Some(delivery);
+    let attempted = run(&life, handler, envelope, &granted, &options, &mut held).await;
+    drop(permit);
+    let Some(attempted) = attempted else {
+        // The lease is lost, and with it the right to an outcome: whoever rescues the task decides.
+        return;
+    };
+    let policy = Policy {
+        attempt: granted.attempt,
+        max_attempts: granted.max_attempts,
+        backoff: options.backoff.unwrap_or(life.settings.backoff),
+        guarantee: options.guarantee,
+    };
+    let transition = decide(attempted, &policy, rand::random());
+    log_outcome(id, &kind, &granted, &transition);
+    let ends = !matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
+    if settle(&life, id, &granted, transition, kind.as_str()).await {
+        // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
+        if let Some(delivery) = held {
+            delivery.ack().await;
+        }
+        if let Some(reply_to) = reply_to.filter(|_| ends) {
+            life.publisher.notify(reply_to, id);
+        }
+    }
+}
+
+/// Asks the ledger until it answers; `None` when the life ends before that.
+async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> Option<Claim> {
+    let request =
+        ClaimRequest { id: envelope.id, worker: life.lease.worker(), guarantee: options.guarantee };
+    loop {
+        match life.ledger.claim(request.clone()).await {
+            Ok(claim) => return Some(claim),
+            Err(error) => tracing::warn!(%error, task.id = %envelope.id, "a task cannot be claimed, trying again"),
+        }
+        tokio::select! {
+            () = sleep(LEDGER_PAUSE) => {}
+            () = life.lease.lost().cancelled() => return None,
+            () = life.draining.cancelled() => return None,
+        }
+    }
+}
+
+async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
+    metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
+    match reason {
+        // The ledger has custody: whatever this task needs next, a relay publishes it again.
+        Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
+        Refusal::Unknown => delivery.bury(body, "unknown_task").await,
+        Refusal::LeaseLost => delivery.give_back().await,
+    }
+}
+
+/// A kind without a handler here: the ledger publishes it again later, for a worker that has one.
+async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery) {
+    metrics::counter!("tasklane_claims_refused_total", "reason" => "no_handler").increment(1);
+    let elsewhere = match life.ledger.workers().await {
+        Ok(workers) => workers
+            .iter()
+            .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.queue)),
+        Err(_) => false,
+    };
+    let delay = if elsewhere { ELSEWHERE_DELAY } else { NOBODY_DELAY };
+    tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, elsewhere, "no handler for this kind here: put back");
+    match life.ledger.put_back(envelope.id, delay).await {
+        Ok(()) => delivery.ack().await,
+        Err(error) => {
+            tracing::warn!(%error, task.id = %envelope.id, "a task could not be put back, trying again");
+            sleep(LEDGER_PAUSE).await;
+            delivery.give_back().await;
+        }
+    }
+}
+
+/// Runs the handler; `None` when the lease was lost.
+async fn run(
+    life: &Life,
+    handler: Arc<dyn DynHandler>,
+    envelope: Envelope,
+    granted: &Granted,
+    options: &Options,
+    held: &mut Option<Delivery>,
+) -> Option<Attempted> {
+    let ceiling = options.timeout.unwrap_or(life.settings.task_timeout);
+    let limit = granted.timeout.map_or(ceiling, |wished| wished.min(ceiling));
+    let cx = TaskContext {
+        id: envelope.id,
+        kind: envelope.kind,
+        attempt: granted.attempt,
+        max_attempts: granted.max_attempts,
+        fence: granted.fence,
+        deadline: Instant::now() + limit,
+        cancellation: life.interrupt.child_token(),
+        traceparent: envelope.traceparent,
+    };
+    Stats::add(&life.stats.started);
+    let run = Run { life, cx, limit };
+    run::run(run, handler, envelope.args, held).await
+}
+
+/// Writes the outcome; whether the delivery may be acked.
+async fn settle(life: &Life, id: TaskId, granted: &Granted, transition: Transition, kind: &str) -> bool {
+    let settlement = Settlement { id, fence: granted.fence, transition };
+    let deadline = Instant::now() + SETTLE_LIMIT;
+    loop {
+        match life.ledger.settle(settlement.clone()).await {
+            Ok(Settled::Applied) => {
+                count_outcome(life, &settlement.transition, kind);
+                return true;
+            }
+            Ok(Settled::Fenced) => {
+                Stats::add(&life.stats.fenced);
+                metrics::counter!("tasklane_results_fenced_total").increment(1);
+                tracing::warn!(task.id = %id, task.fence = %granted.fence, "the result was refused: the task is not this worker's any more");
+                return true;
+            }
+            Err(error) if give_up(&error, deadline) => {
+                tracing::error!(%error, task.id = %id, "the outcome could not be recorded: the task counts as crashed");
+                return false;
+            }
+            Err(error) => tracing::warn!(%error, task.id = %id, "the outcome cannot be recorded, trying again"),
+        }
+        sleep(LEDGER_PAUSE).await;
+    }
+}
+
+fn give_up(error: &LedgerError, deadline: Instant) -> bool {
+    !error.is_retryable() || Instant::now() >= deadline
+}
+
+fn observe_claim(life: &Life, envelope: &Envelope, granted: &Granted, delivery: &Delivery) {
+    if let Some(queued_at) = granted.queued_at.filter(|_| !delivery.redelivered) {
+        life.note_head(&delivery.queue, queued_at);
+    }
+    let waited = granted.started_at.duration_since(granted.run_at);
+    metrics::histogram!("tasklane_task_wait_seconds", "kind" => envelope.kind.as_str().to_owned())
+        .record(waited.as_secs_f64().max(0.0));
+}
+
+fn count_outcome(life: &Life, transition: &Transition, kind: &str) {
+    let (counter, outcome) = match transition {
+        Transition::Complete { .. } => (&life.stats.completed, "completed"),
+        Transition::Retry { .. } => (&life.stats.retried, "retried"),
+        Transition::Snooze { .. } => (&life.stats.retried, "snoozed"),
+        Transition::Interrupt => (&life.stats.interrupted, "interrupted"),
+        Transition::Cancel { .. } => (&life.stats.cancelled, "cancelled"),
+        Transition::Discard { .. } => (&life.stats.discarded, "discarded"),
+    };
+    Stats::add(counter);
+    metrics::counter!("tasklane_tasks_settled_total", "kind" => kind.to_owned(), "outcome" => outcome).increment(1);
+}
+
+fn log_outcome(id: TaskId, kind: &tasklane_common::task::Kind, granted: &Granted, transition: &Transition) {
+    let attempt = granted.attempt;
+    match transition {
+        Transition::Retry { delay, error } => tracing::warn!(
+            task.id = %id, task.kind = %kind, task.attempt = attempt, error = %error.message, error.kind = error.kind.as_str(),
+            delay_ms = delay.as_millis(), "the attempt failed, another will follow"
+        ),
+        Transition::Discard { reason, error } => tracing::warn!(
+            task.id = %id, task.kind = %kind, task.attempt = attempt, error = %error.message, error.kind = error.kind.as_str(),
+            reason, "the task is discarded"
+        ),
+        _ => tracing::debug!(task.id = %id, task.kind = %kind, task.attempt = attempt, event = transition.event().as_str(), "the run has ended"),
+    }
+}

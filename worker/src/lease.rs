@@ -1,0 +1,220 @@
+//! The worker's lease: renewed in time, and given up in time.
+//!
+//! On this side a lease ends by a clock that counts suspend, measured from *before* its renewal was sent, so it ends
+//! here no later than in the ledger. A plain thread watches it, since a handler may have blocked the runtime: well
+//! before another worker could take over it stops everything, and if something cannot be stopped, it ends the process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tasklane_common::clock::since_boot;
+use tasklane_common::ledger::{Renewal, Renewed};
+use tasklane_common::task::WorkerId;
+use tokio_util::sync::CancellationToken;
+
+use crate::life::Life;
+
+/// The exit code when a lease was lost and a handler could not be stopped.
+pub const EXIT_UNSTOPPABLE: i32 = 75;
+
+/// How often the watchdog looks.
+const WATCH_PERIOD: Duration = Duration::from_millis(20);
+/// What handlers get to end at least, even if the lease was lost unexpectedly, as after SIGSTOP.
+const STOP_MIN: Duration = Duration::from_millis(500);
+
+/// One worker's lease; clones share it.
+#[derive(Debug, Clone)]
+pub struct Lease(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    worker: WorkerId,
+    ttl: Duration,
+    /// Milliseconds since boot at which the ledger may have let the lease end.
+    ends_at: AtomicU64,
+    lost: CancellationToken,
+    running: AtomicUsize,
+}
+
+/// Counts a handler as running until it is dropped.
+#[derive(Debug)]
+pub struct RunGuard(Lease);
+
+impl Lease {
+    /// A lease that was asked for at `sent_at`.
+    #[must_use]
+    pub fn new(worker: WorkerId, ttl: Duration, sent_at: Duration) -> Self {
+        let inner = Inner {
+            worker,
+            ttl,
+            ends_at: AtomicU64::new(0),
+            lost: CancellationToken::new(),
+            running: AtomicUsize::new(0),
+        };
+        let lease = Self(Arc::new(inner));
+        lease.extend(sent_at);
+        lease
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn worker(&self) -> WorkerId {
+        self.0.worker
+    }
+
+    /// Is cancelled when the lease cannot be proven any more.
+    #[must_use]
+    pub fn lost(&self) -> &CancellationToken {
+        &self.0.lost
+    }
+
+    /// How many handlers are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.0.running.load(Ordering::Acquire)
+    }
+
+    /// Counts a handler in, or refuses because the lease is not safe any more.
+    #[must_use]
+    pub fn start_run(&self) -> Option<RunGuard> {
+        // Counted first and checked afterwards: the watchdog cannot miss a run that begins while the lease is lost.
+        self.0.running.fetch_add(1, Ordering::AcqRel);
+        let guard = RunGuard(self.clone());
+        (!self.0.lost.is_cancelled() && since_boot() < self.stop_at()).then_some(guard)
+    }
+
+    fn extend(&self, sent_at: Duration) {
+        let ends_at = u64::try_from((sent_at + self.0.ttl).as_millis()).unwrap_or(u64::MAX);
+        self.0.ends_at.fetch_max(ends_at, Ordering::AcqRel);
+    }
+
+    fn ends_at(&self) -> Duration {
+        Duration::from_millis(self.0.ends_at.load(Ordering::Acquire))
+    }
+
+    /// When handlers are stopped: a fifth of the ttl before the end.
+    fn stop_at(&self) -> Duration {
+        self.ends_at().saturating_sub(self.0.ttl / 5)
+    }
+
+    /// When the process ends itself if some handler still runs: a twentieth of the ttl before the end.
+    fn exit_at(&self) -> Duration {
+        self.ends_at().saturating_sub(self.0.ttl / 20)
+    }
+}
+
+impl Drop for RunGuard {
+    fn drop(&mut self) {
+        self.0.0.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Renews the lease until it is lost or `ended`; one failed renewal is not the end, its time being over is.
+pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
+    let lease = &life.lease;
+    let mut pause = period;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = lease.lost().cancelled() => return,
+            () = ended.cancelled() => return,
+        }
+        let renewal = Renewal {
+            worker: lease.worker(),
+            ttl: lease.0.ttl,
+            running: i32::try_from(lease.running()).unwrap_or(i32::MAX),
+            heads: life.take_heads(),
+        };
+        let sent_at = since_boot();
+        pause = match life.ledger.renew(renewal).await {
+            Ok(Renewed::Held) => {
+                lease.extend(sent_at);
+                period
+            }
+            Ok(Renewed::Lost) => {
+                tracing::error!(worker.id = %lease.worker(), "the ledger says that the lease has ended: stopping all tasks");
+                lease.lost().cancel();
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the lease could not be renewed, trying again");
+                period / 4
+            }
+        };
+    }
+}
+
+/// Starts the thread that gives the lease up in time. `kill` stops what does not run on the runtime: child processes.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn watch(lease: Lease, ended: CancellationToken, kill: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().name("lease-watchdog".to_owned()).spawn(move || {
+        while !ended.is_cancelled() {
+            if lease.lost().is_cancelled() || since_boot() >= lease.stop_at() {
+                return give_up(&lease, &kill);
+            }
+            std::thread::sleep(WATCH_PERIOD);
+        }
+    })?;
+    Ok(())
+}
+
+fn give_up(lease: &Lease, kill: &impl Fn()) {
+    let worker = lease.worker();
+    tracing::error!(worker.id = %worker, running = lease.running(), "the lease cannot be proven any more: stopping all tasks");
+    lease.lost().cancel();
+    let exit_at = lease.exit_at().max(since_boot() + STOP_MIN);
+    loop {
+        // Again and again: a handler may start another child before its future is dropped.
+        kill();
+        match lease.running() {
+            0 => return,
+            running if since_boot() >= exit_at => {
+                tracing::error!(worker.id = %worker, running, "handlers could not be stopped: this process ends itself before others run their tasks");
+                kill();
+                std::process::exit(EXIT_UNSTOPPABLE);
+            }
+            _ => std::thread::sleep(WATCH_PERIOD),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_run_starts_when_the_lease_is_not_safe() {
+        let ttl = Duration::from_secs(10);
+        let fresh = Lease::new(WorkerId::new(), ttl, since_boot());
+        let guard = fresh.start_run().expect("a fresh lease is safe");
+        assert_eq!(fresh.running(), 1);
+        drop(guard);
+        assert_eq!(fresh.running(), 0);
+
+        let stale = Lease::new(WorkerId::new(), ttl, since_boot() - Duration::from_secs(9));
+        assert!(stale.start_run().is_none(), "9 s of 10 are over: too late to start");
+        assert_eq!(stale.running(), 0);
+
+        fresh.lost().cancel();
+        assert!(fresh.start_run().is_none());
+    }
+
+    #[test]
+    fn the_watchdog_gives_the_lease_up_before_it_ends() {
+        let sent_at = since_boot();
+        let lease = Lease::new(WorkerId::new(), Duration::from_secs(1), sent_at);
+        let (killed, kills) = std::sync::mpsc::channel();
+        watch(lease.clone(), CancellationToken::new(), move || {
+            let _ = killed.send(since_boot());
+        })
+        .unwrap();
+        let killed_at = kills.recv_timeout(Duration::from_secs(5)).unwrap();
+        assert!(lease.lost().is_cancelled());
+        let after = killed_at - sent_at;
+        assert!(after >= Duration::from_millis(780), "given up too early: {after:?}");
+        assert!(after < Duration::from_secs(1), "given up too late: {after:?}");
+    }
+}

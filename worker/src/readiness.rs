@@ -1,0 +1,31 @@
+//! Whether the worker can do its work at this moment.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tasklane_common::ledger::SharedLedger;
+use tasklane_common::telemetry::AsyncReadiness;
+
+use crate::life::Stats;
+
+/// Answers `/readyz`.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) ledger: SharedLedger,
+}
+
+impl AsyncReadiness for Readiness {
+    async fn problem(&self) -> Option<String> {
+        if let Err(error) = self.ledger.ping().await {
+            return Some(error.to_string());
+        }
+        if !self.stats.leased.load(Ordering::Relaxed) {
+            return Some("the worker has no lease".to_owned());
+        }
+        if !self.stats.consuming.load(Ordering::Relaxed) {
+            return Some("the worker is not consuming: the broker is away".to_owned());
+        }
+        None
+    }
+}

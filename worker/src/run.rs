@@ -1,0 +1,128 @@
+//! One run of a handler: started under the lease, watched, and stopped when it must.
+
+use std::panic;
+use std::time::Duration;
+
+use std::sync::Arc;
+
+use tasklane_common::task::Json;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::decide::Attempted;
+use crate::delivery::Delivery;
+use crate::handler::{HandlerError, Outcome, TaskContext};
+use crate::life::Life;
+use crate::registry::DynHandler;
+
+/// How long a handler has to end by itself once its cancellation token is cancelled: a command's SIGTERM, its 5 s, and
+/// its SIGKILL fit in.
+const STOP_GRACE: Duration = Duration::from_secs(6);
+
+/// A run about to start.
+pub(crate) struct Run<'a> {
+    pub(crate) life: &'a Life,
+    pub(crate) cx: TaskContext,
+    pub(crate) limit: Duration,
+}
+
+type Answer = Result<Outcome, HandlerError>;
+
+/// Runs to the end; `None` when the lease was lost before, and the outcome is nobody's here.
+///
+/// The delivery in `held` is acked early when the run takes long: from then on the ledger alone has custody, and no
+/// ack timeout of the broker can hit.
+pub(crate) async fn run(
+    run: Run<'_>,
+    handler: Arc<dyn DynHandler>,
+    args: Json,
+    held: &mut Option<Delivery>,
+) -> Option<Attempted> {
+    let guard = run.life.lease.start_run()?;
+    let began = Instant::now();
+    let (cx, deadline) = (run.cx.clone(), run.cx.deadline);
+    let custody = sleep_until(began + run.life.settings.custody_after);
+    tokio::pin!(custody);
+    let kind = run.cx.kind.as_str().to_owned();
+    // A task of its own: a panic ends it alone, and it can be dropped when it must stop.
+    let mut running = tokio::spawn(async move {
+        let _guard = guard;
+        handler.handle_json(args, &cx).await
+    });
+    let attempted = loop {
+        tokio::select! {
+            answer = &mut running => break Some(ended(answer)),
+            () = run.life.lease.lost().cancelled() => break drop_now(running).await,
+            () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit)).await,
+            () = run.life.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted).await,
+            () = &mut custody, if held.is_some() => {
+                if let Some(delivery) = held.take() {
+                    delivery.ack().await;
+                }
+            }
+        }
+    };
+    metrics::histogram!("tasklane_task_run_seconds", "kind" => kind).record(began.elapsed().as_secs_f64());
+    attempted
+}
+
+fn ended(answer: Result<Answer, JoinError>) -> Attempted {
+    match answer {
+        Ok(answer) => Attempted::Answered(answer),
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => Attempted::Panicked(panic_message(panic.as_ref())),
+            // Only a runtime that is shutting down drops a task unasked.
+            Err(_) => Attempted::Interrupted,
+        },
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("the handler panicked: {}", text.unwrap_or("no message"))
+}
+
+/// Asks the handler to stop, and drops it when it does not. What it completes nevertheless counts.
+async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted) -> Option<Attempted> {
+    run.cx.cancellation.cancel();
+    tokio::select! {
+        answer = timeout(STOP_GRACE, &mut running) => match answer {
+            Ok(Ok(Ok(outcome))) => return Some(Attempted::Answered(Ok(outcome))),
+            Ok(_) => return Some(reason),
+            Err(_) => {}
+        },
+        () = run.life.lease.lost().cancelled() => return drop_now(running).await,
+    }
+    running.abort();
+    loop {
+        // A handler that blocks its thread goes on running: until it has really ended nobody else may have the task.
+        match timeout(Duration::from_secs(60), &mut running).await {
+            Ok(Ok(Ok(outcome))) => return Some(Attempted::Answered(Ok(outcome))),
+            Ok(_) => return Some(reason),
+            Err(_) => tracing::error!(
+                task.id = %run.cx.id, task.kind = %run.cx.kind,
+                "a handler blocks its thread and cannot be stopped; its task stays running until it ends"
+            ),
+        }
+    }
+}
+
+/// Drops the handler at once. If it blocks its thread the lease's watchdog ends the process.
+async fn drop_now(running: JoinHandle<Answer>) -> Option<Attempted> {
+    running.abort();
+    // Its answer is nobody's any more, but its end is awaited.
+    let _ = running.await;
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_told_in_its_own_words() {
+        let panicked = tokio::spawn(async { panic::resume_unwind(Box::new("over the edge")) }).await;
+        let attempted = ended(panicked);
+        assert_eq!(attempted, Attempted::Panicked("the handler panicked: over the edge".to_owned()));
+    }
+}
