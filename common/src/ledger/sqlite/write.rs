@@ -11,7 +11,7 @@ use crate::ledger::{
     Settlement, Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
-use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+use crate::task::{ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId, truncate};
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
 fn boot_ms() -> i64 {
@@ -233,7 +233,8 @@ pub(super) fn settle(db: &Connection, settlement: &Settlement) -> rusqlite::Resu
 
 /// Appends to the errors and lets the oldest go, in the same transaction as the fenced write before it.
 fn append_error(db: &Connection, id: TaskId, failure: &Failure, now: i64) -> rusqlite::Result<()> {
-    let error = serde_json::json!({ "at": timestamp(now), "message": failure.message, "kind": failure.kind.as_str() });
+    let message = truncate(&failure.message, ERROR_BYTES_MAX);
+    let error = serde_json::json!({ "at": timestamp(now), "message": message, "kind": failure.kind.as_str() });
     db.prepare_cached(
         "UPDATE tasks SET errors = json_insert(
              iif(json_array_length(coalesce(errors, '[]')) >= ?3, json_remove(errors, '$[0]'), coalesce(errors, '[]')),

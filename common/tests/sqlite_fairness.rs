@@ -1,0 +1,118 @@
+//! Three processes write to one SQLite ledger without pause: none of them starves, and no lease is lost.
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tasklane_common::ledger::sqlite::SqliteLedger;
+use tasklane_common::ledger::{Ledger, Renewal, Renewed, Submission, WorkerRecord};
+use tasklane_common::task::{Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+
+const PROCESSES: usize = 3;
+const WRITERS: usize = 64;
+const LOAD: Duration = Duration::from_secs(4);
+const TTL: Duration = Duration::from_secs(2);
+/// Longer waits endanger leases; SQLite's own busy handler has been seen to wait 4 s.
+const WAIT_MAX: Duration = Duration::from_millis(250);
+/// Names the file to a process that this test starts from its own executable.
+const CHILD: &str = "TASKLANE_FAIRNESS_LEDGER";
+
+fn task() -> NewTask {
+    NewTask {
+        id: TaskId::new(),
+        kind: Kind::parse("k").unwrap(),
+        queue: QueueName::default(),
+        args: Json::of(&"x".repeat(256)).unwrap(),
+        max_attempts: 1,
+        timeout: None,
+        run_at: None,
+        tags: BTreeMap::new(),
+        traceparent: None,
+    }
+}
+
+async fn write_until(ledger: Arc<SqliteLedger>, end: Instant) -> (u64, Duration) {
+    let (mut writes, mut longest) = (0, Duration::ZERO);
+    while Instant::now() < end {
+        let began = Instant::now();
+        let submission = Submission { tasks: vec![task()], idempotency: None, reserve: Duration::from_secs(5) };
+        ledger.record(submission).await.unwrap();
+        longest = longest.max(began.elapsed());
+        writes += 1;
+    }
+    (writes, longest)
+}
+
+async fn renew_until(ledger: Arc<SqliteLedger>, end: Instant) -> Duration {
+    let worker = WorkerId::new();
+    let record = WorkerRecord {
+        id: worker,
+        host: "h".to_owned(),
+        queues: vec![],
+        kinds: vec![],
+        concurrency: 1,
+        version: "0".to_owned(),
+    };
+    ledger.register(record, TTL).await.unwrap();
+    let mut longest = Duration::ZERO;
+    while Instant::now() < end {
+        let began = Instant::now();
+        let renewal = Renewal { worker, ttl: TTL, running: 0, heads: vec![] };
+        assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held, "a lease was lost under load");
+        longest = longest.max(began.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    longest
+}
+
+async fn load(path: &Path) {
+    let ledger = Arc::new(SqliteLedger::open(path).await.unwrap());
+    let end = Instant::now() + LOAD;
+    let renewing = tokio::spawn(renew_until(Arc::clone(&ledger), end));
+    let writers: Vec<_> = (0..WRITERS).map(|_| tokio::spawn(write_until(Arc::clone(&ledger), end))).collect();
+    let (mut writes, mut longest) = (0, Duration::ZERO);
+    for writer in writers {
+        let (some, wait) = writer.await.unwrap();
+        writes += some;
+        longest = longest.max(wait);
+    }
+    let renewal = renewing.await.unwrap();
+    println!("writes {writes} longest_ms {} renewal_ms {}", longest.as_millis(), renewal.as_millis());
+    assert!(longest <= WAIT_MAX, "a commit waited {longest:?}");
+    assert!(renewal <= WAIT_MAX, "a renewal waited {renewal:?}");
+}
+
+fn start(path: &Path) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "three_processes_share_one_file_fairly", "--nocapture"])
+        .env(CHILD, path)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_processes_share_one_file_fairly() {
+    if let Some(path) = std::env::var_os(CHILD) {
+        return load(Path::new(&path)).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let children: Vec<_> = (0..PROCESSES).map(|_| start(&path)).collect();
+    let mut shares = Vec::new();
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "a process failed: {told}");
+        let line = told.lines().find(|line| line.contains("longest_ms")).expect("each process tells its figures");
+        println!("{line}");
+        let words: Vec<_> = line.split_whitespace().collect();
+        let writes = words.iter().position(|word| *word == "writes").expect("the number of writes") + 1;
+        shares.push(words[writes].parse::<u64>().unwrap());
+    }
+    let (least, most) = (shares.iter().min().unwrap(), shares.iter().max().unwrap());
+    assert!(least * 2 >= *most, "shares are unequal: {shares:?}");
+}
