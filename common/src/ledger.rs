@@ -1,9 +1,10 @@
 //! The ledger: a small SQL record of every task, and the only judge of what may run and which result counts.
 //!
 //! [`Ledger`] is implemented by [`sqlite`] (one machine, nothing to install) and [`postgres`] (several machines);
-//! [`conformance`] is the suite that both pass. Every write groups itself with whatever else is waiting and is
+//! `conformance` is the suite that both pass. Every write groups itself with whatever else is waiting and is
 //! durable when its future resolves. Times are judged by the ledger's clock, never by the caller's.
 
+#[cfg(test)]
 pub mod conformance;
 pub mod postgres;
 pub mod sqlite;

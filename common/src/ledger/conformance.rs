@@ -1,1 +1,285 @@
-//! The suite that every ledger passes.
+//! The suite that every ledger passes: one function a promise, each on a ledger of its own.
+//!
+//! A ledger's tests give [`suite!`] an `async fn` that answers a fresh [`Store`]:
+//!
+//! ```ignore
+//! async fn store() -> Store {
+//!     let file = tempfile::tempdir().unwrap();
+//!     let open = || async { crate::ledger::open(&address_in(&file)).await.unwrap() };
+//!     Store::new([open().await, open().await], file)
+//! }
+//!
+//! crate::ledger::conformance::suite!(store);
+//! ```
+//!
+//! Time is waited for, never assumed to have passed: each wait names its condition and has a limit.
+
+pub mod afterlife;
+pub mod claim;
+pub mod lease;
+pub mod publish;
+pub mod read;
+pub mod record;
+pub mod settle;
+pub mod sharing;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{
+    Claim, ClaimRequest, Failure, Granted, Ledger, Refusal, Settled, Settlement, SharedLedger, Submission, Transition,
+    WorkerRecord,
+};
+use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+
+/// How long a condition may take to come true.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Longer than any test.
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+/// An empty ledger, open twice as if by two processes.
+pub struct Store {
+    /// Two handles of the same data.
+    pub handles: [SharedLedger; 2],
+    /// What must outlive the handles, such as the guard of a database.
+    guard: Box<dyn Any + Send>,
+}
+
+impl Store {
+    /// Two handles of one ledger, and what to drop after them.
+    pub fn new(handles: [SharedLedger; 2], guard: impl Any + Send) -> Self {
+        Self { handles, guard: Box::new(guard) }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("handles", &self.handles).field("guard", &self.guard.type_id()).finish()
+    }
+}
+
+/// Makes one test of each promise, over the stores of an `async fn() -> Store`.
+macro_rules! suite {
+    ($store:ident) => {
+        $crate::ledger::conformance::suite! { @topics $store;
+            record {
+                what_was_recorded_can_be_read, a_time_to_come_makes_it_scheduled, json_survives_as_it_was_written,
+                a_bad_submission_leaves_nothing_and_takes_nobody_along, many_submissions_at_once_are_all_there,
+                the_same_key_gives_the_same_task, another_request_under_the_key_is_refused,
+                fifty_equal_requests_give_one_task, fifty_equal_batches_give_one_batch,
+                a_key_of_one_task_is_not_free_for_a_batch,
+            }
+            claim {
+                a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
+                a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
+                a_delivery_may_overtake_the_mark,
+            }
+            settle {
+                completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
+                interrupting_gives_the_attempt_back_at_once, cancelling_keeps_the_reason,
+                discarding_keeps_reason_and_error, a_stale_fence_changes_nothing, one_of_two_settlements_is_applied,
+                only_the_newest_errors_are_kept, any_text_can_be_settled, crashes_are_counted,
+            }
+            publish {
+                a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
+                a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
+                next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
+                a_passed_watermark_strands, an_empty_queue_strands,
+            }
+            lease {
+                tasks_are_abandoned_after_the_lease_and_not_before, a_renewed_lease_lives_on,
+                an_ended_lease_cannot_be_renewed, retiring_abandons_at_once, an_abandoned_task_is_told_in_full,
+                the_old_holder_of_a_rescued_task_is_fenced, live_workers_are_listed,
+            }
+            read {
+                unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed,
+                tags_match_exactly, big_tasks_come_in_more_pages, queues_are_counted, the_ledger_answers_a_ping,
+            }
+            afterlife {
+                a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
+                old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
+            }
+        }
+
+        mod sharing {
+            use super::*;
+            $crate::ledger::conformance::suite! { @sharing $store;
+                one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
+                a_lease_ended_by_one_is_lost_for_the_other, every_task_runs_once_under_load,
+            }
+        }
+    };
+    (@topics $store:ident; $($topic:ident { $($promise:ident),* $(,)? })*) => {$(
+        mod $topic {
+            use super::*;
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    let store = $store().await;
+                    $crate::ledger::conformance::$topic::$promise(&*store.handles[0]).await;
+                }
+            )*
+        }
+    )*};
+    (@sharing $store:ident; $($promise:ident),* $(,)?) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $promise() {
+            let store = $store().await;
+            $crate::ledger::conformance::sharing::$promise(&*store.handles[0], &*store.handles[1]).await;
+        }
+    )*};
+}
+pub(crate) use suite;
+
+/// Asks until there is an answer.
+pub async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited {LIMIT:?} for {what}");
+        sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A task of kind `test.work` for the queue `default`, to start at once.
+pub fn new_task() -> NewTask {
+    NewTask {
+        id: TaskId::new(),
+        kind: kind("test.work"),
+        queue: queue("default"),
+        args: Json::parse(r#"{"n":1}"#.to_owned()).unwrap(),
+        max_attempts: 3,
+        timeout: None,
+        run_at: None,
+        tags: BTreeMap::new(),
+        traceparent: None,
+    }
+}
+
+/// A kind.
+pub fn kind(name: &str) -> Kind {
+    Kind::parse(name).unwrap()
+}
+
+/// A queue's name.
+pub fn queue(name: &str) -> QueueName {
+    QueueName::parse(name).unwrap()
+}
+
+/// A submission whose tasks no relay touches within the test.
+pub fn submission(tasks: Vec<NewTask>) -> Submission {
+    Submission { tasks, idempotency: None, reserve: HOUR }
+}
+
+/// Records tasks made by `edit` from [`new_task`]; answers their ids.
+pub async fn recorded(ledger: &dyn Ledger, count: usize, edit: impl Fn(&mut NewTask)) -> Vec<TaskId> {
+    let tasks: Vec<NewTask> = std::iter::repeat_with(|| {
+        let mut task = new_task();
+        edit(&mut task);
+        task
+    })
+    .take(count)
+    .collect();
+    let ids = tasks.iter().map(|task| task.id).collect();
+    ledger.record(submission(tasks)).await.unwrap();
+    ids
+}
+
+/// Records one plain task.
+pub async fn one(ledger: &dyn Ledger) -> TaskId {
+    recorded(ledger, 1, |_| {}).await[0]
+}
+
+/// Reads one task that is there.
+pub async fn get(ledger: &dyn Ledger, id: TaskId) -> Task {
+    ledger.get(vec![id]).await.unwrap().pop().unwrap()
+}
+
+/// A worker's record.
+pub fn worker_record() -> WorkerRecord {
+    WorkerRecord {
+        id: WorkerId::new(),
+        host: "machine".to_owned(),
+        queues: vec![queue("default")],
+        kinds: vec![kind("test.work")],
+        concurrency: 8,
+        version: "1.2.3".to_owned(),
+    }
+}
+
+/// Enters a worker whose lease outlives the test.
+pub async fn worker(ledger: &dyn Ledger) -> WorkerId {
+    worker_for(ledger, HOUR).await
+}
+
+/// Enters a worker whose lease ends by itself.
+pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
+    let record = worker_record();
+    ledger.register(record.clone(), ttl).await.unwrap();
+    record.id
+}
+
+/// Asks for a task.
+pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
+    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce }).await.unwrap()
+}
+
+/// Takes a task that is to be had.
+pub async fn granted(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Granted {
+    match claim(ledger, id, worker).await {
+        Claim::Granted(granted) => granted,
+        Claim::Refused(reason) => panic!("the claim was refused: {reason:?}"),
+    }
+}
+
+/// Asks for a task that is not to be had.
+pub async fn refused(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Refusal {
+    match claim(ledger, id, worker).await {
+        Claim::Refused(reason) => reason,
+        Claim::Granted(granted) => panic!("the claim was granted: {granted:?}"),
+    }
+}
+
+/// Writes an outcome.
+pub async fn settle(ledger: &dyn Ledger, id: TaskId, fence: Fence, transition: Transition) -> Settled {
+    ledger.settle(Settlement { id, fence, transition }).await.unwrap()
+}
+
+/// Takes a task and writes an outcome that is applied.
+pub async fn run(ledger: &dyn Ledger, id: TaskId, worker: WorkerId, transition: Transition) -> Granted {
+    let granted = granted(ledger, id, worker).await;
+    assert_eq!(settle(ledger, id, granted.fence, transition).await, Settled::Applied);
+    granted
+}
+
+/// An outcome that completes.
+pub fn complete() -> Transition {
+    Transition::Complete { result: Json::null() }
+}
+
+/// An outcome that waits for `delay` and then tries again.
+pub fn retry(delay: Duration, message: &str) -> Transition {
+    Transition::Retry { delay, error: failure(message) }
+}
+
+/// An outcome that gives up.
+pub fn discard() -> Transition {
+    Transition::Discard { reason: "exhausted".to_owned(), error: failure("broken") }
+}
+
+/// An outcome that says stop.
+pub fn cancel() -> Transition {
+    Transition::Cancel { reason: "not wanted".to_owned() }
+}
+
+/// A handler's error.
+pub fn failure(message: &str) -> Failure {
+    Failure { message: message.to_owned(), kind: ErrorKind::Error }
+}

@@ -118,6 +118,9 @@ where
 #[async_trait]
 impl Ledger for PostgresLedger {
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError> {
+        if submission.tasks.is_empty() {
+            return Err(LedgerError::Unsuitable("a submission has at least one task".to_owned()));
+        }
         if submission.idempotency.is_some() && submission.tasks.len() > 1 {
             return again(|| record::record_keyed_batch(&self.shared, &submission)).await;
         }

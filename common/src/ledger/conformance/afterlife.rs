@@ -1,0 +1,119 @@
+//! What can happen to a task that is over: it is run again, or forgotten.
+
+use std::time::Duration;
+
+use super::{HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, run, until, worker};
+use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Submission, Transition};
+use crate::state::State;
+use crate::task::{ErrorKind, Fence, TaskId};
+
+const NOW: Duration = Duration::ZERO;
+
+/// Due at once, with one more attempt, its crashes forgiven, its errors kept.
+pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let id = recorded(ledger, 1, |task| task.max_attempts = 2).await[0];
+    let crash = || Failure { kind: ErrorKind::Crash, ..failure("died") };
+    run(ledger, id, holder, Transition::Retry { delay: NOW, error: crash() }).await;
+    run(ledger, id, holder, Transition::Discard { reason: "poison".to_owned(), error: crash() }).await;
+    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Discarded));
+    let task = get(ledger, id).await;
+    assert_eq!((task.state, task.attempt, task.max_attempts), (State::Accepted, 2, 3));
+    assert_eq!((task.reason, task.finished_at, task.errors.len()), (None, None, 2));
+    let due = ledger.fetch_due(10, HOUR).await.unwrap();
+    assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(2))]);
+    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Accepted), "it waits already");
+    let grant = granted(ledger, id, holder).await;
+    assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(3), 3, 3));
+    ledger.retire(holder).await.unwrap();
+    assert_eq!(ledger.abandoned(1).await.unwrap()[0].crashes, 0);
+}
+
+/// Attempts that are left stay as they are.
+pub async fn a_cancelled_task_can_be_replayed(ledger: &dyn Ledger) {
+    let (id, holder) = (one(ledger).await, worker(ledger).await);
+    run(ledger, id, holder, cancel()).await;
+    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Cancelled));
+    let task = get(ledger, id).await;
+    assert_eq!((task.state, task.max_attempts, task.reason), (State::Accepted, 3, None));
+    run(ledger, id, holder, complete()).await;
+}
+
+/// What completed, runs or waits is left alone, and told.
+pub async fn only_failures_are_replayed(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let [completed, running, waiting] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
+    run(ledger, completed, holder, complete()).await;
+    granted(ledger, running, holder).await;
+    for (id, state) in [(completed, State::Completed), (running, State::Running), (waiting, State::Accepted)] {
+        let before = get(ledger, id).await;
+        assert_eq!(ledger.replay(id).await.unwrap(), Some(state));
+        assert_eq!(get(ledger, id).await, before);
+    }
+    assert_eq!(ledger.replay(TaskId::new()).await.unwrap(), None);
+}
+
+async fn pruned(ledger: &dyn Ledger, expected: u64) {
+    let mut total = 0;
+    while total < expected {
+        total += until("finished tasks to be pruned", async || {
+            Some(ledger.prune(NOW, 1000).await.unwrap()).filter(|count| *count > 0)
+        })
+        .await;
+    }
+    assert_eq!(total, expected);
+}
+
+/// Retention counts from a task's end; what is not over stays, however old.
+pub async fn old_finished_tasks_are_pruned(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let ids = recorded(ledger, 6, |_| {}).await;
+    for (id, outcome) in ids.iter().zip([complete(), discard(), cancel(), Transition::Interrupt]) {
+        run(ledger, *id, holder, outcome).await;
+    }
+    granted(ledger, ids[4], holder).await;
+    assert_eq!(ledger.prune(HOUR, 1000).await.unwrap(), 0, "within the retention");
+    assert_eq!(ledger.get(ids.clone()).await.unwrap().len(), 6);
+    pruned(ledger, 3).await;
+    let mut left: Vec<TaskId> = ledger.get(ids.clone()).await.unwrap().iter().map(|task| task.id).collect();
+    left.sort_unstable();
+    assert_eq!(left, ids[3..]);
+    assert_eq!(ledger.prune(NOW, 1000).await.unwrap(), 0);
+    // One that was passed by is found when its time has come.
+    run(ledger, ids[3], holder, complete()).await;
+    pruned(ledger, 1).await;
+    assert_eq!(ledger.workers().await.unwrap().len(), 1);
+}
+
+/// A prune deletes no more than it was told, and many of them delete everything.
+pub async fn pruning_is_bounded(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let ids = recorded(ledger, 25, |_| {}).await;
+    for id in &ids {
+        run(ledger, *id, holder, complete()).await;
+    }
+    let mut total = 0;
+    while total < 25 {
+        let count = until("a prune", async || Some(ledger.prune(NOW, 10).await.unwrap()).filter(|count| *count > 0));
+        let count = count.await;
+        assert!(count <= 10, "{count} at once");
+        total += count;
+    }
+    assert_eq!(ledger.get(ids).await.unwrap(), []);
+}
+
+/// A key lives as long as its task.
+pub async fn a_pruned_key_is_free(ledger: &dyn Ledger) {
+    let keyed = || Submission {
+        tasks: vec![new_task()],
+        idempotency: Some(Idempotency { key: "key".to_owned(), fingerprint: [1; 32] }),
+        reserve: HOUR,
+    };
+    let first = keyed();
+    let id = first.tasks[0].id;
+    ledger.record(first).await.unwrap();
+    run(ledger, id, worker(ledger).await, complete()).await;
+    assert_eq!(ledger.record(keyed()).await.unwrap(), Recorded::Replayed(vec![id]));
+    pruned(ledger, 1).await;
+    assert!(matches!(ledger.record(keyed()).await.unwrap(), Recorded::New { .. }));
+}

@@ -1,0 +1,123 @@
+//! Claiming: once, under a fence that rises, by a worker that lives.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use super::{
+    HOUR, claim, complete, get, granted, new_task, one, recorded, refused, retry, run, settle, submission, until,
+    worker, worker_for,
+};
+use crate::clock::{timestamp, wall_ms};
+use crate::ledger::{Claim, ClaimRequest, Ledger, Refusal, Settled, Transition};
+use crate::state::State;
+use crate::task::{Fence, Guarantee, TaskId, WorkerId};
+
+/// The grant holds what the run needs to know, and the row says who runs it.
+pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
+    let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
+    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    let holder = worker(ledger).await;
+    let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce };
+    let Claim::Granted(grant) = ledger.claim(request).await.unwrap() else { panic!("the task is free") };
+    let task = get(ledger, id).await;
+    assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(1), 1, 3));
+    assert_eq!(
+        (grant.timeout, grant.created_at, grant.run_at),
+        (Some(Duration::from_secs(9)), task.created_at, task.run_at)
+    );
+    assert!(grant.queued_at.is_some_and(|at| at >= task.created_at && at <= grant.started_at), "{grant:?}");
+    assert_eq!((task.state, task.fence, task.attempt), (State::Running, Fence(1), 1));
+    assert_eq!((task.worker_id, task.started_at), (Some(holder), Some(grant.started_at)));
+}
+
+/// Fifty claims of one task at the same time, five workers: one grant.
+pub async fn one_of_fifty_claims_is_granted(ledger: &dyn Ledger) {
+    let mut workers = Vec::new();
+    for _ in 0..5 {
+        workers.push(worker(ledger).await);
+    }
+    let ids = recorded(ledger, 4, |_| {}).await;
+    let asking = (0..50).flat_map(|turn| ids.iter().map(move |&id| (id, turn)));
+    let claims = join_all(asking.map(|(id, turn)| claim(ledger, id, workers[turn % workers.len()]))).await;
+    let grants = claims.iter().filter(|claim| matches!(claim, Claim::Granted(_))).count();
+    assert_eq!(grants, ids.len());
+    assert!(
+        claims.iter().all(|claim| matches!(claim, Claim::Granted(_) | Claim::Refused(Refusal::Held))),
+        "{claims:?}"
+    );
+    for id in ids {
+        assert_eq!(get(ledger, id).await.fence, Fence(1));
+    }
+}
+
+/// No two runs of a task have the same fence, whether or not they cost an attempt.
+pub async fn the_fence_rises_with_every_claim(ledger: &dyn Ledger) {
+    let (id, worker) = (one(ledger).await, worker(ledger).await);
+    let outcomes =
+        [retry(Duration::ZERO, "again"), Transition::Snooze { delay: Duration::ZERO }, Transition::Interrupt];
+    let mut seen = Vec::new();
+    for outcome in outcomes {
+        seen.push(run(ledger, id, worker, outcome).await);
+    }
+    seen.push(granted(ledger, id, worker).await);
+    let fences: Vec<i64> = seen.iter().map(|grant| grant.fence.0).collect();
+    assert!(fences.windows(2).all(|pair| pair[0] < pair[1]), "{fences:?}");
+    assert_eq!(seen.iter().map(|grant| grant.attempt).collect::<Vec<_>>(), [1, 2, 2, 2]);
+}
+
+/// A task waits for its time, whoever asks, and can be had then.
+pub async fn a_task_is_not_claimed_before_its_time(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let scheduled = recorded(ledger, 1, |task| task.run_at = Some(timestamp(wall_ms() + 3_600_000))).await[0];
+    assert_eq!(refused(ledger, scheduled, worker).await, Refusal::NotDue);
+    let retryable = one(ledger).await;
+    run(ledger, retryable, worker, retry(HOUR, "later")).await;
+    assert_eq!(refused(ledger, retryable, worker).await, Refusal::NotDue);
+
+    let mut soon = new_task();
+    soon.run_at = Some(timestamp(wall_ms() + 300));
+    let (id, run_at) = (soon.id, soon.run_at);
+    ledger.record(submission(vec![soon])).await.unwrap();
+    let grant = until("a scheduled task's time", async || match claim(ledger, id, worker).await {
+        Claim::Granted(grant) => Some(grant),
+        Claim::Refused(reason) => {
+            assert_eq!(reason, Refusal::NotDue);
+            None
+        }
+    });
+    assert!(Some(grant.await.started_at) >= run_at);
+}
+
+/// A worker that never entered, whose lease ran out, or that retired gets nothing.
+pub async fn a_claim_needs_a_living_lease(ledger: &dyn Ledger) {
+    let id = one(ledger).await;
+    assert_eq!(refused(ledger, id, WorkerId::new()).await, Refusal::LeaseLost);
+    let retired = worker(ledger).await;
+    ledger.retire(retired).await.unwrap();
+    assert_eq!(refused(ledger, id, retired).await, Refusal::LeaseLost);
+    let brief = worker_for(ledger, Duration::from_millis(50)).await;
+    until("a lease's end", async || ledger.workers().await.unwrap().is_empty().then_some(())).await;
+    assert_eq!(refused(ledger, id, brief).await, Refusal::LeaseLost);
+    assert_eq!(get(ledger, id).await.state, State::Accepted);
+}
+
+/// Unknown, held and finished are told apart.
+pub async fn a_refusal_says_why(ledger: &dyn Ledger) {
+    let (id, worker) = (one(ledger).await, worker(ledger).await);
+    assert_eq!(refused(ledger, TaskId::new(), worker).await, Refusal::Unknown);
+    let grant = granted(ledger, id, worker).await;
+    assert_eq!(refused(ledger, id, worker).await, Refusal::Held);
+    assert_eq!(settle(ledger, id, grant.fence, complete()).await, Settled::Applied);
+    assert_eq!(refused(ledger, id, worker).await, Refusal::Finished);
+}
+
+/// A message can arrive before its publisher has written that it was sent: the task is claimed all the same.
+pub async fn a_delivery_may_overtake_the_mark(ledger: &dyn Ledger) {
+    let (id, worker) = (one(ledger).await, worker(ledger).await);
+    let grant = granted(ledger, id, worker).await;
+    assert_eq!(grant.queued_at, None);
+    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    assert_eq!(get(ledger, id).await.state, State::Running);
+    assert_eq!(settle(ledger, id, grant.fence, complete()).await, Settled::Applied);
+}

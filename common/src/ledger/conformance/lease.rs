@@ -1,0 +1,142 @@
+//! Leases: a worker lives as long as the ledger's clock says, and not a moment longer.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    HOUR, complete, get, granted, kind, one, queue, recorded, refused, retry, settle, until, worker, worker_for,
+    worker_record,
+};
+use crate::ledger::{Abandoned, Claim, ClaimRequest, Ledger, Refusal, Renewal, Renewed, Settled, WorkerRecord};
+use crate::state::State;
+use crate::task::{Fence, Guarantee, TaskId, WorkerId};
+
+async fn renew(ledger: &dyn Ledger, worker: WorkerId, ttl: Duration) -> Renewed {
+    ledger.renew(Renewal { worker, ttl, running: 1, heads: Vec::new() }).await.unwrap()
+}
+
+async fn abandoned_ids(ledger: &dyn Ledger) -> Vec<TaskId> {
+    ledger.abandoned(100).await.unwrap().iter().map(|task| task.id).collect()
+}
+
+/// A task is abandoned when its own worker's lease has ended, and its worker's only.
+pub async fn tasks_are_abandoned_after_the_lease_and_not_before(ledger: &dyn Ledger) {
+    let [steady, lost] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
+    granted(ledger, steady, worker(ledger).await).await;
+    let ttl = Duration::from_millis(800);
+    let began = Instant::now();
+    let brief = worker_for(ledger, ttl).await;
+    granted(ledger, lost, brief).await;
+    let found = until("the end of a lease", async || {
+        let found = abandoned_ids(ledger).await;
+        (!found.is_empty()).then_some(found)
+    });
+    assert_eq!(found.await, [lost]);
+    // Both clocks count milliseconds, and round.
+    assert!(began.elapsed() + Duration::from_millis(2) >= ttl, "abandoned after {:?}", began.elapsed());
+    assert_eq!(get(ledger, lost).await.state, State::Running, "finding it changes nothing");
+    assert_eq!(abandoned_ids(ledger).await, [lost], "it is found until somebody settles it");
+}
+
+/// A renewal counts from when it is made.
+pub async fn a_renewed_lease_lives_on(ledger: &dyn Ledger) {
+    let ttl = Duration::from_millis(1500);
+    let brief = worker_for(ledger, ttl).await;
+    let first_end = Instant::now() + ttl;
+    let [id, next] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
+    granted(ledger, id, brief).await;
+    assert_eq!(renew(ledger, brief, HOUR).await, Renewed::Held);
+    sleep_until(first_end).await;
+    assert_eq!(abandoned_ids(ledger).await, []);
+    assert_eq!(renew(ledger, brief, HOUR).await, Renewed::Held);
+    granted(ledger, next, brief).await;
+}
+
+/// A lease that has ended has ended for good, whether or not anybody noticed.
+pub async fn an_ended_lease_cannot_be_renewed(ledger: &dyn Ledger) {
+    let unnoticed = worker_for(ledger, Duration::from_millis(100)).await;
+    until("the lease's end", async || ledger.workers().await.unwrap().is_empty().then_some(())).await;
+    assert_eq!(renew(ledger, unnoticed, HOUR).await, Renewed::Lost);
+
+    let id = one(ledger).await;
+    let noticed = worker_for(ledger, Duration::from_secs(1)).await;
+    granted(ledger, id, noticed).await;
+    until("the lease's end to be noticed", async || (abandoned_ids(ledger).await == [id]).then_some(())).await;
+    for _ in 0..2 {
+        assert_eq!(renew(ledger, noticed, HOUR).await, Renewed::Lost);
+    }
+    assert_eq!(abandoned_ids(ledger).await, [id]);
+    assert_eq!(renew(ledger, WorkerId::new(), HOUR).await, Renewed::Lost, "a worker that never entered");
+}
+
+/// A worker that says good-bye need not be waited for.
+pub async fn retiring_abandons_at_once(ledger: &dyn Ledger) {
+    let (id, leaving) = (one(ledger).await, worker(ledger).await);
+    granted(ledger, id, leaving).await;
+    assert_eq!(abandoned_ids(ledger).await, []);
+    ledger.retire(leaving).await.unwrap();
+    ledger.retire(leaving).await.unwrap();
+    assert_eq!(abandoned_ids(ledger).await, [id]);
+    assert_eq!(renew(ledger, leaving, HOUR).await, Renewed::Lost);
+    assert_eq!(refused(ledger, one(ledger).await, leaving).await, Refusal::LeaseLost);
+    assert_eq!(ledger.workers().await.unwrap(), []);
+}
+
+/// The rescue has all it needs to decide.
+pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let ids = recorded(ledger, 4, |task| (task.kind, task.max_attempts) = (kind("pay.out"), 7)).await;
+    for &id in &ids {
+        let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce };
+        assert!(matches!(ledger.claim(request).await.unwrap(), Claim::Granted(_)));
+    }
+    ledger.retire(holder).await.unwrap();
+    let mut found = ledger.abandoned(100).await.unwrap();
+    found.sort_by_key(|task| task.id);
+    let expected = ids.iter().map(|&id| Abandoned {
+        id,
+        kind: kind("pay.out"),
+        fence: Fence(1),
+        worker: holder,
+        attempt: 1,
+        max_attempts: 7,
+        crashes: 0,
+        guarantee: Guarantee::AtMostOnce,
+    });
+    assert_eq!(found, expected.collect::<Vec<_>>());
+    assert_eq!(ledger.abandoned(3).await.unwrap().len(), 3, "bounded");
+}
+
+/// Two rescues and the old holder settle the same run: one of them counts.
+pub async fn the_old_holder_of_a_rescued_task_is_fenced(ledger: &dyn Ledger) {
+    let (id, holder) = (one(ledger).await, worker(ledger).await);
+    let fence = granted(ledger, id, holder).await.fence;
+    ledger.retire(holder).await.unwrap();
+    let found = ledger.abandoned(1).await.unwrap().pop().unwrap();
+    assert_eq!(found.fence, fence);
+    assert_eq!(settle(ledger, id, fence, retry(Duration::ZERO, "its worker died")).await, Settled::Applied);
+    assert_eq!(settle(ledger, id, fence, retry(Duration::ZERO, "its worker died")).await, Settled::Fenced);
+    assert_eq!(settle(ledger, id, fence, complete()).await, Settled::Fenced);
+    assert_eq!(abandoned_ids(ledger).await, []);
+    let next = granted(ledger, id, worker(ledger).await).await;
+    assert_eq!((next.fence, next.attempt), (Fence(fence.0 + 1), 2));
+    assert_eq!(settle(ledger, id, fence, complete()).await, Settled::Fenced);
+    assert_eq!(get(ledger, id).await.state, State::Running);
+}
+
+/// The workers whose lease is alive, as they described themselves.
+pub async fn live_workers_are_listed(ledger: &dyn Ledger) {
+    let queues = vec![queue("default"), queue("mail")];
+    let record = WorkerRecord { queues, kinds: vec![kind("a.b"), kind("c")], ..worker_record() };
+    ledger.register(record.clone(), HOUR).await.unwrap();
+    let other = worker(ledger).await;
+    ledger.retire(other).await.unwrap();
+    let renewal = Renewal { worker: record.id, ttl: HOUR, running: 5, heads: Vec::new() };
+    assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held);
+    let [found] = &ledger.workers().await.unwrap()[..] else { panic!("one worker lives") };
+    assert_eq!((found.id, &found.host, &found.version), (record.id, &record.host, &record.version));
+    assert_eq!((&found.queues, &found.kinds), (&record.queues, &record.kinds));
+    assert_eq!((found.concurrency, found.running), (8, 5));
+    assert!((0..20_000).contains(&found.lease_age_ms), "{found:?}");
+}

@@ -1,0 +1,209 @@
+//! Publishing: what is due, who publishes it, and what the broker lost.
+
+use std::time::Duration;
+
+use super::{
+    HOUR, claim, complete, get, granted, new_task, one, queue, recorded, retry, run, submission, until, worker,
+};
+use crate::clock::{timestamp, wall_ms};
+use crate::ledger::{Claim, Due, Ledger, Renewal, Renewed, Submission, Transition};
+use crate::state::State;
+use crate::task::{Fence, TaskId};
+
+const NOW: Duration = Duration::ZERO;
+
+async fn due_now(ledger: &dyn Ledger) -> Vec<TaskId> {
+    let mut ids: Vec<TaskId> = ledger.fetch_due(1000, HOUR).await.unwrap().iter().map(|due| due.id).collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// A confirmed publication makes the task queued and no longer due.
+pub async fn a_published_task_is_marked_queued(ledger: &dyn Ledger) {
+    let ids = recorded(ledger, 3, |_| {}).await;
+    assert!(ledger.next_due().await.unwrap().is_some());
+    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    // Again, as after an answer that was lost; and nothing at all.
+    ledger.mark_queued(vec![(ids[0], Fence(0)), (TaskId::new(), Fence(0))]).await.unwrap();
+    ledger.mark_queued(Vec::new()).await.unwrap();
+    for id in ids {
+        assert_eq!(get(ledger, id).await.state, State::Queued);
+    }
+    assert_eq!(ledger.next_due().await.unwrap(), None);
+}
+
+/// A mark that comes after a claim, an outcome or a put-back would hide a task that is nowhere in the broker.
+pub async fn a_late_mark_changes_nothing(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let ids = recorded(ledger, 4, |_| {}).await;
+    granted(ledger, ids[0], worker).await;
+    run(ledger, ids[1], worker, retry(HOUR, "later")).await;
+    ledger.put_back(ids[2], HOUR).await.unwrap();
+    run(ledger, ids[3], worker, complete()).await;
+    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    let mut states = Vec::new();
+    for id in &ids {
+        states.push(get(ledger, *id).await.state);
+    }
+    assert_eq!(states, [State::Running, State::Retryable, State::Accepted, State::Completed]);
+    let due = ledger.next_due().await.unwrap();
+    assert!(due.is_some_and(|due| due > HOUR / 2 && due <= HOUR), "{due:?}");
+}
+
+/// The submitter has its reserve to publish; then a relay does.
+pub async fn a_new_task_is_due_after_its_reserve(ledger: &dyn Ledger) {
+    one(ledger).await;
+    let task = new_task();
+    let expected = Due {
+        id: task.id,
+        kind: task.kind.clone(),
+        queue: task.queue.clone(),
+        args: task.args.clone(),
+        fence: Fence(0),
+        traceparent: Some("00-trace".to_owned()),
+    };
+    let tasks = vec![crate::task::NewTask { traceparent: expected.traceparent.clone(), ..task }];
+    ledger.record(Submission { tasks, idempotency: None, reserve: Duration::from_millis(200) }).await.unwrap();
+    let due = until("the end of a reserve", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
+    assert_eq!(due, expected);
+    assert_eq!(ledger.fetch_due(10, HOUR).await.unwrap(), [], "the other task's reserve goes on");
+    assert_eq!(get(ledger, due.id).await.state, State::Accepted);
+}
+
+/// A scheduled task is published at its time, and may be marked then.
+pub async fn a_scheduled_task_is_due_at_its_time(ledger: &dyn Ledger) {
+    let run_at = timestamp(wall_ms() + 300);
+    let id = recorded(ledger, 1, |task| task.run_at = Some(run_at)).await[0];
+    let due = until("a scheduled task", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
+    assert_eq!((due.id, due.fence), (id, Fence(0)));
+    ledger.mark_queued(vec![(id, due.fence)]).await.unwrap();
+    let task = get(ledger, id).await;
+    assert_eq!((task.state, task.run_at), (State::Queued, run_at));
+    let grant = granted(ledger, id, worker(ledger).await).await;
+    assert!(grant.started_at >= run_at);
+}
+
+/// Whoever fetched has its reserve; when it did not mark the task, the next one gets it.
+pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
+    let ids = recorded(ledger, 5, |_| {}).await;
+    let worker = worker(ledger).await;
+    for &id in &ids {
+        run(ledger, id, worker, retry(NOW, "again")).await;
+    }
+    let reserve = Duration::from_millis(400);
+    let first = ledger.fetch_due(2, reserve).await.unwrap();
+    let rest = ledger.fetch_due(10, HOUR).await.unwrap();
+    assert_eq!((first.len(), rest.len()), (2, 3));
+    assert!(first.iter().all(|due| due.fence == Fence(1)));
+    assert!(rest.iter().all(|due| !first.contains(due)), "{first:?} {rest:?}");
+    let again = until("two tasks to come back", async || {
+        let due = ledger.fetch_due(10, NOW).await.unwrap();
+        (due.len() == 2).then_some(due)
+    });
+    let (mut again, mut first) = (again.await, first);
+    again.sort_by_key(|due| due.id);
+    first.sort_by_key(|due| due.id);
+    assert_eq!(again, first);
+}
+
+/// Nothing, some time, or now.
+pub async fn next_due_tells_how_long(ledger: &dyn Ledger) {
+    assert_eq!(ledger.next_due().await.unwrap(), None);
+    let id = recorded(ledger, 1, |task| task.run_at = Some(timestamp(wall_ms() + 3_600_000))).await[0];
+    let wait = ledger.next_due().await.unwrap().unwrap();
+    assert!(wait > HOUR / 2 && wait <= HOUR, "{wait:?}");
+    let soon = one(ledger).await;
+    run(ledger, soon, worker(ledger).await, Transition::Interrupt).await;
+    assert_eq!(ledger.next_due().await.unwrap(), Some(NOW));
+    assert_eq!(get(ledger, id).await.state, State::Scheduled);
+}
+
+/// A kind that this worker lacks: the task is published again later, and may be claimed at any time.
+pub async fn putting_back_raises_the_fence(ledger: &dyn Ledger) {
+    let [quick, slow] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
+    ledger.mark_queued(vec![(quick, Fence(0)), (slow, Fence(0))]).await.unwrap();
+    ledger.put_back(quick, NOW).await.unwrap();
+    ledger.put_back(slow, HOUR).await.unwrap();
+    let due = until("a task put back", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
+    assert_eq!((due.id, due.fence), (quick, Fence(1)));
+    let task = get(ledger, slow).await;
+    assert_eq!((task.state, task.attempt), (State::Accepted, 0));
+    let wait = ledger.next_due().await.unwrap().unwrap();
+    assert!(wait > HOUR / 2 && wait <= HOUR, "{wait:?}");
+    assert_eq!(granted(ledger, slow, worker(ledger).await).await.fence, Fence(2));
+}
+
+/// Only waiting tasks can be put back.
+pub async fn putting_back_leaves_others_alone(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let [running, finished] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
+    granted(ledger, running, worker).await;
+    run(ledger, finished, worker, complete()).await;
+    let before = (get(ledger, running).await, get(ledger, finished).await);
+    for id in [running, finished, TaskId::new()] {
+        ledger.put_back(id, NOW).await.unwrap();
+    }
+    assert_eq!((get(ledger, running).await, get(ledger, finished).await), before);
+    assert_eq!(ledger.next_due().await.unwrap(), None);
+}
+
+async fn queued(ledger: &dyn Ledger, name: &str, count: usize) -> Vec<TaskId> {
+    let ids = recorded(ledger, count, |task| task.queue = queue(name)).await;
+    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    ids
+}
+
+/// Queues are first in, first out: what was queued well before the newest delivery, and waits, is not in the broker.
+pub async fn a_passed_watermark_strands(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let lost = queued(ledger, "default", 3).await;
+    let elsewhere = queued(ledger, "elsewhere", 1).await[0];
+    let head = until("a later task's delivery", async || {
+        let later = queued(ledger, "default", 1).await[0];
+        let Claim::Granted(grant) = claim(ledger, later, worker).await else { panic!("the task is free") };
+        let queued_at = grant.queued_at.unwrap();
+        (queued_at.as_millisecond() - grant.created_at.as_millisecond() >= 0
+            && queued_at.as_millisecond() > get(ledger, lost[2]).await.created_at.as_millisecond() + 100)
+            .then_some(queued_at)
+    })
+    .await;
+    let waiting = queued(ledger, "default", 1).await[0];
+    let strand = |slack, limit| ledger.strand(queue("default"), false, slack, limit);
+    assert_eq!(strand(NOW, 100).await.unwrap(), 0, "no watermark is known");
+    let heads = vec![(queue("default"), head)];
+    let renewal = Renewal { worker, ttl: HOUR, running: 0, heads };
+    assert_eq!(ledger.renew(renewal.clone()).await.unwrap(), Renewed::Held);
+    // A lower watermark, from a worker that is behind, changes nothing.
+    let behind = Renewal { heads: vec![(queue("default"), timestamp(1))], ..renewal };
+    assert_eq!(ledger.renew(behind).await.unwrap(), Renewed::Held);
+    assert_eq!(strand(HOUR, 100).await.unwrap(), 0, "within the slack");
+    assert_eq!(strand(NOW, 2).await.unwrap(), 2, "bounded");
+    assert_eq!(strand(NOW, 100).await.unwrap(), 1);
+    assert_eq!(strand(NOW, 100).await.unwrap(), 0);
+    assert_eq!(due_now(ledger).await, lost);
+    assert_eq!(get(ledger, lost[0]).await.state, State::Accepted);
+    for id in [waiting, elsewhere] {
+        assert_eq!(get(ledger, id).await.state, State::Queued);
+    }
+    granted(ledger, lost[0], worker).await;
+}
+
+/// When the broker's queue is empty, nothing that was published can still be in it.
+pub async fn an_empty_queue_strands(ledger: &dyn Ledger) {
+    let lost = queued(ledger, "default", 2).await;
+    let elsewhere = queued(ledger, "elsewhere", 1).await[0];
+    let accepted = one(ledger).await;
+    assert_eq!(ledger.strand(queue("default"), true, HOUR, 100).await.unwrap(), 0, "within the slack");
+    assert_eq!(ledger.strand(queue("default"), false, NOW, 100).await.unwrap(), 0, "not empty");
+    let mut stranded = 0;
+    while stranded < 2 {
+        stranded += until("the lost tasks", async || {
+            Some(ledger.strand(queue("default"), true, NOW, 100).await.unwrap()).filter(|count| *count > 0)
+        })
+        .await;
+    }
+    assert_eq!(due_now(ledger).await, lost);
+    assert_eq!(get(ledger, elsewhere).await.state, State::Queued);
+    assert_eq!(get(ledger, accepted).await.state, State::Accepted);
+    ledger.record(submission(vec![new_task()])).await.unwrap();
+}

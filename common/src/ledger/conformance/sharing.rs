@@ -1,0 +1,108 @@
+//! Two handles of one ledger, as two processes have them.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use futures::future::join_all;
+use futures::join;
+
+use super::{
+    HOUR, claim, complete, get, granted, new_task, recorded, refused, retry, run, settle, until, worker, worker_for,
+};
+use crate::ledger::{Claim, Idempotency, Ledger, Recorded, Refusal, Renewal, Renewed, Settled, Submission};
+use crate::state::State;
+use crate::task::{TaskId, WorkerId};
+
+/// Both ask for the same tasks at the same time, in different order.
+pub async fn one_of_all_claims_is_granted(here: &dyn Ledger, there: &dyn Ledger) {
+    let ids = recorded(here, 60, |_| {}).await;
+    let (one, other) = join!(worker(here), worker(there));
+    let claims = join!(
+        join_all(ids.iter().map(|id| claim(here, *id, one))),
+        join_all(ids.iter().rev().map(|id| claim(there, *id, other)))
+    );
+    let won = |claims: &[Claim]| claims.iter().filter(|claim| matches!(claim, Claim::Granted(_))).count();
+    assert_eq!(won(&claims.0) + won(&claims.1), ids.len());
+    for id in ids {
+        let task = get(there, id).await;
+        assert_eq!((task.state, task.fence.0, task.attempt), (State::Running, 1, 1));
+    }
+}
+
+/// A client repeats its request to another producer: the tasks of the first are the tasks of both.
+pub async fn one_of_all_equal_requests_is_recorded(here: &dyn Ledger, there: &dyn Ledger) {
+    for size in [1, 5] {
+        let request = |key: usize| Submission {
+            tasks: std::iter::repeat_with(new_task).take(size).collect(),
+            idempotency: Some(Idempotency { key: format!("{size} {key}"), fingerprint: [3; 32] }),
+            reserve: HOUR,
+        };
+        let answers = join!(
+            join_all((0..20).map(|key| here.record(request(key)))),
+            join_all((0..20).rev().map(|key| there.record(request(key))))
+        );
+        for (one, other) in answers.0.into_iter().zip(answers.1.into_iter().rev()) {
+            let new = |recorded: &Recorded| matches!(recorded, Recorded::New { .. });
+            let (one, other) = (one.unwrap(), other.unwrap());
+            assert!(new(&one) != new(&other), "{one:?} {other:?}");
+        }
+    }
+}
+
+/// Two relays at work: each due task goes to one of them.
+pub async fn relays_share_what_is_due(here: &dyn Ledger, there: &dyn Ledger) {
+    let ids = recorded(here, 50, |_| {}).await;
+    let holder = worker(here).await;
+    for &id in &ids {
+        run(here, id, holder, retry(Duration::ZERO, "again")).await;
+    }
+    let mut fetched = Vec::new();
+    for _ in 0..20 {
+        let (one, other) = join!(here.fetch_due(10, HOUR), there.fetch_due(10, HOUR));
+        fetched.extend(one.unwrap().into_iter().chain(other.unwrap()).map(|due| due.id));
+    }
+    fetched.sort_unstable();
+    assert_eq!(fetched, ids);
+}
+
+/// What one process does to a lease binds the other.
+pub async fn a_lease_ended_by_one_is_lost_for_the_other(here: &dyn Ledger, there: &dyn Ledger) {
+    let ids = recorded(here, 2, |_| {}).await;
+    let brief = worker_for(here, Duration::from_secs(1)).await;
+    let fence = granted(here, ids[0], brief).await.fence;
+    let found = until("the lease's end", async || there.abandoned(1).await.unwrap().pop()).await;
+    assert_eq!((found.id, found.fence), (ids[0], fence));
+    let renewal = Renewal { worker: brief, ttl: HOUR, running: 1, heads: Vec::new() };
+    assert_eq!(here.renew(renewal).await.unwrap(), Renewed::Lost);
+    assert_eq!(refused(here, ids[1], brief).await, Refusal::LeaseLost);
+    assert_eq!(settle(there, ids[0], fence, retry(Duration::ZERO, "its worker died")).await, Settled::Applied);
+    assert_eq!(settle(here, ids[0], fence, complete()).await, Settled::Fenced);
+}
+
+/// Everything at once through both handles, every task offered to both: each starts once and completes.
+pub async fn every_task_runs_once_under_load(here: &dyn Ledger, there: &dyn Ledger) {
+    let starts: Mutex<BTreeMap<TaskId, u32>> = Mutex::default();
+    let (one, other) = join!(worker(here), worker(there));
+    let ids: Vec<TaskId> = join_all((0..40).map(|_| recorded(here, 10, |_| {}))).await.concat();
+    let work = async |ledger: &dyn Ledger, worker: WorkerId, id: TaskId| {
+        if let Claim::Granted(grant) = claim(ledger, id, worker).await {
+            *starts.lock().unwrap().entry(id).or_default() += 1;
+            assert_eq!(settle(ledger, id, grant.fence, complete()).await, Settled::Applied);
+        }
+    };
+    let marks = join_all(
+        ids.chunks(7).map(|some| here.mark_queued(some.iter().map(|id| (*id, crate::task::Fence(0))).collect())),
+    );
+    join!(
+        marks,
+        join_all(ids.iter().map(|id| work(here, one, *id))),
+        join_all(ids.iter().rev().map(|id| work(there, other, *id)))
+    );
+    let starts = starts.into_inner().unwrap();
+    assert_eq!(starts.len(), ids.len());
+    assert!(starts.values().all(|count| *count == 1), "{starts:?}");
+    let tasks = there.get(ids.clone()).await.unwrap();
+    assert!(tasks.len() == ids.len() && tasks.iter().all(|task| task.state == State::Completed));
+    assert_eq!(there.next_due().await.unwrap(), None);
+}

@@ -1,0 +1,109 @@
+//! What can still happen to a task that is over: it is run again, or forgotten.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::connections::Connections;
+use super::fault::Fault;
+use super::rows::{codes_for, state_of};
+use crate::clock::millis;
+use crate::state::{Event, State};
+use crate::task::TaskId;
+
+/// How many rows one statement of a prune looks at.
+const SCAN_MAX: i64 = 20_000;
+/// How long one prune goes on; the next one continues where it stopped.
+const PRUNE_BUDGET: Duration = Duration::from_secs(2);
+
+const REPLAY: &str = "
+WITH found AS MATERIALIZED (SELECT id, state FROM tasks WHERE id = $1 FOR UPDATE),
+moved AS (
+    UPDATE tasks t
+    SET state = $3, run_at = clock.now, due_at = clock.now, queued_at = NULL, crashes = 0,
+        max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL
+    FROM found f, (SELECT tasklane_now() AS now) clock
+    WHERE t.id = f.id AND f.state = ANY($2)
+)
+SELECT state FROM found";
+
+/// Completed rows are in no index but the primary key, so this walks along it: ids are in the order of submission,
+/// and a row cannot have finished before it was submitted, which bounds the walk. The hour allows for submitters whose
+/// clocks, which make the ids, are ahead of the server's.
+///
+/// A replay in between takes `finished_at` away; the deletion waits for its lock, looks again and leaves the row.
+const PRUNE: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() - $4 AS cutoff),
+scanned AS MATERIALIZED (
+    SELECT id, finished_at FROM tasks
+    WHERE id > $1
+      AND id < (SELECT rpad(lpad(to_hex(GREATEST(cutoff + 3600000, 0)), 12, '0'), 32, '0')::uuid FROM clock)
+    ORDER BY id
+    LIMIT $2
+),
+doomed AS MATERIALIZED (
+    SELECT s.id FROM scanned s, clock WHERE s.finished_at < clock.cutoff ORDER BY s.id LIMIT $3
+),
+gone AS (
+    DELETE FROM tasks t USING doomed d, clock WHERE t.id = d.id AND t.finished_at < clock.cutoff RETURNING t.id
+)
+SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT count(*) FROM doomed),
+       (SELECT id FROM scanned ORDER BY id DESC LIMIT 1), (SELECT id FROM doomed ORDER BY id DESC LIMIT 1)";
+
+const PRUNE_WORKERS: &str = "
+DELETE FROM workers w
+WHERE dead AND expires_at < tasklane_now() - 3600000
+  AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
+
+pub(super) async fn replay(connections: &Connections, id: TaskId) -> Result<Option<State>, Fault> {
+    let mut lent = connections.lend().await?;
+    let code: Option<i16> = sqlx::query_scalar(REPLAY)
+        .bind(id.0)
+        .bind(codes_for(Event::Replay))
+        .bind(State::Accepted.code())
+        .fetch_optional(&mut *lent)
+        .await?;
+    lent.keep();
+    code.map(state_of).transpose()
+}
+
+/// Where the walk along the primary key has come.
+#[derive(Debug, Default)]
+pub(super) struct Walk(Mutex<Uuid>);
+
+/// Deletes up to `limit` tasks, within one pass over the rows that are old enough and within its budget of time.
+pub(super) async fn prune(
+    connections: &Connections,
+    walk: &Walk,
+    retention: Duration,
+    limit: u32,
+) -> Result<u64, Fault> {
+    let began = Instant::now();
+    let mut lent = connections.lend().await?;
+    let mut pruned = 0;
+    let mut restarted = false;
+    while pruned < u64::from(limit) && began.elapsed() < PRUNE_BUDGET {
+        let from = *walk.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = i64::from(limit).saturating_sub(i64::try_from(pruned).unwrap_or(i64::MAX));
+        let (gone, scanned, doomed, scanned_to, doomed_to): (i64, i64, i64, Option<Uuid>, Option<Uuid>) =
+            sqlx::query_as(PRUNE)
+                .bind(from)
+                .bind(SCAN_MAX)
+                .bind(most)
+                .bind(millis(retention))
+                .fetch_one(&mut *lent)
+                .await?;
+        pruned += gone.unsigned_abs();
+        let (to, at_end) = if doomed == most { (doomed_to, false) } else { (scanned_to, scanned < SCAN_MAX) };
+        // At the end the walk begins anew: rows that were passed by because they had not finished may have.
+        *walk.0.lock().unwrap_or_else(PoisonError::into_inner) = to.filter(|_| !at_end).unwrap_or(Uuid::nil());
+        if at_end && (restarted || from.is_nil()) {
+            break;
+        }
+        restarted |= at_end;
+    }
+    sqlx::query(PRUNE_WORKERS).execute(&mut *lent).await?;
+    lent.keep();
+    Ok(pruned)
+}

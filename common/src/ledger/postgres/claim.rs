@@ -1,0 +1,165 @@
+//! Claiming: the only way into `running`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::fault::Fault;
+use super::lane::{Answers, Bulk, Size, TRIES};
+use super::rows::{codes_for, guarantee_code};
+use crate::clock::timestamp;
+use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
+use crate::state::{Event, State};
+use crate::task::{Fence, TaskId};
+
+/// Two claims of one task: the second waits for the row's lock, looks at the row again and finds it running.
+///
+/// A lease may end between the look at `workers` and the commit. Then the grant goes to a worker that is dead or about
+/// to notice: it stops by its own clock before the ledger's runs out, and the next look at abandoned tasks, which
+/// comes after this commit, finds the task. Rows are locked in the order of ids by every grouped write, so that none
+/// waits in a circle.
+const CLAIM: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+asked AS (
+    SELECT a.id, a.worker, a.guarantee
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[]) AS a (id, worker, guarantee)
+    JOIN workers w ON w.id = a.worker
+    WHERE NOT w.dead AND w.expires_at > clock.now
+),
+locked AS MATERIALIZED (
+    SELECT t.id, a.worker, a.guarantee
+    FROM clock, asked a JOIN tasks t ON t.id = a.id
+    WHERE t.state = ANY($4) AND t.run_at <= clock.now
+    ORDER BY t.id
+    FOR UPDATE OF t
+)
+UPDATE tasks t
+SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.worker, guarantee = l.guarantee,
+    started_at = clock.now, due_at = NULL
+FROM clock, locked l
+WHERE t.id = l.id
+RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at, t.queued_at, t.started_at";
+
+const WHY_NOT: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
+SELECT t.id, t.state, t.run_at <= clock.now,
+       EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now)
+FROM clock, UNNEST($1::uuid[], $2::uuid[]) AS a (id, worker)
+JOIN tasks t ON t.id = a.id";
+
+/// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
+/// acked, so the row must be published again.
+const TAKE_CUSTODY: &str = "
+UPDATE tasks SET state = $3, due_at = run_at, queued_at = NULL
+WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER BY id FOR UPDATE)
+  AND run_at > tasklane_now()";
+
+type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
+
+/// Claims of different tasks share a statement.
+pub(super) struct Claiming;
+
+impl Bulk for Claiming {
+    type Item = ClaimRequest;
+    type Answer = Claim;
+
+    fn size(_: &ClaimRequest) -> Size {
+        Size { rows: 1, bytes: 0 }
+    }
+
+    fn only(request: &ClaimRequest) -> Option<TaskId> {
+        Some(request.id)
+    }
+
+    async fn write(connection: &mut PgConnection, items: &[ClaimRequest]) -> Answers<Claim> {
+        let mut answers: HashMap<Uuid, Claim> = HashMap::with_capacity(items.len());
+        // A refused task can become claimable before it is asked why: its holder settled, or its time came.
+        // Then the answer would be a lie, and the claim is tried again.
+        for _ in 0..TRIES {
+            let open: Vec<&ClaimRequest> = items.iter().filter(|item| !answers.contains_key(&item.id.0)).collect();
+            if open.is_empty() {
+                break;
+            }
+            answers.extend(grant(connection, &open).await?);
+            let refused: Vec<&ClaimRequest> =
+                open.into_iter().filter(|item| !answers.contains_key(&item.id.0)).collect();
+            if !refused.is_empty() {
+                answers.extend(refuse(connection, &refused).await?);
+            }
+        }
+        let restless = || Fault::Collided("the task changes too fast to be claimed".to_owned());
+        Ok(items.iter().map(|item| answers.remove(&item.id.0).ok_or_else(restless)).collect())
+    }
+}
+
+async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
+    let rows: Vec<GrantedRow> = sqlx::query_as(CLAIM)
+        .bind(asked.iter().map(|request| request.id.0).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.worker.0).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| guarantee_code(request.guarantee)).collect::<Vec<_>>())
+        .bind(codes_for(Event::Claim))
+        .bind(State::Running.code())
+        .fetch_all(connection)
+        .await?;
+    Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row)))).collect())
+}
+
+fn granted(row: GrantedRow) -> Granted {
+    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at) = row;
+    Granted {
+        fence: Fence(fence),
+        attempt,
+        max_attempts,
+        timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        created_at: timestamp(created_at),
+        run_at: timestamp(run_at),
+        queued_at: queued_at.map(timestamp),
+        started_at: timestamp(started_at),
+    }
+}
+
+/// Finds out why; leaves out the tasks that could be claimed now.
+async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
+    let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
+    let rows: Vec<(Uuid, i16, bool, bool)> = sqlx::query_as(WHY_NOT)
+        .bind(&ids)
+        .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
+    let mut early = Vec::new();
+    for (id, code, due, alive) in rows {
+        let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
+        let reason = reason(state, due, alive);
+        if reason == Some(Refusal::NotDue) && state == State::Queued {
+            early.push(id);
+        }
+        reasons.insert(id, reason);
+    }
+    if !early.is_empty() {
+        take_custody(connection, early).await?;
+    }
+    Ok(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))).collect())
+}
+
+fn reason(state: State, due: bool, alive: bool) -> Option<Refusal> {
+    match state {
+        State::Running => Some(Refusal::Held),
+        State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
+        _ if !due => Some(Refusal::NotDue),
+        _ if !alive => Some(Refusal::LeaseLost),
+        _ => None,
+    }
+}
+
+async fn take_custody(connection: &mut PgConnection, early: Vec<Uuid>) -> Result<(), Fault> {
+    sqlx::query(TAKE_CUSTODY)
+        .bind(early)
+        .bind(codes_for(Event::Strand))
+        .bind(State::Accepted.code())
+        .execute(connection)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Workers and their leases, judged by the server's clock.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::connections::Connections;
+use super::fault::Fault;
+use super::rows::{guarantee_of, storable};
+use crate::clock::{millis, timestamp};
+use crate::ledger::{Abandoned, Renewal, Renewed, Worker, WorkerRecord};
+use crate::task::{Fence, Kind, QueueName, TaskId, WorkerId};
+
+/// Entering twice happens when the first answer was lost. The lease then counts from the second time, as the
+/// worker does, which is at least as long as it believes.
+const REGISTER: &str = "
+INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, renewed_at, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, now, now, now + $7 FROM (SELECT tasklane_now() AS now) clock
+ON CONFLICT (id) DO UPDATE SET renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
+WHERE NOT workers.dead";
+
+/// The clock is read where the row is judged: a renewal that had to wait for the row's lock, which `END_LEASES` may
+/// hold, sees the time after the wait and the row as it was left. Watermarks only rise.
+const RENEW: &str = "
+WITH renewed AS (
+    UPDATE workers SET renewed_at = tasklane_now(), expires_at = tasklane_now() + $2, running = $3
+    WHERE id = $1 AND NOT dead AND expires_at > tasklane_now()
+    RETURNING id
+),
+heads AS (
+    INSERT INTO queues (name, head_at)
+    SELECT h.name, max(h.head_at) FROM renewed, UNNEST($4::text[], $5::bigint[]) AS h (name, head_at)
+    GROUP BY h.name
+    ORDER BY h.name
+    ON CONFLICT (name) DO UPDATE SET head_at = excluded.head_at WHERE queues.head_at < excluded.head_at
+)
+SELECT count(*) FROM renewed";
+
+const RETIRE: &str = "
+UPDATE workers SET dead = true, expires_at = LEAST(expires_at, tasklane_now()) WHERE id = $1";
+
+/// Ended leases end for good before their tasks are looked at. A renewal that is under way holds the row: this waits,
+/// looks again, and leaves the lease alone when the renewal was in time. One that comes later finds it dead. So no
+/// worker can be told that its lease lives on while its tasks go to somebody else.
+const END_LEASES: &str = "UPDATE workers SET dead = true WHERE NOT dead AND expires_at <= tasklane_now()";
+
+/// A claim that commits after this look is found by the next one.
+const ABANDONED: &str = "
+SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee
+FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id
+WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
+LIMIT $1";
+
+const WORKERS: &str = "
+SELECT id, host, queues, kinds, concurrency, running, version, started_at, clock.now - renewed_at
+FROM workers, (SELECT tasklane_now() AS now) clock
+WHERE NOT dead AND expires_at > clock.now
+ORDER BY id";
+
+pub(super) async fn register(connections: &Connections, worker: &WorkerRecord, ttl: Duration) -> Result<(), Fault> {
+    let mut lent = connections.lend().await?;
+    let entered = sqlx::query(REGISTER)
+        .bind(worker.id.0)
+        .bind(storable(&worker.host))
+        .bind(worker.queues.iter().map(QueueName::as_str).collect::<Vec<_>>())
+        .bind(worker.kinds.iter().map(Kind::as_str).collect::<Vec<_>>())
+        .bind(worker.concurrency)
+        .bind(storable(&worker.version))
+        .bind(millis(ttl))
+        .execute(&mut *lent)
+        .await?;
+    lent.keep();
+    match entered.rows_affected() {
+        0 => Err(Fault::Refused(format!("worker {} has ended before", worker.id))),
+        _ => Ok(()),
+    }
+}
+
+pub(super) async fn renew(connections: &Connections, renewal: &Renewal) -> Result<Renewed, Fault> {
+    let mut lent = connections.lend().await?;
+    let renewed: i64 = sqlx::query_scalar(RENEW)
+        .bind(renewal.worker.0)
+        .bind(millis(renewal.ttl))
+        .bind(renewal.running)
+        .bind(renewal.heads.iter().map(|(queue, _)| queue.as_str()).collect::<Vec<_>>())
+        .bind(renewal.heads.iter().map(|(_, head)| head.as_millisecond()).collect::<Vec<_>>())
+        .fetch_one(&mut *lent)
+        .await?;
+    lent.keep();
+    Ok(if renewed == 1 { Renewed::Held } else { Renewed::Lost })
+}
+
+pub(super) async fn retire(connections: &Connections, worker: WorkerId) -> Result<(), Fault> {
+    let mut lent = connections.lend().await?;
+    sqlx::query(RETIRE).bind(worker.0).execute(&mut *lent).await?;
+    lent.keep();
+    Ok(())
+}
+
+type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16);
+
+pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<Vec<Abandoned>, Fault> {
+    let mut lent = connections.lend().await?;
+    sqlx::query(END_LEASES).execute(&mut *lent).await?;
+    let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
+    lent.keep();
+    let abandoned = rows.into_iter().map(|(id, kind, fence, worker, attempt, max_attempts, crashes, guarantee)| {
+        Ok(Abandoned {
+            id: TaskId(id),
+            kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
+            fence: Fence(fence),
+            worker: WorkerId(worker),
+            attempt,
+            max_attempts,
+            crashes,
+            guarantee: guarantee_of(guarantee)?,
+        })
+    });
+    abandoned.collect()
+}
+
+type WorkerRow = (Uuid, String, Vec<String>, Vec<String>, i32, i32, String, i64, i64);
+
+pub(super) async fn workers(connections: &Connections) -> Result<Vec<Worker>, Fault> {
+    let mut lent = connections.lend().await?;
+    let rows: Vec<WorkerRow> = sqlx::query_as(WORKERS).fetch_all(&mut *lent).await?;
+    lent.keep();
+    rows.into_iter().map(worker_of).collect()
+}
+
+fn worker_of(row: WorkerRow) -> Result<Worker, Fault> {
+    let (id, host, queues, kinds, concurrency, running, version, started_at, lease_age_ms) = row;
+    let queues: Result<_, _> = queues.iter().map(|queue| QueueName::parse(queue)).collect();
+    let kinds: Result<_, _> = kinds.iter().map(|kind| Kind::parse(kind)).collect();
+    Ok(Worker {
+        id: WorkerId(id),
+        host,
+        queues: queues.map_err(Fault::corrupt)?,
+        kinds: kinds.map_err(Fault::corrupt)?,
+        concurrency,
+        running,
+        version,
+        started_at: timestamp(started_at),
+        lease_age_ms,
+    })
+}

@@ -1,0 +1,200 @@
+//! What the publishing side writes: the outbox, its marks, and what comes back from the broker unpublished.
+
+use std::time::Duration;
+
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::connections::Connections;
+use super::fault::Fault;
+use super::lane::{Answers, Bulk, Size};
+use super::rows::{codes_for, json_of};
+use crate::clock::millis;
+use crate::ledger::Due;
+use crate::state::{Event, State};
+use crate::task::{Fence, Kind, QueueName, TaskId};
+
+/// How many bytes of args one fetch brings along, unless a single task has more.
+const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
+
+/// The fence refuses the mark of a publication that a claim has overtaken: the row may be waiting again already,
+/// and the mark would hide it from the relay although the broker has no message for it.
+const MARK_QUEUED: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT t.id
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, fence) JOIN tasks t ON t.id = p.id
+    WHERE t.fence = p.fence AND t.state = ANY($3)
+    ORDER BY t.id
+    FOR UPDATE OF t
+)
+UPDATE tasks t SET state = $4, queued_at = clock.now, due_at = NULL
+FROM clock, locked l
+WHERE t.id = l.id";
+
+/// The raised fence voids a late mark of the publication that is given back. A task whose own time is later
+/// still waits for it.
+const PUT_BACK: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT t.id, p.delay_ms
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, delay_ms) JOIN tasks t ON t.id = p.id
+    WHERE t.state = ANY($3)
+    ORDER BY t.id
+    FOR UPDATE OF t
+)
+UPDATE tasks t
+SET state = $4, fence = t.fence + 1, due_at = GREATEST(clock.now + l.delay_ms, t.run_at), queued_at = NULL
+FROM clock, locked l
+WHERE t.id = l.id";
+
+/// Two relays: each skips the rows that the other has locked, and after the commit they are not due any more. A relay
+/// that dies between this and the mark loses nothing: its rows are due again when the reservation is over.
+///
+/// Rows that were locked but would make the answer too big are left as they are, due, for the next fetch.
+const FETCH_DUE: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT t.id, t.due_at, octet_length(t.args) AS size
+    FROM clock, tasks t
+    WHERE t.due_at <= clock.now
+    ORDER BY t.due_at
+    LIMIT $1
+    FOR UPDATE OF t SKIP LOCKED
+),
+fitting AS MATERIALIZED (
+    SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY due_at, id) - size AS before FROM locked) sized
+    WHERE before < $2
+)
+UPDATE tasks t SET due_at = clock.now + $3
+FROM clock, fitting f
+WHERE t.id = f.id
+RETURNING t.id, t.kind, t.queue, t.args, t.fence, t.traceparent";
+
+const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due_at IS NOT NULL";
+
+/// A claim that has the row locked at this moment proves that its message was there: skipped. The fence stays: should
+/// the message turn up after all, the claim lets only one of the two through.
+const STRAND: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+lost AS MATERIALIZED (
+    SELECT GREATEST((SELECT head_at FROM queues WHERE name = $1), CASE WHEN $2 THEN clock.now END) - $3 AS before
+    FROM clock
+),
+locked AS MATERIALIZED (
+    SELECT t.id
+    FROM lost, tasks t
+    WHERE t.state = 2 AND t.queue = $1 AND t.queued_at < lost.before
+    ORDER BY t.queued_at
+    LIMIT $4
+    FOR UPDATE OF t SKIP LOCKED
+)
+UPDATE tasks t SET state = $5, due_at = clock.now, queued_at = NULL
+FROM clock, locked l
+WHERE t.id = l.id";
+
+/// Marks of several publishers share a statement.
+pub(super) struct MarkQueued;
+
+impl Bulk for MarkQueued {
+    type Item = Vec<(TaskId, Fence)>;
+    type Answer = ();
+
+    fn size(published: &Self::Item) -> Size {
+        Size { rows: published.len(), bytes: 0 }
+    }
+
+    fn only(_: &Self::Item) -> Option<TaskId> {
+        None
+    }
+
+    async fn write(connection: &mut PgConnection, items: &[Self::Item]) -> Answers<()> {
+        let published = || items.iter().flatten();
+        sqlx::query(MARK_QUEUED)
+            .bind(published().map(|(id, _)| id.0).collect::<Vec<_>>())
+            .bind(published().map(|(_, fence)| fence.0).collect::<Vec<_>>())
+            .bind(codes_for(Event::MarkQueued))
+            .bind(State::Queued.code())
+            .execute(connection)
+            .await?;
+        Ok(items.iter().map(|_| Ok(())).collect())
+    }
+}
+
+/// Tasks put back at the same time share a statement.
+pub(super) struct PutBack;
+
+impl Bulk for PutBack {
+    type Item = (TaskId, Duration);
+    type Answer = ();
+
+    fn size(_: &Self::Item) -> Size {
+        Size { rows: 1, bytes: 0 }
+    }
+
+    fn only(item: &Self::Item) -> Option<TaskId> {
+        Some(item.0)
+    }
+
+    async fn write(connection: &mut PgConnection, items: &[Self::Item]) -> Answers<()> {
+        sqlx::query(PUT_BACK)
+            .bind(items.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+            .bind(items.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
+            .bind(codes_for(Event::PutBack))
+            .bind(State::Accepted.code())
+            .execute(connection)
+            .await?;
+        Ok(items.iter().map(|_| Ok(())).collect())
+    }
+}
+
+pub(super) async fn fetch_due(connections: &Connections, limit: u32, reserve: Duration) -> Result<Vec<Due>, Fault> {
+    let mut lent = connections.lend().await?;
+    let rows: Vec<(Uuid, String, String, String, i64, Option<String>)> = sqlx::query_as(FETCH_DUE)
+        .bind(i64::from(limit))
+        .bind(DUE_BYTES_MAX)
+        .bind(millis(reserve))
+        .fetch_all(&mut *lent)
+        .await?;
+    lent.keep();
+    let due = rows.into_iter().map(|(id, kind, queue, args, fence, traceparent)| {
+        Ok(Due {
+            id: TaskId(id),
+            kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
+            queue: QueueName::parse(&queue).map_err(Fault::corrupt)?,
+            args: json_of(&args)?,
+            fence: Fence(fence),
+            traceparent,
+        })
+    });
+    due.collect()
+}
+
+pub(super) async fn next_due(connections: &Connections) -> Result<Option<Duration>, Fault> {
+    let mut lent = connections.lend().await?;
+    let wait_ms: Option<i64> = sqlx::query_scalar(NEXT_DUE).fetch_one(&mut *lent).await?;
+    lent.keep();
+    Ok(wait_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
+}
+
+/// What the broker no longer holds of a queue.
+pub(super) struct Stranded {
+    pub(super) queue: QueueName,
+    pub(super) empty: bool,
+    pub(super) slack: Duration,
+    pub(super) limit: u32,
+}
+
+pub(super) async fn strand(connections: &Connections, stranded: &Stranded) -> Result<u64, Fault> {
+    let mut lent = connections.lend().await?;
+    let done = sqlx::query(STRAND)
+        .bind(stranded.queue.as_str())
+        .bind(stranded.empty)
+        .bind(millis(stranded.slack))
+        .bind(i64::from(stranded.limit))
+        .bind(State::Accepted.code())
+        .execute(&mut *lent)
+        .await?;
+    lent.keep();
+    Ok(done.rows_affected())
+}

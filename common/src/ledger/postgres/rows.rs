@@ -1,0 +1,74 @@
+//! Between rows and what they stand for.
+
+use std::collections::BTreeMap;
+
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use super::fault::Fault;
+use crate::clock::timestamp;
+use crate::state::{Event, State, TRANSITIONS};
+use crate::task::{Fence, Guarantee, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
+
+/// The codes of the states in which an event may happen: the condition of its write.
+pub(super) fn codes_for(event: Event) -> Vec<i16> {
+    TRANSITIONS.iter().filter(|(_, by, _)| *by == event).map(|(from, _, _)| from.code()).collect()
+}
+
+pub(super) const fn guarantee_code(guarantee: Guarantee) -> i16 {
+    match guarantee {
+        Guarantee::AtLeastOnce => 0,
+        Guarantee::AtMostOnce => 1,
+    }
+}
+
+pub(super) fn guarantee_of(code: i16) -> Result<Guarantee, Fault> {
+    [Guarantee::AtLeastOnce, Guarantee::AtMostOnce]
+        .into_iter()
+        .find(|guarantee| guarantee_code(*guarantee) == code)
+        .ok_or_else(|| Fault::corrupt(format!("{code} is not a guarantee")))
+}
+
+pub(super) fn state_of(code: i16) -> Result<State, Fault> {
+    State::from_code(code).ok_or_else(|| Fault::corrupt(format!("{code} is not a state")))
+}
+
+/// Free text without NUL, the one character that PostgreSQL's text cannot hold.
+pub(super) fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+/// The task behind a row with all columns of the table.
+pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
+    let text = |column: &str| row.try_get::<&str, _>(column);
+    let optional = |column: &str| row.try_get::<Option<&str>, _>(column);
+    let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
+    let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
+    Ok(Task {
+        id: TaskId(row.try_get("id")?),
+        kind: Kind::parse(text("kind")?).map_err(Fault::corrupt)?,
+        queue: QueueName::parse(text("queue")?).map_err(Fault::corrupt)?,
+        state: state_of(row.try_get("state")?)?,
+        args: json_of(text("args")?)?,
+        tags: optional("tags")?.map_or_else(|| Ok(BTreeMap::new()), serde_json::from_str).map_err(Fault::corrupt)?,
+        priority: Priority::Normal,
+        attempt: row.try_get("attempt")?,
+        max_attempts: row.try_get("max_attempts")?,
+        fence: Fence(row.try_get("fence")?),
+        result: optional("result")?.map(json_of).transpose()?,
+        errors: optional("errors")?.map_or_else(|| Ok(Vec::new()), serde_json::from_str).map_err(Fault::corrupt)?,
+        reason: row.try_get("reason")?,
+        created_at: time("created_at")?,
+        run_at: time("run_at")?,
+        started_at: optional_time("started_at")?,
+        finished_at: optional_time("finished_at")?,
+        worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
+        timeout_ms: row.try_get("timeout_ms")?,
+        unique_key: row.try_get("unique_key")?,
+    })
+}
+
+pub(super) fn json_of(text: &str) -> Result<Json, Fault> {
+    Json::parse(text.to_owned()).map_err(Fault::corrupt)
+}

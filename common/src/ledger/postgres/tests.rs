@@ -1,0 +1,209 @@
+//! The suite on PostgreSQL, and what only a server can do to a ledger.
+
+mod server;
+
+use std::time::{Duration, Instant};
+
+use futures::future::{join_all, try_join_all};
+use futures::join;
+use sqlx::Connection;
+use tokio::net::TcpListener;
+
+use self::server::Database;
+use super::PostgresLedger;
+use crate::ledger::conformance::{
+    HOUR, Store, claim, complete, get, granted, new_task, one, recorded, settle, submission, until, worker,
+};
+use crate::ledger::{CALL_TIMEOUT, Ledger, LedgerError, Recorded, Renewal, Renewed, SCHEMA_VERSION, Settled, open};
+use crate::state::State;
+
+async fn store() -> Store {
+    let database = Database::create().await;
+    let handles = [open(&database.url()).await.unwrap(), open(&database.url()).await.unwrap()];
+    Store::new(handles, database)
+}
+
+mod promises {
+    use super::store;
+
+    crate::ledger::conformance::suite!(store);
+}
+
+async fn ledger() -> (PostgresLedger, Database) {
+    let database = Database::create().await;
+    (PostgresLedger::connect(&database.url()).await.unwrap(), database)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_processes_may_start_at_once() {
+    let database = Database::create().await;
+    let url = database.url();
+    try_join_all((0..12).map(|_| PostgresLedger::connect(&url))).await.unwrap();
+    let sql = "SELECT count(*), max(version) FROM schema_version";
+    let (rows, version): (i64, i64) = sqlx::query_as(sql).fetch_one(&mut database.connect().await).await.unwrap();
+    assert_eq!((rows, version), (1, SCHEMA_VERSION));
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let (_, database) = ledger().await;
+    let mut connection = database.connect().await;
+    sqlx::query("INSERT INTO schema_version VALUES (7)").execute(&mut connection).await.unwrap();
+    let error = PostgresLedger::connect(&database.url()).await.unwrap_err();
+    assert!(matches!(error, LedgerError::NewerSchema { found: 7, known: SCHEMA_VERSION }), "{error}");
+}
+
+#[tokio::test]
+async fn a_failed_migration_leaves_nothing() {
+    let database = Database::create().await;
+    let mut connection = database.connect().await;
+    sqlx::query("CREATE TABLE workers (id int)").execute(&mut connection).await.unwrap();
+    let error = PostgresLedger::connect(&database.url()).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unsuitable(_)), "{error}");
+    let sql = "SELECT to_regclass('tasks') IS NULL AND to_regclass('schema_version') IS NULL";
+    assert!(sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut connection).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_an_address_is_told_without_its_password() {
+    let database = Database::create().await;
+    let unknown_database = database.url().replace("/test_", "/none_");
+    let error = PostgresLedger::connect(&unknown_database).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unsuitable(_)) && error.to_string().contains("none_"), "{error}");
+    for url in ["postgres://u:secret@127.0.0.1:1/db", "postgres://u:secret@none.invalid/db"] {
+        let error = PostgresLedger::connect(url).await.unwrap_err();
+        assert!(matches!(error, LedgerError::Unavailable(_)), "{error}");
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_silent_server_is_unavailable_in_time() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://u@{}/db", silent.local_addr().unwrap());
+    let began = Instant::now();
+    let error = PostgresLedger::connect(&url).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Unavailable(_)), "{error}");
+    assert!(began.elapsed() <= CALL_TIMEOUT + Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// Every kind of connection is cut while it rests; the next call of each finds a new one.
+#[tokio::test(flavor = "multi_thread")]
+async fn cut_connections_are_replaced() {
+    let (ledger, database) = ledger().await;
+    let holder = worker(&ledger).await;
+    for round in 0..3 {
+        let ids = recorded(&ledger, 2, |_| {}).await;
+        ledger.mark_queued(vec![(ids[0], crate::task::Fence(0))]).await.unwrap();
+        let fence = granted(&ledger, ids[0], holder).await.fence;
+        assert_eq!(settle(&ledger, ids[0], fence, complete()).await, Settled::Applied);
+        ledger.put_back(ids[1], HOUR).await.unwrap();
+        assert_eq!(get(&ledger, ids[0]).await.state, State::Completed);
+        database.disconnect_all().await;
+        // Each connection may break one call before it is replaced, and answers that it did.
+        until("every lane to come back", async || {
+            let renewal = Renewal { worker: holder, ttl: HOUR, running: round, heads: Vec::new() };
+            let again = submission(vec![new_task()]);
+            let all = join!(
+                ledger.record(again),
+                ledger.mark_queued(vec![(ids[0], crate::task::Fence(0))]),
+                ledger.claim(crate::ledger::ClaimRequest { id: ids[0], worker: holder, guarantee: Default::default() }),
+                ledger.put_back(ids[0], HOUR),
+                ledger.renew(renewal),
+                ledger.ping(),
+            );
+            let errors = [all.0.err(), all.1.err(), all.2.err(), all.3.err(), all.4.err(), all.5.err()];
+            assert!(errors.iter().flatten().all(LedgerError::is_retryable), "{errors:?}");
+            errors.iter().all(Option::is_none).then_some(())
+        })
+        .await;
+        let _ = ledger.settle(crate::ledger::Settlement { id: ids[0], fence, transition: complete() }).await;
+    }
+}
+
+/// While the server takes nobody, calls fail at once; when it does again, they succeed.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_absent_server_is_told_at_once_and_found_again() {
+    let (ledger, database) = ledger().await;
+    one(&ledger).await;
+    database.allow_connections(false).await;
+    database.disconnect_all().await;
+    let began = Instant::now();
+    for _ in 0..10 {
+        let error = ledger.record(submission(vec![new_task()])).await.unwrap_err();
+        assert!(error.is_retryable(), "{error}");
+        assert!(ledger.ping().await.unwrap_err().is_retryable());
+    }
+    assert!(began.elapsed() < CALL_TIMEOUT, "{:?}", began.elapsed());
+    database.allow_connections(true).await;
+    assert!(matches!(ledger.record(submission(vec![new_task()])).await, Ok(Recorded::New { .. })));
+    ledger.ping().await.unwrap();
+}
+
+/// Bulk writes that hang do not keep a lease from being renewed, and end within their limit.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hanging_table_ends_calls_in_time_and_no_lease() {
+    let (ledger, database) = ledger().await;
+    let (holder, id) = (worker(&ledger).await, one(&ledger).await);
+    let mut connection = database.connect().await;
+    let mut blocker = connection.begin().await.unwrap();
+    sqlx::query("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE").execute(&mut *blocker).await.unwrap();
+    let began = Instant::now();
+    let writes = join_all((0..300).map(|_| ledger.record(submission(vec![new_task()]))));
+    let renewals = async {
+        for _ in 0..20 {
+            let before = Instant::now();
+            let renewal = Renewal { worker: holder, ttl: HOUR, running: 0, heads: Vec::new() };
+            assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held);
+            assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+        }
+    };
+    let (writes, ()) = join!(writes, renewals);
+    assert!(writes.iter().all(|written| matches!(written, Err(LedgerError::Unavailable(_)))));
+    assert!(began.elapsed() < CALL_TIMEOUT + Duration::from_secs(1), "{:?}", began.elapsed());
+    blocker.rollback().await.unwrap();
+    until("the lane to come back", async || ledger.record(submission(vec![new_task()])).await.ok()).await;
+    assert!(matches!(claim(&ledger, id, holder).await, crate::ledger::Claim::Granted(_)));
+}
+
+/// A message that comes before its time, by a clock that was set back: the refused task is published again.
+#[tokio::test]
+async fn a_queued_task_refused_for_its_time_becomes_due() {
+    let (ledger, database) = ledger().await;
+    let (holder, id) = (worker(&ledger).await, one(&ledger).await);
+    ledger.mark_queued(vec![(id, crate::task::Fence(0))]).await.unwrap();
+    let sql = "UPDATE tasks SET run_at = run_at + 3600000";
+    sqlx::query(sql).execute(&mut database.connect().await).await.unwrap();
+    assert_eq!(crate::ledger::conformance::refused(&ledger, id, holder).await, crate::ledger::Refusal::NotDue);
+    assert_eq!(get(&ledger, id).await.state, State::Accepted);
+    assert!(ledger.next_due().await.unwrap().is_some());
+}
+
+/// A row of a release that never was, or of a careless hand, is told and not guessed at.
+#[tokio::test]
+async fn an_unreadable_row_is_told() {
+    let (ledger, database) = ledger().await;
+    let id = one(&ledger).await;
+    sqlx::query("UPDATE tasks SET state = 99").execute(&mut database.connect().await).await.unwrap();
+    let error = ledger.get(vec![id]).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Corrupt(_)), "{error}");
+}
+
+/// A process needs no more connections than the documentation says.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_few() {
+    let (ledger, database) = ledger().await;
+    let holder = worker(&ledger).await;
+    let ids = recorded(&ledger, 100, |_| {}).await;
+    join_all(ids.iter().map(async |&id| {
+        ledger.mark_queued(vec![(id, crate::task::Fence(0))]).await.unwrap();
+        ledger.put_back(id, HOUR).await.unwrap();
+        let fence = granted(&ledger, id, holder).await.fence;
+        ledger.get(vec![id]).await.unwrap();
+        assert_eq!(settle(&ledger, id, fence, complete()).await, Settled::Applied);
+    }))
+    .await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    let open: i64 = sqlx::query_scalar(sql).fetch_one(&mut database.connect().await).await.unwrap();
+    assert!((6..=9).contains(&open), "{open} connections");
+}
