@@ -1,1 +1,32 @@
-//! Scaffold.
+//! Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them.
+//!
+//! In the order in which a request meets them: the [`server`] takes its connection, the [`router`] finds its route
+//! past [`observe`] and [`admission`], a verb of [`routes`] reads its [`body`] by [`extract`]; [`request`], [`batch`]
+//! and [`listing`] check what it asks for, without any IO; [`record`] puts the tasks into the ledger behind the
+//! [`gate`] and hands them to the publisher; [`wait`] waits for their end. Whatever goes wrong is an [`error`].
+
+pub mod config;
+pub mod serve;
+mod server;
+pub mod app;
+pub mod router;
+pub mod observe;
+pub mod admission;
+pub mod routes;
+pub mod body;
+pub mod extract;
+pub mod request;
+mod args;
+pub mod routing;
+pub mod batch;
+pub mod listing;
+pub mod idempotency;
+mod trace_context;
+mod record;
+pub mod gate;
+pub mod wait;
+mod queue_labels;
+pub mod error;
+
+pub use config::{ProducerArgs, Settings};
+pub use serve::{StartError, StopSummary, run};

@@ -1,0 +1,92 @@
+//! What every request handler shares.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tasklane_common::completion::Completions;
+use tasklane_common::ledger::SharedLedger;
+use tasklane_common::publisher::Publisher;
+use tasklane_common::telemetry::Metrics;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admission::Admission;
+use crate::body;
+use crate::gate::Gate;
+use crate::queue_labels::QueueLabels;
+use crate::request::Rules;
+use crate::wait::Waits;
+
+/// The running producer, but for its listener.
+#[derive(Debug)]
+pub struct App {
+    /// Decides, behind a gate that fails fast.
+    pub gate: Gate,
+    /// Takes what was recorded to the broker.
+    pub publisher: Publisher,
+    /// Hears of tasks that have ended.
+    pub completions: Completions,
+    /// Everything that was measured.
+    pub metrics: Metrics,
+    /// What the settings add to submissions.
+    pub rules: Rules,
+    /// How many requests may be under way.
+    pub admission: Admission,
+    /// The room for bodies.
+    pub bodies: body::Room,
+    /// How many clients may wait for the end of tasks.
+    pub waits: Waits,
+    /// Recordings under way; they finish even when their client has gone.
+    pub recordings: TaskTracker,
+    /// Cancelled when the producer begins to stop: waiting clients are answered at once.
+    pub stopping: CancellationToken,
+    /// What was done since the start.
+    pub tally: Tally,
+    pub(crate) queue_labels: QueueLabels,
+}
+
+/// What was done since the start.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Requests answered.
+    pub requests: AtomicU64,
+    /// Tasks recorded.
+    pub tasks: AtomicU64,
+}
+
+/// What an [`App`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Decides.
+    pub ledger: SharedLedger,
+    /// Takes what was recorded to the broker.
+    pub publisher: Publisher,
+    /// Hears of tasks that have ended.
+    pub completions: Completions,
+    /// Everything that was measured.
+    pub metrics: Metrics,
+    /// What the settings add to submissions.
+    pub rules: Rules,
+}
+
+impl App {
+    /// Puts the parts together.
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { ledger, publisher, completions, metrics, rules } = parts;
+        Arc::new(Self {
+            gate: Gate::new(ledger),
+            publisher,
+            completions,
+            metrics,
+            rules,
+            admission: Admission::default(),
+            bodies: body::Room::default(),
+            waits: Waits::default(),
+            recordings: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            tally: Tally::default(),
+            queue_labels: QueueLabels::default(),
+        })
+    }
+}

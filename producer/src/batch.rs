@@ -1,0 +1,236 @@
+//! Many submissions in one body: all or nothing, and every bad one named. Pure.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use tasklane_common::task::NewTask;
+
+use crate::args::ARGS_BYTES_MAX;
+use crate::error::{ApiError, ERRORS_MAX, FieldError};
+use crate::extract::{self, JsonFault};
+use crate::idempotency::Fingerprint;
+use crate::request::{Circumstances, Rules, SubmitTask};
+
+/// The most tasks in one batch.
+pub const TASKS_MAX: usize = 10_000;
+/// The longest line of NDJSON: the largest args and room for the other fields.
+pub const LINE_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
+
+/// The tasks of a batch, and its faults, as they come in.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    rules: Rules,
+    now: Timestamp,
+    traceparent: Option<String>,
+    fingerprint: Option<Fingerprint>,
+    tasks: Vec<NewTask>,
+    faults: Vec<FieldError>,
+    seen: usize,
+}
+
+/// What is left of a faultless batch.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    pub(crate) tasks: Vec<NewTask>,
+    pub(crate) fingerprint: Option<Fingerprint>,
+}
+
+impl Batch {
+    /// An empty one; `repeatable` when the request has an idempotency key.
+    pub(crate) fn new(rules: &Rules, circumstances: Circumstances<'_>, repeatable: bool) -> Self {
+        Self {
+            rules: rules.clone(),
+            now: circumstances.now,
+            traceparent: circumstances.traceparent.map(str::to_owned),
+            fingerprint: repeatable.then(Fingerprint::of_batch),
+            tasks: Vec::new(),
+            faults: Vec::new(),
+            seen: 0,
+        }
+    }
+
+    /// Takes a whole `{"tasks": […]}`.
+    ///
+    /// # Errors
+    /// When it is not that; what is wrong with single tasks is told by [`Batch::finish`].
+    pub(crate) fn add_document(&mut self, text: &[u8]) -> Result<(), ApiError> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Document<'d> {
+            #[serde(borrow)]
+            tasks: Items<'d>,
+        }
+        let Items { first, count } = extract::object::<Document<'_>>(text)?.tasks;
+        if count > TASKS_MAX {
+            self.faults.push(FieldError::new("tasks", format!("must be at most {TASKS_MAX}, but are {count}")));
+            return Ok(());
+        }
+        for (index, item) in first.into_iter().enumerate() {
+            self.add(item.get().as_bytes(), |path| join(&format!("tasks[{index}]"), ".", path));
+        }
+        Ok(())
+    }
+
+    /// Takes one line of NDJSON.
+    pub(crate) fn add_line(&mut self, number: usize, text: &[u8]) {
+        if self.seen == TASKS_MAX {
+            self.faults.push(FieldError::new(format!("line {number}"), format!("is one more than {TASKS_MAX} tasks")));
+            return;
+        }
+        self.add(text, |path| join(&format!("line {number}"), ": ", path));
+    }
+
+    /// Notes that a line has no end within the limit.
+    pub(crate) fn refuse_line(&mut self, number: usize) {
+        self.faults.push(FieldError::new(format!("line {number}"), format!("is longer than {LINE_BYTES_MAX} bytes")));
+    }
+
+    /// Whether reading on would change nothing.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.faults.len() >= ERRORS_MAX || (self.seen == TASKS_MAX && !self.faults.is_empty())
+    }
+
+    /// All tasks.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidTask`] when any is bad, or there is none.
+    pub(crate) fn finish(mut self) -> Result<Collected, ApiError> {
+        if self.seen == 0 && self.faults.is_empty() {
+            self.faults.push(FieldError::new("tasks", "must be at least one"));
+        }
+        if self.faults.is_empty() {
+            return Ok(Collected { tasks: self.tasks, fingerprint: self.fingerprint });
+        }
+        self.faults.truncate(ERRORS_MAX);
+        Err(ApiError::InvalidTask(self.faults))
+    }
+
+    fn add(&mut self, text: &[u8], place: impl Fn(&str) -> String) {
+        self.seen += 1;
+        if self.faults.len() >= ERRORS_MAX {
+            return;
+        }
+        let circumstances = Circumstances { now: self.now, traceparent: self.traceparent.as_deref() };
+        let checked = extract::object::<SubmitTask>(text).map_err(faults_of).and_then(|task| {
+            if let Some(fingerprint) = &mut self.fingerprint {
+                fingerprint.add(&task);
+            }
+            task.validate(&self.rules, circumstances)
+        });
+        match checked {
+            Ok(task) if self.faults.is_empty() => self.tasks.push(task),
+            // Nothing will be recorded any more: only faults are of interest.
+            Ok(_) => self.tasks = Vec::new(),
+            Err(faults) => {
+                self.faults.extend(faults.into_iter().map(|fault| FieldError { path: place(&fault.path), ..fault }));
+            }
+        }
+    }
+}
+
+fn faults_of(fault: JsonFault) -> Vec<FieldError> {
+    match fault {
+        JsonFault::Syntax(message) => vec![FieldError::new("", format!("is not JSON: {message}"))],
+        JsonFault::Shape(error) => vec![error],
+    }
+}
+
+fn join(place: &str, separator: &str, path: &str) -> String {
+    if path.is_empty() { place.to_owned() } else { format!("{place}{separator}{path}") }
+}
+
+/// The items of a list: as many as may be, uncopied, and how many there were.
+struct Items<'d> {
+    first: Vec<&'d RawValue>,
+    count: usize,
+}
+
+impl<'de: 'd, 'd> Deserialize<'de> for Items<'d> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Take;
+        impl<'de> Visitor<'de> for Take {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of tasks")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut first = Vec::new();
+                while first.len() < TASKS_MAX {
+                    match list.next_element()? {
+                        Some(item) => first.push(item),
+                        None => return Ok(Items { count: first.len(), first }),
+                    }
+                }
+                let mut count = first.len();
+                while list.next_element::<IgnoredAny>()?.is_some() {
+                    count += 1;
+                }
+                Ok(Items { first, count })
+            }
+        }
+        deserializer.deserialize_seq(Take)
+    }
+}
+
+/// Cuts a stream of bytes into lines.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    begun: Vec<u8>,
+    number: usize,
+}
+
+impl Lines {
+    /// Takes the next part of the stream, and gives every line that ends in it to `batch`.
+    pub(crate) fn feed(&mut self, part: &[u8], batch: &mut Batch) {
+        let mut rest = part;
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let (line, after) = rest.split_at(end);
+            rest = &after[1..];
+            if self.begun.is_empty() {
+                self.give(line, batch);
+            } else {
+                let mut whole = std::mem::take(&mut self.begun);
+                whole.extend_from_slice(line);
+                self.give(&whole, batch);
+            }
+            if batch.is_decided() {
+                return;
+            }
+        }
+        self.begun.extend_from_slice(rest);
+    }
+
+    /// How many lines have ended.
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Whether the line that has begun is too long already.
+    pub(crate) fn is_overlong(&self) -> bool {
+        self.begun.len() > LINE_BYTES_MAX
+    }
+
+    /// Gives the last line, which need not end.
+    pub(crate) fn finish(mut self, batch: &mut Batch) {
+        let last = std::mem::take(&mut self.begun);
+        self.give(&last, batch);
+    }
+
+    /// Empty lines are passed over, but counted.
+    fn give(&mut self, line: &[u8], batch: &mut Batch) {
+        self.number += 1;
+        match line.trim_ascii() {
+            [] => {}
+            long if long.len() > LINE_BYTES_MAX => batch.refuse_line(self.number),
+            line => batch.add_line(self.number, line),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

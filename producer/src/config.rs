@@ -1,0 +1,106 @@
+//! The producer's settings.
+
+use clap::Parser;
+use tasklane_common::config::{Common, CommonArgs, ConfigError};
+
+use crate::request::{MAX_ATTEMPTS_MAX, Rules};
+use crate::routing::Routes;
+
+/// Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them to RabbitMQ.
+///
+/// Exit codes: 0 stopped as asked, 2 bad flags or settings, 69 the ledger is unavailable or the address is taken,
+/// 70 an internal error, 130 stopped at once by a second signal.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "tasklane-producer", version)]
+pub struct ProducerArgs {
+    /// What every program needs.
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// Where the HTTP API listens [default: 127.0.0.1:8080]
+    #[arg(long, env = "TASKLANE_HTTP_ADDR", value_name = "ADDR")]
+    pub http_addr: Option<String>,
+    /// How often a task may start when its submission does not say [default: 20]
+    #[arg(long, env = "TASKLANE_MAX_ATTEMPTS", value_name = "N")]
+    pub max_attempts: Option<i32>,
+}
+
+/// The settings of one run.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// What every program needs.
+    pub common: Common,
+    /// Where the HTTP API listens: host and port. Defaults to `127.0.0.1:8080`.
+    pub http_addr: String,
+    /// What the settings add to submissions: `max_attempts`, which defaults to 20, and the `[[route]]` tables.
+    pub rules: Rules,
+}
+
+impl ProducerArgs {
+    /// Merges flags, environment, file and defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file's line, or the setting.
+    pub fn resolve(&self) -> Result<Settings, ConfigError> {
+        let file = self.common.read_file()?;
+        let settings = Settings {
+            common: self.common.resolve(&file)?,
+            http_addr: self.http_addr.clone().or(file.http_addr).unwrap_or_else(|| "127.0.0.1:8080".to_owned()),
+            rules: Rules {
+                max_attempts: self.max_attempts.or(file.max_attempts).unwrap_or(20),
+                routes: Routes::new(&file.route)?,
+            },
+        };
+        settings.validate()?;
+        Ok(settings)
+    }
+}
+
+impl Settings {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let port = self.http_addr.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        if port.is_none_or(|(_, port)| port.parse::<u16>().is_err()) {
+            let message = format!("must be host:port, such as 127.0.0.1:8080, but is {}", self.http_addr);
+            return Err(ConfigError::setting("http_addr", message));
+        }
+        let attempts = self.rules.max_attempts;
+        if !(1..=MAX_ATTEMPTS_MAX).contains(&attempts) {
+            let message = format!("must be from 1 to {MAX_ATTEMPTS_MAX}, but is {attempts}");
+            return Err(ConfigError::setting("max_attempts", message));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use tasklane_common::task::Kind;
+
+    fn resolve(file: &str, flags: &[&str]) -> Result<Settings, String> {
+        let mut config = tempfile::NamedTempFile::new().unwrap();
+        config.write_all(file.as_bytes()).unwrap();
+        let path = config.path().to_str().unwrap().to_owned();
+        let args = ["tasklane-producer", "--config", &path].into_iter().chain(flags.iter().copied());
+        let args = ProducerArgs::try_parse_from(args).map_err(|error| error.to_string())?;
+        args.resolve().map_err(|error| error.to_string().replace(&path, "FILE"))
+    }
+
+    #[test]
+    fn a_flag_goes_before_the_file() {
+        let file = "http_addr = \"127.0.0.1:1\"\nmax_attempts = 3\n[[route]]\nkind = \"email.*\"\nqueue = \"emails\"\n";
+        let settings = resolve(file, &["--http-addr", "localhost:2"]).unwrap();
+        assert_eq!((settings.http_addr.as_str(), settings.rules.max_attempts), ("localhost:2", 3));
+        let queue = settings.rules.routes.queue_of(&Kind::parse("email.welcome").unwrap());
+        assert_eq!(queue.as_str(), "emails");
+    }
+
+    #[test]
+    fn bad_settings_are_named() {
+        assert!(resolve("", &["--http-addr", "8080"]).unwrap_err().starts_with("http_addr: "));
+        assert!(resolve("max_attempts = 0", &[]).unwrap_err().starts_with("max_attempts: "));
+        assert!(resolve("[[route]]\nkind = \"a b\"\nqueue = \"q\"", &[]).unwrap_err().starts_with("route.kind: "));
+        assert!(resolve("port = 1", &[]).unwrap_err().starts_with("FILE:1:1: unknown field `port`"));
+    }
+}

@@ -1,0 +1,213 @@
+//! Everything that a request can fail with, as the client sees it: RFC 9457 `application/problem+json`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tasklane_common::ledger::LedgerError;
+use tasklane_common::state::State;
+use utoipa::ToSchema;
+
+/// How many faults one answer names; a client that sends 10,000 bad tasks learns from the first hundred.
+pub const ERRORS_MAX: usize = 100;
+
+/// The media type of [`Problem`].
+pub const PROBLEM_JSON: &str = "application/problem+json";
+
+/// Why a request was not answered as asked. The variants' order is that of a request's way.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ApiError {
+    /// More requests are under way than this process takes.
+    #[error("too many requests are under way here")]
+    Overloaded,
+    /// No route has this path.
+    #[error("no such path; GET /openapi.json lists what there is")]
+    UnknownPath,
+    /// The path knows other methods only.
+    #[error("this path does not know this method; the Allow header lists those it knows")]
+    UnknownMethod,
+    /// The body is of another media type.
+    #[error("the Content-Type must be {expected}")]
+    MediaType {
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The body, or one of its lines, is over its limit.
+    #[error("{what} is larger than {limit_bytes} bytes")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// The body did not arrive in time.
+    #[error("the body did not arrive in time")]
+    SlowBody,
+    /// The connection failed within the body.
+    #[error("the body ended early")]
+    BrokenBody,
+    /// The body is not JSON.
+    #[error("the body is not JSON: {0}")]
+    InvalidJson(String),
+    /// A header does not fit.
+    #[error("a header does not fit")]
+    InvalidHeader(FieldError),
+    /// Query parameters do not fit.
+    #[error("{}", count_of(.0, "query parameter"))]
+    InvalidQuery(Vec<FieldError>),
+    /// The submission breaks rules; nothing was recorded.
+    #[error("{}, and nothing was recorded", count_of(.0, "field"))]
+    InvalidTask(Vec<FieldError>),
+    /// The idempotency key belongs to another request.
+    #[error("this Idempotency-Key was used before, with another body; nothing was recorded")]
+    KeyReused,
+    /// The ledger has no such task.
+    #[error("there is no task {0}")]
+    UnknownTask(String),
+    /// Nobody has heard of the queue.
+    #[error("there is no queue {0}: no task waits in it, no worker consumes it")]
+    UnknownQueue(String),
+    /// Only failures can be run again.
+    #[error("the task is {0}; only a cancelled or discarded task can be retried")]
+    NotRetryable(State),
+    /// More clients wait for tasks than this process holds.
+    #[error("too many clients wait for tasks here; submit without wait_ms, or ask again later")]
+    TooManyWaiting,
+    /// The whole request took too long.
+    #[error("the request took too long")]
+    Timeout,
+    /// The ledger is not there: nothing can be recorded or looked up.
+    #[error("the ledger is unavailable; try again, with the same Idempotency-Key if the request had one")]
+    LedgerUnavailable,
+    /// A fault of ours. The text is for the log, never for the client.
+    #[error("an internal error; the log has more under this request's id")]
+    Internal(String),
+}
+
+/// A place in the request, and what is wrong there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct FieldError {
+    /// Where: a path such as `tasks[17].kind`, a line such as `line 4321: kind`, or the name of a parameter or header.
+    pub path: String,
+    /// What is wrong there, and what would be right.
+    pub message: String,
+}
+
+/// An error's body, RFC 9457.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Problem {
+    /// `urn:tasklane:problem:<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The status code in words.
+    pub title: &'static str,
+    /// The status code.
+    pub status: u16,
+    /// What happened, for a person.
+    pub detail: String,
+    /// What happened, for a program: stable.
+    pub code: &'static str,
+    /// The faults, where fields, parameters or headers are at fault; at most 100.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldError>,
+    /// The request's id, as in the `X-Request-Id` header and in the log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+}
+
+/// What only the log may know of an answer; travels in the response's extensions.
+#[derive(Debug, Clone)]
+pub(crate) struct Cause(pub(crate) String);
+
+impl FieldError {
+    /// A fault at a place.
+    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), message: message.into() }
+    }
+}
+
+impl ApiError {
+    /// The status code, and the code for programs.
+    #[must_use]
+    pub const fn codes(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::UnknownPath => (StatusCode::NOT_FOUND, "unknown_path"),
+            Self::UnknownMethod => (StatusCode::METHOD_NOT_ALLOWED, "unknown_method"),
+            Self::MediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
+            Self::BrokenBody => (StatusCode::BAD_REQUEST, "broken_body"),
+            Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "invalid_json"),
+            Self::InvalidHeader(_) => (StatusCode::BAD_REQUEST, "invalid_header"),
+            Self::InvalidQuery(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
+            Self::InvalidTask(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_task"),
+            Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            Self::UnknownTask(_) => (StatusCode::NOT_FOUND, "unknown_task"),
+            Self::UnknownQueue(_) => (StatusCode::NOT_FOUND, "unknown_queue"),
+            Self::NotRetryable(_) => (StatusCode::CONFLICT, "not_retryable"),
+            Self::TooManyWaiting => (StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting"),
+            Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
+            Self::LedgerUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable"),
+            Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    /// The answer's body, without the request's id.
+    #[must_use]
+    pub fn problem(&self) -> Problem {
+        let (status, code) = self.codes();
+        let mut errors = match self {
+            Self::InvalidTask(errors) | Self::InvalidQuery(errors) => errors.clone(),
+            Self::InvalidHeader(error) => vec![error.clone()],
+            _ => Vec::new(),
+        };
+        errors.truncate(ERRORS_MAX);
+        Problem {
+            kind: format!("urn:tasklane:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: self.to_string(),
+            code,
+            errors,
+            instance: None,
+        }
+    }
+}
+
+fn count_of(errors: &[FieldError], what: &str) -> String {
+    match errors {
+        [_] => format!("1 {what} does not fit"),
+        more if more.len() >= ERRORS_MAX => format!("{ERRORS_MAX} {what}s or more do not fit; the first are named"),
+        more => format!("{} {what}s do not fit", more.len()),
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        if error.is_retryable() { Self::LedgerUnavailable } else { Self::Internal(error.to_string()) }
+    }
+}
+
+/// The body stays empty here: [`crate::observe`], the outermost layer, writes it together with the request's id.
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = self.problem();
+        let (status, _) = self.codes();
+        let mut response = status.into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        // What is left of the body would be taken for the next request.
+        if matches!(self, Self::SlowBody | Self::BrokenBody) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response.extensions_mut().insert(problem);
+        if let Self::Internal(cause) = self {
+            response.extensions_mut().insert(Cause(cause));
+        }
+        response
+    }
+}

@@ -1,0 +1,86 @@
+//! Stands before the ledger: once it was seen to be away, requests fail at once instead of waiting for it in turn.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tasklane_common::ledger::{LedgerError, SharedLedger};
+use tokio::time::Instant;
+
+use crate::error::ApiError;
+
+/// How long requests fail at once before one of them may try the ledger again.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+
+/// A ledger, and whether it was there when last asked.
+#[derive(Debug)]
+pub struct Gate {
+    ledger: SharedLedger,
+    began: Instant,
+    /// 0 while the ledger answers, else when it may be tried again, in milliseconds since `began`.
+    probe_at_ms: AtomicU64,
+}
+
+impl Gate {
+    /// An open gate.
+    #[must_use]
+    pub fn new(ledger: SharedLedger) -> Self {
+        Self { ledger, began: Instant::now(), probe_at_ms: AtomicU64::new(0) }
+    }
+
+    /// The ledger itself. Its answers are to be awaited through [`Gate::ask`].
+    #[must_use]
+    pub fn ledger(&self) -> &SharedLedger {
+        &self.ledger
+    }
+
+    /// Awaits an answer of the ledger, unless it is known to be away.
+    ///
+    /// # Errors
+    /// [`ApiError::LedgerUnavailable`], or [`ApiError::Internal`] for what no repetition mends.
+    pub async fn ask<T>(&self, answer: impl Future<Output = Result<T, LedgerError>>) -> Result<T, ApiError> {
+        if !self.lets_through() {
+            return Err(ApiError::LedgerUnavailable);
+        }
+        let answer = answer.await;
+        self.note(answer.as_ref().err());
+        Ok(answer?)
+    }
+
+    /// While the ledger is away, one caller in each period goes through to try it.
+    fn lets_through(&self) -> bool {
+        let probe_at_ms = self.probe_at_ms.load(Ordering::Relaxed);
+        if probe_at_ms == 0 {
+            return true;
+        }
+        // Of two callers that come at the same time, one wins the exchange and the other fails at once.
+        self.now_ms() >= probe_at_ms
+            && self
+                .probe_at_ms
+                .compare_exchange(probe_at_ms, self.next_probe_ms(), Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    fn note(&self, error: Option<&LedgerError>) {
+        match error {
+            Some(error) if error.is_retryable() => {
+                if self.probe_at_ms.swap(self.next_probe_ms(), Ordering::Relaxed) == 0 {
+                    tracing::warn!(%error, "the ledger is away: requests are refused until it answers");
+                }
+            }
+            // Any other answer, good or bad, is one.
+            _ => {
+                if self.probe_at_ms.load(Ordering::Relaxed) != 0 && self.probe_at_ms.swap(0, Ordering::Relaxed) != 0 {
+                    tracing::info!("the ledger is back");
+                }
+            }
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn next_probe_ms(&self) -> u64 {
+        self.now_ms().saturating_add(PROBE_PERIOD.as_millis() as u64)
+    }
+}

@@ -1,0 +1,124 @@
+//! Record, then publish: after the first half a task is never lost, so the second half is only a matter of speed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tasklane_common::clock;
+use tasklane_common::ledger::{Idempotency, Recorded, Submission};
+use tasklane_common::publisher::Publication;
+use tasklane_common::state::State;
+use tasklane_common::task::{Fence, NewTask, Priority, Task, TaskId};
+
+use crate::app::App;
+use crate::error::ApiError;
+
+/// For how long relays leave a new task to this process; after a crash within it the task is that late.
+const RESERVE: Duration = Duration::from_secs(5);
+
+/// What a client asks to be recorded.
+#[derive(Debug)]
+pub(crate) struct Recording {
+    /// At least one.
+    pub(crate) tasks: Vec<NewTask>,
+    /// Makes the request repeatable.
+    pub(crate) idempotency: Option<Idempotency>,
+    /// Where the notice of the end goes, when a client waits for it here.
+    pub(crate) reply_to: Option<String>,
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) enum Receipt {
+    /// Recorded now, at this time by the ledger's clock.
+    New(Timestamp),
+    /// Recorded before, by a request with the same key and body.
+    Replayed(Vec<TaskId>),
+}
+
+/// Records tasks and hands those that are due to the publisher.
+///
+/// # Errors
+/// [`ApiError::KeyReused`], or what [`crate::gate::Gate::ask`] says.
+pub(crate) async fn record(app: &Arc<App>, recording: Recording) -> Result<Receipt, ApiError> {
+    // In a task of its own: a client that goes away between the halves must not leave its task to the relay.
+    let recorded = app.recordings.spawn(record_and_offer(Arc::clone(app), recording));
+    recorded.await.map_err(|error| ApiError::Internal(format!("recording ended early: {error}")))?
+}
+
+async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt, ApiError> {
+    let Recording { tasks, idempotency, reply_to } = recording;
+    let due: Vec<_> =
+        tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
+    let by_queue = count_by_queue(&app, &tasks);
+    let count = tasks.len() as u64;
+    let submission = Submission { tasks, idempotency, reserve: RESERVE };
+    match app.gate.ask(app.gate.ledger().record(submission)).await? {
+        Recorded::New { at } => {
+            app.tally.tasks.fetch_add(count, Ordering::Relaxed);
+            for (queue, count) in by_queue {
+                metrics::counter!("tasklane_tasks_submitted_total", "queue" => queue).increment(count);
+            }
+            app.publisher.offer(due).await;
+            Ok(Receipt::New(at))
+        }
+        Recorded::Replayed(ids) => {
+            metrics::counter!("tasklane_idempotent_replays_total").increment(1);
+            Ok(Receipt::Replayed(ids))
+        }
+        Recorded::KeyReused => Err(ApiError::KeyReused),
+    }
+}
+
+fn publication(task: &NewTask, reply_to: &Option<String>) -> Publication {
+    Publication {
+        id: task.id,
+        kind: task.kind.clone(),
+        queue: task.queue.clone(),
+        args: task.args.clone(),
+        fence: Fence(0),
+        traceparent: task.traceparent.clone(),
+        reply_to: reply_to.clone(),
+    }
+}
+
+fn count_by_queue(app: &App, tasks: &[NewTask]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for task in tasks {
+        *counts.entry(app.queue_labels.of(&task.queue)).or_default() += 1;
+    }
+    counts
+}
+
+/// The state in which a task was recorded.
+pub(crate) fn first_state(run_at: Option<Timestamp>, recorded_at: Timestamp) -> State {
+    if run_at.is_some_and(|run_at| run_at > recorded_at) { State::Scheduled } else { State::Accepted }
+}
+
+/// A task as it was recorded, without asking the ledger for it.
+pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
+    Task {
+        id: task.id,
+        kind: task.kind,
+        queue: task.queue,
+        state: first_state(task.run_at, recorded_at),
+        args: task.args,
+        tags: task.tags,
+        priority: Priority::default(),
+        attempt: 0,
+        max_attempts: task.max_attempts,
+        fence: Fence(0),
+        result: None,
+        errors: Vec::new(),
+        reason: None,
+        created_at: recorded_at,
+        run_at: task.run_at.unwrap_or(recorded_at),
+        started_at: None,
+        finished_at: None,
+        worker_id: None,
+        timeout_ms: task.timeout.map(clock::millis),
+        unique_key: None,
+    }
+}

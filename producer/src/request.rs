@@ -1,0 +1,196 @@
+//! From what a client sends to a [`NewTask`]: pure, and all faults of a submission at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
+use tasklane_common::clock;
+use tasklane_common::task::{Json, Kind, NewTask, QueueName, TaskId};
+use utoipa::ToSchema;
+
+use crate::args::{self, ARGS_BYTES_MAX};
+use crate::error::FieldError;
+use crate::routing::Routes;
+
+/// The most attempts a submission may ask for.
+pub const MAX_ATTEMPTS_MAX: i32 = 1_000;
+/// The longest run a submission may ask for: a day.
+pub const TIMEOUT_MS_MAX: i64 = 86_400_000;
+/// The longest delay a submission may ask for: 365 days.
+pub const DELAY_MS_MAX: i64 = 365 * 86_400_000;
+/// The most tags a task may have.
+pub const TAGS_MAX: usize = 32;
+/// The longest key of a tag.
+pub const TAG_KEY_BYTES_MAX: usize = 64;
+/// The longest value of a tag.
+pub const TAG_VALUE_BYTES_MAX: usize = 256;
+
+/// A task to be done, as a client asks for it. `null` stands for a field left out, but for `args`.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SubmitTask {
+    /// The work to do: dot-separated words of `A-Z a-z 0-9 _ -`, such as `report.build`. Required.
+    #[schema(required, value_type = String, max_length = 128, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", examples("report.build"))]
+    pub kind: Option<String>,
+    /// The handler's input: any JSON, 1 MiB at most. Defaults to `{}`.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<serde_json::Value>)]
+    pub args: Option<Box<RawValue>>,
+    /// The queue that carries it. Defaults to the first route of the producer's settings that matches the kind,
+    /// else to `default`.
+    #[schema(max_length = 64, pattern = "^[a-z0-9_-]+$", examples("default"))]
+    pub queue: Option<String>,
+    /// How often it may start. Defaults to the producer's `max_attempts`, which is 20.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub max_attempts: Option<i64>,
+    /// How long one run may take. Left out, the handler decides.
+    #[schema(minimum = 1, maximum = 86_400_000)]
+    pub timeout_ms: Option<i64>,
+    /// How long it waits before its first start. Not together with `run_at`.
+    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
+    pub delay_ms: Option<i64>,
+    /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
+    #[schema(format = DateTime)]
+    pub run_at: Option<String>,
+    /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
+    pub tags: Option<BTreeMap<String, String>>,
+}
+
+/// What the settings add to a submission.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// How often a task may start when its submission does not say.
+    pub max_attempts: i32,
+    /// Which queue a kind goes to when its submission does not say.
+    pub routes: Routes,
+}
+
+/// What a submission does not say itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Circumstances<'c> {
+    /// The time that delays count from.
+    pub now: Timestamp,
+    /// W3C trace context of the request.
+    pub traceparent: Option<&'c str>,
+}
+
+/// Keeps `null` apart from a field left out.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+impl SubmitTask {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// All faults, each with the field's path.
+    pub fn validate(self, rules: &Rules, circumstances: Circumstances<'_>) -> Result<NewTask, Vec<FieldError>> {
+        let mut faults = Faults(Vec::new());
+        let kind = faults.keep("kind", kind(self.kind.as_deref()));
+        let queue = faults.keep("queue", queue(self.queue.as_deref()));
+        let args = faults.keep("args", args(self.args));
+        let attempts = self.max_attempts.unwrap_or(rules.max_attempts.into());
+        let max_attempts = faults.keep("max_attempts", within(attempts, 1, MAX_ATTEMPTS_MAX.into()));
+        let timeout = self.timeout_ms.map(|ms| within(ms, 1, TIMEOUT_MS_MAX)).transpose();
+        let timeout = faults.keep("timeout_ms", timeout);
+        if self.delay_ms.is_some() && self.run_at.is_some() {
+            faults.0.push(FieldError::new("run_at", "must not be given together with delay_ms"));
+        }
+        let delayed = faults.keep("delay_ms", delay(self.delay_ms, circumstances.now));
+        let timed = faults.keep("run_at", run_at(self.run_at.as_deref()));
+        let tags = self.tags.unwrap_or_default();
+        check_tags(&tags, &mut faults.0);
+        match (kind, queue, args, max_attempts, timeout) {
+            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout)) if faults.0.is_empty() => {
+                let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
+                Ok(NewTask {
+                    id: TaskId::new(),
+                    queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
+                    kind,
+                    args,
+                    max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
+                    timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                    run_at,
+                    tags,
+                    traceparent: circumstances.traceparent.map(str::to_owned),
+                })
+            }
+            _ => Err(faults.0),
+        }
+    }
+}
+
+/// The faults found so far.
+struct Faults(Vec<FieldError>);
+
+impl Faults {
+    fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
+        checked.map_err(|message| self.0.push(FieldError::new(path, message))).ok()
+    }
+}
+
+fn kind(name: Option<&str>) -> Result<Kind, String> {
+    Kind::parse(name.ok_or("is required")?).map_err(|error| error.to_string())
+}
+
+fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
+    name.map(QueueName::parse).transpose().map_err(|error| error.to_string())
+}
+
+fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
+    let Some(raw) = raw else { return Json::parse("{}".to_owned()).map_err(|error| error.to_string()) };
+    match raw.get().len() {
+        bytes if bytes > ARGS_BYTES_MAX => {
+            Err(format!("must be at most {ARGS_BYTES_MAX} bytes of JSON, but has {bytes}"))
+        }
+        _ => args::check(raw.get()).map(|()| Json::from(raw)),
+    }
+}
+
+fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
+    if (min..=max).contains(&number) {
+        Ok(number)
+    } else {
+        Err(format!("must be from {min} to {max}, but is {number}"))
+    }
+}
+
+fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
+    let Some(delay_ms) = delay_ms else { return Ok(None) };
+    within(delay_ms, 0, DELAY_MS_MAX).map(|ms| Some(clock::timestamp(now.as_millisecond().saturating_add(ms))))
+}
+
+/// In whole milliseconds, which is what ledgers keep.
+fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let time: Timestamp =
+        text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
+    Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn check_tags(tags: &BTreeMap<String, String>, faults: &mut Vec<FieldError>) {
+    if tags.len() > TAGS_MAX {
+        faults.push(FieldError::new("tags", format!("must be at most {TAGS_MAX}, but are {}", tags.len())));
+        return;
+    }
+    for (key, value) in tags {
+        let path = || format!("tags.{}", tasklane_common::task::truncate(key, TAG_KEY_BYTES_MAX));
+        if key.is_empty() || key.len() > TAG_KEY_BYTES_MAX || key.contains(':') || has_control(key) {
+            let rule = format!("the key must be 1 to {TAG_KEY_BYTES_MAX} bytes without colons and control characters");
+            faults.push(FieldError::new(path(), rule));
+        }
+        if value.len() > TAG_VALUE_BYTES_MAX || has_control(value) {
+            let rule = format!("the value must be at most {TAG_VALUE_BYTES_MAX} bytes without control characters");
+            faults.push(FieldError::new(path(), rule));
+        }
+    }
+}
+
+fn has_control(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,77 @@
+//! All routes, and the layers around them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::App;
+use crate::error::ApiError;
+use crate::routes::{batch, docs, health, list, queues, retry, status, submit, workers};
+use crate::{admission, observe};
+
+/// The document's frame; paths and schemas are collected from the routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Tasklane",
+        description = "Submit tasks, look at them, run failures again. Durations are integers with `_ms` in the name, \
+                       times are RFC 3339 in UTC, errors are RFC 9457 `application/problem+json`.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    tags(
+        (name = "tasks", description = "Submit and look at tasks"),
+        (name = "queues", description = "What waits where"),
+        (name = "workers", description = "Who is alive"),
+        (name = "operations", description = "For those who run the producer"),
+    ),
+)]
+struct Frame;
+
+/// The whole API.
+pub fn router(app: Arc<App>) -> Router {
+    let (admitted, operations, openapi) = parts();
+    let admitted = admitted.layer(from_fn_with_state(Arc::clone(&app), admission::admit));
+    let page = docs::page(&openapi);
+    let document = docs::document(&openapi);
+    admitted
+        .merge(operations)
+        .route("/openapi.json", get(move || docs::serve("application/json", document.clone())))
+        .route("/docs", get(move || docs::serve("text/html; charset=utf-8", page.clone())))
+        .fallback(async || ApiError::UnknownPath)
+        .method_not_allowed_fallback(async || ApiError::UnknownMethod)
+        .layer(from_fn(observe::limit_time))
+        .layer(CatchPanicLayer::custom(observe::answer_panic))
+        .layer(from_fn_with_state(Arc::clone(&app), observe::observe))
+        .with_state(app)
+}
+
+/// The API's OpenAPI 3.1 document, generated from the routes.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    parts().2
+}
+
+/// The routes of the work, those of the operation, and the document of both.
+fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
+    let (admitted, work) = OpenApiRouter::with_openapi(Frame::openapi())
+        .routes(routes!(submit::submit, list::list))
+        .routes(routes!(batch::submit_batch))
+        .routes(routes!(status::status))
+        .routes(routes!(retry::retry))
+        .routes(routes!(queues::list))
+        .routes(routes!(queues::one))
+        .routes(routes!(workers::list))
+        .split_for_parts();
+    let (operations, operation) = OpenApiRouter::new()
+        .routes(routes!(health::alive))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+        .split_for_parts();
+    (admitted, operations, work.merge_from(operation))
+}

@@ -1,0 +1,110 @@
+//! `GET /v1/queues` and `GET /v1/queues/{queue}`: what waits where.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+use tasklane_common::broker::Depth;
+use tasklane_common::clock;
+use tasklane_common::ledger::QueueCounts;
+use tasklane_common::state::State as TaskState;
+use tasklane_common::task::{QueueName, truncate};
+use utoipa::ToSchema;
+
+use crate::app::App;
+use crate::error::{ApiError, Problem};
+
+/// How many queues the broker is asked about for one list; each is a round trip.
+const DEPTHS_MAX: usize = 100;
+
+/// A queue, in the ledger and in the broker.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Queue {
+    /// Its name.
+    name: QueueName,
+    /// How many tasks are in each state. Completed tasks are not counted.
+    counts: BTreeMap<TaskState, u64>,
+    /// For how long the longest-waiting task has been able to start; null when none waits.
+    oldest_waiting_ms: Option<i64>,
+    /// Messages ready for delivery in the broker; null when it is away, or has no such queue yet.
+    broker_depth: Option<u32>,
+    /// Worker processes that consume it; null as above.
+    consumers: Option<u32>,
+    /// Whether deliveries are paused.
+    paused: bool,
+}
+
+/// All queues.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct QueueList {
+    /// By name.
+    queues: Vec<Queue>,
+}
+
+/// List the queues
+#[utoipa::path(
+    get, path = "/v1/queues", tag = "queues", operation_id = "listQueues",
+    responses(
+        (status = 200, description = "Those with tasks, with workers, or with routes", body = QueueList),
+        (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<QueueList>, ApiError> {
+    let mut known = known(&app).await?;
+    let names: Vec<_> = known.keys().take(DEPTHS_MAX).cloned().collect();
+    let depths = app.publisher.queue_depths(&names).await;
+    let queue = |(name, counts)| {
+        let depth = depths.get(&name).copied();
+        view(name, counts, depth)
+    };
+    Ok(Json(QueueList { queues: std::mem::take(&mut known).into_iter().map(queue).collect() }))
+}
+
+/// Look at a queue
+#[utoipa::path(
+    get, path = "/v1/queues/{queue}", tag = "queues", operation_id = "getQueue",
+    params(("queue" = String, Path, description = "The queue")),
+    responses(
+        (status = 200, description = "The queue", body = Queue),
+        (status = 404, description = "No task waits there, no worker consumes it, the broker does not have it", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Queue>, ApiError> {
+    let queue = QueueName::parse(&name).map_err(|_| ApiError::UnknownQueue(truncate(&name, 64)))?;
+    let counts = known(&app).await?.remove(&queue);
+    let depth = app.publisher.queue_depths(std::slice::from_ref(&queue)).await.remove(&queue);
+    if counts.is_none() && depth.is_none() {
+        return Err(ApiError::UnknownQueue(name));
+    }
+    Ok(Json(view(queue, counts.flatten(), depth)))
+}
+
+/// The queues that the ledger, a live worker or the settings know, with what the ledger counts.
+async fn known(app: &App) -> Result<BTreeMap<QueueName, Option<QueueCounts>>, ApiError> {
+    let counted = app.gate.ask(app.gate.ledger().queues()).await?;
+    let workers = app.gate.ask(app.gate.ledger().workers()).await?;
+    let mut names: BTreeSet<_> = workers.into_iter().flat_map(|worker| worker.queues).collect();
+    names.extend(app.rules.routes.queues().cloned());
+    names.insert(QueueName::default());
+    let mut known: BTreeMap<_, _> = names.into_iter().map(|name| (name, None)).collect();
+    known.extend(counted.into_iter().map(|counts| (counts.queue.clone(), Some(counts))));
+    Ok(known)
+}
+
+fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> Queue {
+    let mut counts: BTreeMap<_, _> =
+        TaskState::ALL.into_iter().filter(|state| *state != TaskState::Completed).map(|state| (state, 0)).collect();
+    let oldest_waiting = counted.as_ref().and_then(|counted| counted.oldest_waiting);
+    counts.extend(counted.map(|counted| counted.counts).unwrap_or_default());
+    Queue {
+        name,
+        counts,
+        oldest_waiting_ms: oldest_waiting.map(clock::millis),
+        broker_depth: depth.map(|depth| depth.ready),
+        consumers: depth.map(|depth| depth.consumers),
+        paused: false,
+    }
+}

@@ -1,0 +1,104 @@
+//! The producer's life: from its settings to the word why it stopped.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use tasklane_common::completion::Completions;
+use tasklane_common::ledger::{self, LedgerError};
+use tasklane_common::maintenance;
+use tasklane_common::publisher::Publisher;
+use tasklane_common::telemetry::Metrics;
+use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, Parts};
+use crate::config::Settings;
+use crate::{router, server};
+
+/// How long the loops in the background may take to end.
+const LOOPS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the producer did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// Nothing can be accepted without a ledger.
+    #[error("cannot open the ledger: {0}")]
+    Ledger(#[from] LedgerError),
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on http_addr {addr}: {source}")]
+    Listen {
+        /// The setting.
+        addr: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What one run of the producer did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StopSummary {
+    /// Requests answered.
+    pub requests: u64,
+    /// Tasks recorded.
+    pub tasks: u64,
+    /// Whether everything under way was finished within the grace.
+    pub all_finished: bool,
+}
+
+/// Serves the API until `shutdown` resolves, then finishes what is under way within the settings' grace.
+///
+/// A broker that is away keeps nothing from starting: it is looked for in the background.
+///
+/// # Errors
+/// [`StartError`] when the ledger or the address cannot be had.
+pub async fn run(
+    settings: Settings,
+    metrics: Metrics,
+    shutdown: impl Future<Output = ()> + Send,
+) -> Result<StopSummary, StartError> {
+    let listen_error = |source| StartError::Listen { addr: settings.http_addr.clone(), source };
+    let listener = TcpListener::bind(&settings.http_addr).await.map_err(listen_error)?;
+    let addr = listener.local_addr().map_err(listen_error)?;
+    let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;
+
+    let background = CancellationToken::new();
+    // Whichever way this function is left, nothing stays behind in the background.
+    let _background = background.clone().drop_guard();
+    let publisher = Publisher::spawn(&settings.common.amqp_url, ledger.clone(), background.clone());
+    let completions = Completions::spawn(&settings.common.amqp_url, background.clone());
+    let loops = maintenance::spawn(&ledger, &publisher, &settings.common, &background);
+    let upkeep = tokio::spawn(metrics.clone().upkeep());
+    let app = App::new(Parts { ledger, publisher, completions, metrics, rules: settings.rules.clone() });
+    let router = router::router(Arc::clone(&app));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on http://{addr}");
+
+    let grace = Duration::from_millis(settings.common.shutdown_grace_ms);
+    let stop = async {
+        shutdown.await;
+        app.stopping.cancel();
+        Instant::now() + grace
+    };
+    let (served, deadline) = tokio::join!(server::serve(listener, router, &app.stopping, grace), stop);
+    let all_finished = finish(&app, served, deadline).await;
+    background.cancel();
+    let _ = timeout(LOOPS_TIMEOUT, loops.wait()).await;
+    upkeep.abort();
+    let (requests, tasks) = (app.tally.requests.load(Ordering::Relaxed), app.tally.tasks.load(Ordering::Relaxed));
+    Ok(StopSummary { requests, tasks, all_finished })
+}
+
+/// Waits for recordings whose client has gone, and for the publications under way.
+async fn finish(app: &App, served: bool, deadline: Instant) -> bool {
+    app.recordings.close();
+    let recorded = timeout(left(deadline), app.recordings.wait()).await.is_ok();
+    app.publisher.drain(left(deadline)).await;
+    served && recorded
+}
+
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now())
+}
