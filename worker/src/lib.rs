@@ -1,7 +1,8 @@
 //! Tasklane's worker: consumes deliveries, claims their tasks in the ledger, runs the handlers, settles, acks.
 //!
-//! Write a [`Handler`], put it into a [`Registry`], and give that to a [`Worker`]; or use the `tasklane-worker`
-//! program, whose handlers are commands and HTTP services from its settings file.
+//! Write a [`Handler`] and give it to [`program::main`]: that is a worker program. `tasklane-worker` is one without
+//! handlers of its own, only with commands and HTTP services from its settings file. To run a worker inside of another
+//! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
 //! In the order of a task's way: [`consume`] takes a [`delivery`], [`execute`] leads it through decode, claim,
 //! [`run`], [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`].
@@ -20,6 +21,7 @@ pub mod decide;
 pub mod builtin;
 pub mod process_group;
 pub mod readiness;
+pub mod program;
 
 pub use handler::{Handler, HandlerError, Options, Outcome, TaskContext};
 pub use registry::{DynHandler, Registry, RegistryBuilder, RegistryError};

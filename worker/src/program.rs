@@ -1,0 +1,146 @@
+//! A whole program around a [`Worker`]: arguments, settings, logs, ledger, metrics, signals, exit codes.
+//!
+//! `tasklane-worker` is this with no handlers of its own; a program with Rust handlers is this with them:
+//!
+//! ```no_run
+//! use std::process::ExitCode;
+//! use tasklane_worker::{Handler, HandlerError, Outcome, TaskContext};
+//!
+//! struct Greet;
+//!
+//! impl Handler for Greet {
+//!     const KIND: &'static str = "greet";
+//!     type Args = String;
+//!
+//!     async fn handle(&self, name: String, _cx: &TaskContext) -> Result<Outcome, HandlerError> {
+//!         Outcome::complete(format!("Hello, {name}!"))
+//!     }
+//! }
+//!
+//! fn main() -> ExitCode {
+//!     tasklane_worker::program::main(|handlers| handlers.handler(Greet))
+//! }
+//! ```
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use secrecy::ExposeSecret;
+use tasklane_common::config::File;
+use tasklane_common::ledger;
+use tasklane_common::shutdown::Signals;
+use tasklane_common::telemetry::{self, Metrics};
+
+use crate::builtin;
+use crate::config::{Settings, WorkerArgs};
+use crate::process_group::ProcessGroups;
+use crate::registry::{Registry, RegistryBuilder};
+use crate::worker::{Shutdown, Worker};
+
+/// Settings or handlers make no sense.
+pub const EXIT_SETTINGS: u8 = 2;
+/// The ledger cannot be used.
+pub const EXIT_LEDGER: u8 = 69;
+/// Something else keeps the program from its work.
+pub const EXIT_INTERNAL: u8 = 70;
+
+/// Runs a worker with these handlers, and those of the settings file, until a signal ends it.
+///
+/// The program takes the flags, environment and file of `tasklane-worker`, and has its exit codes.
+#[must_use]
+pub fn main(handlers: impl FnOnce(RegistryBuilder) -> RegistryBuilder) -> ExitCode {
+    main_from(std::env::args_os(), handlers)
+}
+
+/// As [`main`], with arguments other than the process's; the first is the program's name.
+#[must_use]
+pub fn main_from<A>(
+    args: impl IntoIterator<Item = A>,
+    handlers: impl FnOnce(RegistryBuilder) -> RegistryBuilder,
+) -> ExitCode
+where
+    A: Into<OsString> + Clone,
+{
+    let args = WorkerArgs::parse_from(args);
+    let groups = ProcessGroups::default();
+    let prepared =
+        args.common.read_file().map_err(anyhow::Error::from).and_then(|file| prepare(&args, &file, handlers, &groups));
+    let (settings, registry) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return fail(EXIT_SETTINGS, &error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(EXIT_INTERNAL, &error.into()),
+    };
+    let code = runtime.block_on(work(settings, registry, groups));
+    // A handler that blocks its thread must not keep the process.
+    runtime.shutdown_background();
+    code
+}
+
+fn prepare(
+    args: &WorkerArgs,
+    file: &File,
+    handlers: impl FnOnce(RegistryBuilder) -> RegistryBuilder,
+    groups: &ProcessGroups,
+) -> anyhow::Result<(Settings, Registry)> {
+    let settings = args.settings(file)?;
+    telemetry::init_logging(&settings.common)?;
+    let registry = builtin::register(handlers(Registry::builder()), file, groups)?.build()?;
+    Ok((settings, registry))
+}
+
+async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> ExitCode {
+    let ledger = match ledger::open(settings.common.ledger_url.expose_secret()).await {
+        Ok(ledger) => ledger,
+        Err(error) => return fail(EXIT_LEDGER, &error.into()),
+    };
+    let metrics_addr = settings.metrics_addr;
+    let worker = Worker::new(settings, registry, ledger, groups);
+    let signals = match surroundings(&worker, metrics_addr).await {
+        Ok(signals) => signals,
+        Err(error) => return fail(EXIT_INTERNAL, &error),
+    };
+    let shutdown = Shutdown::default();
+    tokio::spawn(hear(signals, shutdown.clone()));
+    let summary = worker.run(shutdown).await;
+    tracing::info!("stopped: {summary}");
+    ExitCode::SUCCESS
+}
+
+/// Metrics, their listener, and an ear for signals.
+async fn surroundings(worker: &Worker, metrics_addr: Option<SocketAddr>) -> anyhow::Result<Signals> {
+    let signals = Signals::listen().context("cannot listen for signals")?;
+    let metrics = Metrics::install().context("cannot install the metrics")?;
+    tokio::spawn(metrics.clone().upkeep());
+    if let Some(addr) = metrics_addr {
+        let listener = tokio::net::TcpListener::bind(addr)
+            .await
+            .with_context(|| format!("cannot listen on metrics_addr {addr}"))?;
+        let router = telemetry::health_router(metrics, worker.readiness());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+    }
+    Ok(signals)
+}
+
+/// The first signal asks, the second insists.
+async fn hear(mut signals: Signals, shutdown: Shutdown) {
+    let signal = signals.next().await;
+    tracing::info!(signal, "stopping; a second signal interrupts what runs");
+    shutdown.gracefully.cancel();
+    let signal = signals.next().await;
+    tracing::warn!(signal, "stopping at once");
+    shutdown.at_once.cancel();
+}
+
+fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
+    let program = std::env::current_exe().ok();
+    let name =
+        program.as_deref().and_then(|path| path.file_name()).map_or("worker".into(), |name| name.to_string_lossy());
+    eprintln!("{name}: {error:#}");
+    ExitCode::from(code)
+}
