@@ -133,7 +133,11 @@ impl Batch {
 
 fn faults_of(fault: JsonFault) -> Vec<FieldError> {
     match fault {
-        JsonFault::Syntax(message) => vec![FieldError::new("", format!("is not JSON: {message}"))],
+        // The parser knows this line alone; which one it is of the body is said by the path.
+        JsonFault::Syntax(message) => {
+            let message = message.replace(" at line 1 column ", " at column ");
+            vec![FieldError::new("", format!("is not JSON: {message}"))]
+        }
         JsonFault::Shape(error) => vec![error],
     }
 }

@@ -32,6 +32,9 @@ impl From<JsonFault> for ApiError {
 /// # Errors
 /// [`JsonFault`] with the place of the first fault.
 pub fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T, JsonFault> {
+    if text.trim_ascii().is_empty() {
+        return Err(JsonFault::Syntax("it is empty".to_owned()));
+    }
     // Left to itself, serde would take an array for a struct, field by field.
     if text.trim_ascii_start().first() != Some(&b'{') {
         serde_json::from_slice::<IgnoredAny>(text).map_err(|error| JsonFault::Syntax(error.to_string()))?;

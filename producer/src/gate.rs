@@ -84,3 +84,44 @@ impl Gate {
         self.now_ms().saturating_add(PROBE_PERIOD.as_millis() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answers(gate: &Gate, answer: Result<(), LedgerError>) -> bool {
+        gate.ask(async { answer }).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn one_caller_in_a_period_tries_a_ledger_that_is_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/gate.db", folder.path().display());
+        let gate = Gate::new(tasklane_common::ledger::open(&url).await.unwrap());
+        tokio::time::pause();
+
+        assert!(!answers(&gate, Err(LedgerError::Unavailable("gone".to_owned()))).await);
+        assert!(!answers(&gate, Ok(())).await, "fails at once, unasked");
+        tokio::time::advance(PROBE_PERIOD).await;
+        let asked = AtomicU64::new(0);
+        let probe = || async {
+            asked.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            Ok(())
+        };
+        let (first, second) = tokio::join!(gate.ask(probe()), gate.ask(probe()));
+        assert!(first.is_ok() && second.is_err());
+        assert_eq!(asked.into_inner(), 1, "the others were not let through");
+        assert!(answers(&gate, Ok(())).await, "open again");
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_no_repetition_mends_leaves_the_gate_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/gate.db", folder.path().display());
+        let gate = Gate::new(tasklane_common::ledger::open(&url).await.unwrap());
+        let corrupt = gate.ask(async { Err::<(), _>(LedgerError::Corrupt("row".to_owned())) }).await;
+        assert!(matches!(corrupt, Err(ApiError::Internal(_))));
+        assert!(answers(&gate, Ok(())).await);
+    }
+}

@@ -86,7 +86,26 @@ fn known_method(method: &Method) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::routing::get;
+    use tower::ServiceExt;
+    use tower_http::catch_panic::CatchPanicLayer;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_an_internal_error_and_tells_the_client_nothing() {
+        async fn panics() {
+            panic!("a secret")
+        }
+        let router = Router::new().route("/", get(panics)).layer(CatchPanicLayer::custom(answer_panic));
+        let mut response = router.oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.extensions().get::<Cause>().unwrap().0, "panic: a secret");
+        write_problem(&mut response, "id-1");
+        let text = axum::body::to_bytes(response.into_body(), 1000).await.unwrap();
+        let text = String::from_utf8(text.to_vec()).unwrap();
+        assert!(text.contains(r#""code":"internal""#) && text.contains("id-1") && !text.contains("secret"), "{text}");
+    }
 
     #[test]
     fn only_harmless_ids_are_taken_over() {

@@ -36,7 +36,7 @@ struct Frame;
 /// The whole API.
 pub fn router(app: Arc<App>) -> Router {
     let (admitted, operations, openapi) = parts();
-    let admitted = admitted.layer(from_fn_with_state(Arc::clone(&app), admission::admit));
+    let admitted = admitted.layer(from_fn_with_state(app.admission.clone(), admission::admit));
     let page = docs::page(&openapi);
     let document = docs::document(&openapi);
     admitted

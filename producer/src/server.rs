@@ -91,3 +91,52 @@ fn is_the_clients(error: &io::Error) -> bool {
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    /// Asks for `/`, and stops the server once the request has arrived there.
+    async fn stop_in_mid_request(grace: Duration, finishes: bool) -> (bool, String) {
+        let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (arrived_there, go_on_there) = (Arc::clone(&arrived), Arc::clone(&go_on));
+        let router = Router::new().route(
+            "/",
+            get(async move || {
+                arrived_there.notify_one();
+                go_on_there.notified().await;
+                "finished"
+            }),
+        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let stopping = CancellationToken::new();
+        let stop = stopping.clone();
+        let server = tokio::spawn(async move { serve(listener, router, &stop, grace).await });
+        client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\n\r\n").await.unwrap();
+        arrived.notified().await;
+        stopping.cancel();
+        if finishes {
+            go_on.notify_one();
+        }
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        (server.await.unwrap(), answer)
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_is_finished() {
+        let (all_finished, answer) = stop_in_mid_request(Duration::from_secs(60), true).await;
+        assert!(all_finished && answer.starts_with("HTTP/1.1 200") && answer.ends_with("finished"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn the_grace_has_an_end() {
+        let (all_finished, answer) = stop_in_mid_request(Duration::from_millis(50), false).await;
+        assert!(!all_finished && answer.is_empty(), "{answer}");
+    }
+}

@@ -66,6 +66,7 @@ pub(crate) async fn submit(
     let task = task.validate(&app.rules, circumstances).map_err(ApiError::InvalidTask)?;
 
     // The wait begins before the task is published: a notice can come sooner than the answer of the ledger.
+    let waits = wait.is_some();
     let mut wait = wait.map(|time| app.waits.begin(time)).transpose()?;
     let reply_to = wait.as_mut().and_then(|wait| wait.expect_notice(&app, task.id));
     let recording = Recording { tasks: vec![task.clone()], idempotency, reply_to };
@@ -79,8 +80,8 @@ pub(crate) async fn submit(
         }
         task = wait.end_of(&app, task.id).await?;
     }
-    let ended_within_wait = query.is_some() && task.state.is_final();
-    Ok(answer(&task, if ended_within_wait { StatusCode::OK } else { StatusCode::ACCEPTED }, replayed))
+    let status = if waits && task.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(answer(&task, status, replayed))
 }
 
 /// The task to answer with, and whether it was there before.

@@ -1,0 +1,28 @@
+//! Requests that no route answers, and a ledger that is away.
+
+use axum::body::Body;
+use axum::http::Request;
+use insta::assert_snapshot;
+use tasklane_common::ledger::LedgerError;
+
+use crate::support::Api;
+
+#[tokio::test]
+async fn other_paths_and_methods_are_told() {
+    let api = Api::start().await;
+    assert_snapshot!("unknown_path", api.get("/v2/tasks").await.shown());
+    let put = Request::put("/v1/tasks").body(Body::empty()).unwrap();
+    assert_snapshot!("unknown_method", api.send(put).await.shown());
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_away_is_told_at_once() {
+    let api = Api::start().await;
+    let away = api.app.gate.ask(async { Err::<(), _>(LedgerError::Unavailable("secret host".to_owned())) }).await;
+    assert!(away.is_err());
+    assert_snapshot!("ledger_away", api.post("/v1/tasks", r#"{"kind":"a"}"#).await.shown());
+    for path in ["/v1/tasks", "/v1/queues", "/v1/workers", "/v1/tasks/0190f3c0-0000-7000-8000-000000000000"] {
+        assert_eq!(api.get(path).await.status, 503, "{path}");
+    }
+    assert_eq!(api.get("/healthz").await.status, 200);
+}

@@ -1,0 +1,10 @@
+//! Every body and error of the API, over a real SQLite ledger, while the broker is away.
+
+mod support;
+
+mod submit;
+mod batch;
+mod look;
+mod retry;
+mod faults;
+mod openapi;
