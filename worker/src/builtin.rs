@@ -1,1 +1,137 @@
 //! Handlers from the settings file: programs and HTTP services.
+//!
+//! What runs and where it goes is set here, by the worker's operator, and never by a submission.
+
+mod command;
+mod http;
+mod output;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tasklane_common::config::{ConfigError, File};
+
+pub use self::command::CommandHandler;
+pub use self::http::HttpHandler;
+use crate::process_group::ProcessGroups;
+use crate::registry::RegistryBuilder;
+
+/// The longest timeout of a kind: 30 days.
+const TIMEOUT_MS_MAX: u64 = 30 * 86_400_000;
+
+/// Adds a handler for every `[[command]]` and `[[http]]` of the settings file. Commands run in `groups`.
+///
+/// # Errors
+/// [`ConfigError::Setting`] names the kind whose table could never work, and why.
+pub fn register(
+    mut builder: RegistryBuilder,
+    file: &File,
+    groups: &ProcessGroups,
+) -> Result<RegistryBuilder, ConfigError> {
+    for table in &file.command {
+        let handler = CommandHandler::new(table, groups.clone())?;
+        builder = builder.named(table.kind.clone(), Arc::new(handler));
+    }
+    for table in &file.http {
+        builder = builder.named(table.kind.clone(), Arc::new(HttpHandler::new(table)?));
+    }
+    Ok(builder)
+}
+
+/// A table's timeout, if it is one.
+fn timeout(
+    setting: &'static str,
+    kind: &impl std::fmt::Display,
+    ms: Option<u64>,
+) -> Result<Option<Duration>, ConfigError> {
+    match ms {
+        Some(ms) if !(1..=TIMEOUT_MS_MAX).contains(&ms) => Err(ConfigError::setting(
+            setting,
+            format!("kind {kind}: timeout_ms must be between 1 and {TIMEOUT_MS_MAX}, but is {ms}"),
+        )),
+        ms => Ok(ms.map(Duration::from_millis)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::TaskContext;
+    use crate::registry::Registry;
+    use tasklane_common::task::{Fence, Kind, TaskId};
+    use tokio::time::Instant;
+    use tokio_util::sync::CancellationToken;
+
+    /// The second attempt of a task of kind `test.kind`, under fence 7.
+    pub(super) fn context() -> TaskContext {
+        TaskContext {
+            id: TaskId::new(),
+            kind: Kind::parse("test.kind").unwrap(),
+            attempt: 2,
+            max_attempts: 5,
+            fence: Fence(7),
+            deadline: Instant::now() + Duration::from_secs(60),
+            cancellation: CancellationToken::new(),
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        }
+    }
+
+    fn registered(toml: &str) -> Result<Registry, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("tasklane.toml");
+        std::fs::write(&path, toml).unwrap();
+        let file = File::read(&path).unwrap();
+        let builder = register(Registry::builder(), &file, &ProcessGroups::new()).map_err(|error| error.to_string())?;
+        builder.build().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn tables_become_handlers_with_their_options() {
+        let registry = registered(
+            r#"
+            [[command]]
+            kind = "a"
+            argv = ["sh", "-c", "true"]
+            queue = "slow"
+            timeout_ms = 1500
+            guarantee = "at_most_once"
+
+            [[http]]
+            kind = "b"
+            url = "https://user:password@example.org/path"
+            headers = { Authorization = "Bearer 1" }
+            "#,
+        )
+        .unwrap();
+        let options = registry.get(&Kind::parse("a").unwrap()).unwrap().options();
+        assert_eq!(options.queue.unwrap().as_str(), "slow");
+        assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
+        assert_eq!(options.guarantee, tasklane_common::task::Guarantee::AtMostOnce);
+        assert!(registry.get(&Kind::parse("b").unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_table_that_cannot_work_is_refused() {
+        for (table, fault) in [
+            ("[[command]]\nkind = 'k'\nargv = []", "command: kind k: argv must begin with a program"),
+            (
+                "[[command]]\nkind = 'k'\nargv = ['no-such-program']",
+                "kind k: the program no-such-program is not in PATH",
+            ),
+            ("[[command]]\nkind = 'k'\nargv = ['/dev/null']", "kind k: /dev/null is no executable file"),
+            ("[[command]]\nkind = 'k'\nargv = ['sh']\ntimeout_ms = 0", "timeout_ms must be between 1 and 2592000000"),
+            ("[[http]]\nkind = 'k'\nurl = 'nowhere'", "http: kind k: url: relative URL without a base"),
+            ("[[http]]\nkind = 'k'\nurl = 'ftp://x/'", "url must begin with http:// or https://, not ftp:"),
+            ("[[http]]\nkind = 'k'\nurl = 'http://x/'\nheaders = { 'a b' = '' }", "\"a b\" is no header name"),
+            ("[[http]]\nkind = 'k'\nurl = 'http://x/'\nheaders = { Tasklane-Fence = '1' }", "cannot be configured"),
+            ("[[http]]\nkind = 'k'\nurl = 'http://x/'\nheaders = { a = \"\\n\" }", "the value of a is no header value"),
+            (
+                "[[http]]\nkind = 'k'\nurl = 'http://x/'\n[[command]]\nkind = 'k'\nargv = ['sh']",
+                "kind k has two handlers",
+            ),
+        ] {
+            let error = registered(table).unwrap_err();
+            assert!(error.contains(fault), "{table}\n{error}");
+        }
+    }
+}

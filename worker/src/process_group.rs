@@ -1,1 +1,238 @@
 //! Child processes that end with their run, whatever happens to the worker.
+//!
+//! Every command leads a process group of its own. A [`Group`] kills the whole group when it is dropped;
+//! [`ProcessGroups::kill_all`] kills all of them at once from any thread, even when the runtime hangs; and the
+//! reaper, a small shell beside the worker, kills them when the worker itself dies, be it by SIGKILL, and when the
+//! worker is stopped for longer than its lease lives.
+//!
+//! A process group's id can go to a stranger as soon as its leader is reaped and its last member is gone. So a group
+//! is killed and forgotten, by this process and by the reaper, while its leader is still unreaped and pins the id.
+//! What is left of that race: when the worker dies, its dead leaders are reaped by the system, perhaps an instant
+//! before the reaper's kill.
+//!
+//! A process that leaves its group (`setsid`) also leaves this care.
+
+mod reaper;
+
+use std::collections::HashSet;
+use std::io;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::timeout;
+
+use self::reaper::{Line, Reaper, Tick};
+
+pub(crate) use self::reaper::SHELL;
+
+/// How long a killed leader may take to be gone; longer only when the kernel holds it.
+const REAP_MAX: Duration = Duration::from_secs(1);
+const UNGUARDED: &str = "the reaper of command processes cannot be started: commands may outlive this worker";
+
+/// All process groups of a worker that are alive. Clones are the same collection.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessGroups(Arc<Mutex<Live>>);
+
+/// One process group, led by a child of this process. Dropped, it is killed with SIGKILL.
+#[derive(Debug)]
+#[must_use = "a dropped group is killed"]
+pub struct Group {
+    child: Child,
+    id: Pid,
+    child_ended: unix::Signal,
+    groups: ProcessGroups,
+}
+
+/// This side of a child's streams, as far as they are pipes.
+#[derive(Debug)]
+pub struct Pipes {
+    /// What the child reads.
+    pub stdin: Option<ChildStdin>,
+    /// What the child writes.
+    pub stdout: Option<ChildStdout>,
+    /// What the child complains.
+    pub stderr: Option<ChildStderr>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    groups: HashSet<Pid>,
+    lease: Option<Lease>,
+    reaper: Option<Reaper>,
+}
+
+/// Until when the groups may live unless told otherwise.
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    tick: Tick,
+    until: Instant,
+}
+
+impl ProcessGroups {
+    /// No groups yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Says that this worker's lease, which lives for `ttl` after each renewal, ends in `remaining`.
+    ///
+    /// From the first call on, all groups are killed a little before that end unless this is called again: the reaper
+    /// sees to it even when this process is stopped. Before the first call they may live as long as this process.
+    pub fn prove_lease(&self, ttl: Duration, remaining: Duration) {
+        self.live().prove(Lease { tick: Tick::of_lease(ttl), until: Instant::now() + remaining });
+    }
+
+    /// Starts a program as the leader of a new group.
+    ///
+    /// When this returns, the reaper knows the group; what is written to the program's stdin from then on is read by
+    /// nobody who could outlive the worker.
+    ///
+    /// # Errors
+    /// When the program, or the reaper, cannot be started. Then nothing runs.
+    pub fn spawn(&self, command: &mut Command) -> io::Result<Group> {
+        // Listens before the child exists: its end cannot be missed.
+        let child_ended = unix::signal(SignalKind::child())?;
+        let child = command.process_group(0).spawn()?;
+        let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let id = id.ok_or_else(|| io::Error::other("a child that was just started has no process id"))?;
+        let group = Group { child, id, child_ended, groups: self.clone() };
+        // Should it fail, the guard kills the child.
+        self.live().add(id)?;
+        Ok(group)
+    }
+
+    /// Kills every group with SIGKILL, at once. Needs no runtime: a watchdog's thread may call it while that hangs.
+    pub fn kill_all(&self) {
+        for &id in &self.live().groups {
+            signal(id, Signal::KILL);
+        }
+    }
+
+    /// How many groups are alive.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.live().groups.len()
+    }
+
+    fn live(&self) -> MutexGuard<'_, Live> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Group {
+    /// Takes the pipes to the leader; `None` where they were taken already, or are no pipes.
+    pub fn pipes(&mut self) -> Pipes {
+        Pipes { stdin: self.child.stdin.take(), stdout: self.child.stdout.take(), stderr: self.child.stderr.take() }
+    }
+
+    /// The group's id, which is its leader's process id.
+    #[must_use]
+    pub fn id(&self) -> Pid {
+        self.id
+    }
+
+    /// Waits until the leader has exited, without reaping it. May be dropped and called again.
+    pub async fn exited(&mut self) {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        // An error means that there is no such child any more.
+        while let Ok(None) = waitid(WaitId::Pid(self.id), look) {
+            if self.child_ended.recv().await.is_none() {
+                return;
+            }
+        }
+    }
+
+    /// Asks all processes of the group to end, with SIGTERM.
+    pub fn terminate(&self) {
+        signal(self.id, Signal::TERM);
+    }
+
+    /// Kills what is left of the group, then reaps the leader.
+    ///
+    /// # Errors
+    /// When the leader does not go away, or its status is not to be had.
+    pub async fn end(mut self) -> io::Result<ExitStatus> {
+        self.close();
+        timeout(REAP_MAX, self.child.wait()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+    }
+
+    /// Kills the group and forgets it, in this order and before its leader is reaped. A second call does nothing.
+    fn close(&self) {
+        self.groups.live().remove(self.id);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The leader is dropped unreaped after this, and the runtime reaps it.
+        self.close();
+    }
+}
+
+impl Live {
+    fn add(&mut self, id: Pid) -> io::Result<()> {
+        self.groups.insert(id);
+        self.tell(Line::Begun(id))
+    }
+
+    fn remove(&mut self, id: Pid) {
+        if !self.groups.contains(&id) {
+            return;
+        }
+        signal(id, Signal::KILL);
+        self.groups.remove(&id);
+        if let Err(error) = self.tell(Line::Ended(id)) {
+            tracing::error!(%error, "{UNGUARDED}");
+        }
+    }
+
+    fn prove(&mut self, lease: Lease) {
+        let before = self.lease.replace(lease);
+        if before.is_none_or(|before| before.tick != lease.tick) {
+            // Another pulse needs another reaper.
+            self.reaper = None;
+        }
+        if let Err(error) = self.tell(Line::Proven(lease.ticks_left())) {
+            tracing::error!(%error, "{UNGUARDED}");
+        }
+    }
+
+    /// Tells the reaper one line; a reaper that does not listen is replaced by one that knows all.
+    fn tell(&mut self, line: Line) -> io::Result<()> {
+        if self.reaper.as_mut().is_some_and(|reaper| reaper.tell(line).is_ok()) {
+            return Ok(());
+        }
+        if self.groups.is_empty() {
+            self.reaper = None;
+            return Ok(());
+        }
+        self.start_reaper()
+    }
+
+    fn start_reaper(&mut self) -> io::Result<()> {
+        // The old one first: alive, it would kill these groups when its pipe closes.
+        self.reaper = None;
+        let lease = self.lease.map(|lease| (lease.tick, lease.ticks_left()));
+        self.reaper = Some(Reaper::start(&self.groups, lease)?);
+        Ok(())
+    }
+}
+
+impl Lease {
+    fn ticks_left(&self) -> u64 {
+        self.tick.count(self.until.saturating_duration_since(Instant::now()))
+    }
+}
+
+fn signal(group: Pid, signal: Signal) {
+    // Fails when all of the group is gone, and that is what was wanted.
+    let _ = kill_process_group(group, signal);
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,203 @@
+//! `[[http]]`: an HTTP service that handles one kind. Args are POSTed, the response's body is the result.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::{Client, Response, StatusCode, redirect, retry};
+use secrecy::{ExposeSecret, SecretString};
+use tasklane_common::config::{ConfigError, HttpTable};
+use tasklane_common::task::Json;
+use url::Url;
+
+use super::output::{TooMuch, Whole};
+use crate::handler::{HandlerError, Options, Outcome, TaskContext};
+use crate::registry::DynHandler;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Many servers close an idle connection after 5 s; a request sent on it at that moment would be lost.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
+/// A service may put an attempt off for so long at most.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// How much of an error's body is told.
+const ERROR_BODY_BYTES: usize = 1024;
+/// How long an error's body is waited for: the status alone decides.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Headers that settings cannot change: the contract's, and those that frame the message.
+const RESERVED: [&str; 8] = [
+    "idempotency-key",
+    "tasklane-task-id",
+    "tasklane-attempt",
+    "tasklane-fence",
+    "traceparent",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+];
+
+/// POSTs every task of a kind to a service.
+#[derive(Debug)]
+pub struct HttpHandler {
+    client: Client,
+    url: Url,
+    headers: HeaderMap,
+    options: Options,
+}
+
+impl HttpHandler {
+    /// Checks the table.
+    ///
+    /// # Errors
+    /// When the URL, a header or the timeout cannot work. The message never holds what may be secret.
+    pub fn new(table: &HttpTable) -> Result<Self, ConfigError> {
+        let fault = |message: String| ConfigError::setting("http", format!("kind {}: {message}", table.kind));
+        let url = Url::parse(&table.url).map_err(|error| fault(format!("url: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(fault(format!("url must begin with http:// or https://, not {}:", url.scheme())));
+        }
+        let options = Options {
+            queue: table.queue.clone(),
+            timeout: super::timeout("http", &table.kind, table.timeout_ms)?,
+            backoff: None,
+            guarantee: table.guarantee,
+        };
+        Ok(Self {
+            client: client(&url).map_err(|error| fault(HandlerError::from(error).to_string()))?,
+            headers: configured_headers(&table.headers).map_err(fault)?,
+            url,
+            options,
+        })
+    }
+
+    async fn post(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        let request = self.client.post(self.url.clone()).headers(self.headers(cx)?).body(args.as_str().to_owned());
+        let response = request.send().await.map_err(network)?;
+        if response.status().is_success() { complete(response).await } else { Err(refused(response).await) }
+    }
+
+    fn headers(&self, cx: &TaskContext) -> Result<HeaderMap, HandlerError> {
+        let mut headers = HeaderMap::with_capacity(8 + self.headers.len());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.extend(self.headers.clone());
+        let id = HeaderValue::try_from(cx.id.to_string())?;
+        headers.insert("idempotency-key", id.clone());
+        headers.insert("tasklane-task-id", id);
+        headers.insert("tasklane-attempt", HeaderValue::from(cx.attempt));
+        headers.insert("tasklane-fence", HeaderValue::from(cx.fence.0));
+        if let Some(traceparent) = cx.traceparent.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert("traceparent", traceparent);
+        }
+        Ok(headers)
+    }
+}
+
+#[async_trait]
+impl DynHandler for HttpHandler {
+    fn options(&self) -> Options {
+        self.options.clone()
+    }
+
+    async fn handle_json(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        tokio::select! {
+            answer = self.post(args, cx) => answer,
+            () = cx.cancellation.cancelled() => Err(HandlerError::retry("the request was stopped")),
+        }
+    }
+}
+
+/// A client for one service: no redirects, no proxies from the environment, no repetition of its own.
+fn client(url: &Url) -> reqwest::Result<Client> {
+    // Whoever came first has chosen; an error says just that.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder()
+        .user_agent(concat!("tasklane-worker/", env!("CARGO_PKG_VERSION")))
+        .redirect(redirect::Policy::none())
+        .retry(retry::never())
+        .no_proxy()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT);
+    match url.scheme() {
+        "https" => client.build(),
+        // The system's certificates are many, or missing; nothing needs them here.
+        _ => client.tls_certs_only([]).build(),
+    }
+}
+
+fn configured_headers(configured: &BTreeMap<String, SecretString>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in configured {
+        let parsed: HeaderName = name.parse().map_err(|_| format!("headers: {name:?} is no header name"))?;
+        if RESERVED.contains(&parsed.as_str()) {
+            return Err(format!("headers: {name} is set by Tasklane and cannot be configured"));
+        }
+        let mut value = HeaderValue::from_str(value.expose_secret())
+            .map_err(|_| format!("headers: the value of {name} is no header value"))?;
+        value.set_sensitive(true);
+        headers.insert(parsed, value);
+    }
+    Ok(headers)
+}
+
+async fn complete(mut response: Response) -> Result<Outcome, HandlerError> {
+    let mut body = Whole::default();
+    while let Some(chunk) = response.chunk().await.map_err(network)? {
+        body.push(&chunk).map_err(|TooMuch| HandlerError::discard(format!("the service {TooMuch}")))?;
+    }
+    Ok(Outcome::Complete(body.into_result()?))
+}
+
+/// What an answer other than 2xx means.
+async fn refused(response: Response) -> HandlerError {
+    let status = response.status();
+    let delay =
+        response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
+    let mut message = format!("the service answered {status}");
+    let body = beginning(response).await;
+    if !body.is_empty() {
+        message.push_str(": ");
+        message.push_str(&body);
+    }
+    let passing = status.is_server_error()
+        || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
+    match (passing, delay) {
+        (true, Some(delay)) => HandlerError::retry_after(message, delay),
+        (true, None) => HandlerError::retry(message),
+        (false, _) => HandlerError::discard(message),
+    }
+}
+
+/// The first part of a body, as far as it comes in time.
+async fn beginning(mut response: Response) -> String {
+    let mut body = Vec::new();
+    let read = async {
+        while body.len() < ERROR_BODY_BYTES {
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            body.extend_from_slice(&chunk[..chunk.len().min(ERROR_BODY_BYTES - body.len())]);
+        }
+    };
+    let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, read).await;
+    String::from_utf8_lossy(&body).trim().to_owned()
+}
+
+/// Seconds, or a date. What is past or no time at all leaves the delay to the backoff.
+fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
+    let delay = match value.trim().parse::<u64>() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => {
+            let date = rfc2822::DateTimeParser::new().parse_timestamp(value.trim()).ok()?;
+            Duration::try_from(date.duration_since(now)).ok()?
+        }
+    };
+    (!delay.is_zero()).then_some(delay.min(RETRY_AFTER_MAX))
+}
+
+/// A network error's whole story, without the URL: it may hold a password.
+fn network(error: reqwest::Error) -> HandlerError {
+    error.without_url().into()
+}
+
+#[cfg(test)]
+mod tests;

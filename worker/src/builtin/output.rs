@@ -1,0 +1,114 @@
+//! What programs and services answer, within bounds.
+
+use std::collections::VecDeque;
+
+use tasklane_common::task::Json;
+
+use crate::decide::RESULT_BYTES_MAX;
+
+/// Output that may become a result: kept whole, up to what a result may have.
+#[derive(Debug, Default)]
+pub(super) struct Whole(Vec<u8>);
+
+/// The end of an endless output.
+#[derive(Debug)]
+pub(super) struct Tail {
+    bytes: VecDeque<u8>,
+    max: usize,
+}
+
+/// There is more output than a result may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooMuch;
+
+impl Whole {
+    pub(super) fn push(&mut self, chunk: &[u8]) -> Result<(), TooMuch> {
+        if self.0.len() + chunk.len() > RESULT_BYTES_MAX {
+            return Err(TooMuch);
+        }
+        self.0.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    /// JSON if it is JSON, nothing if it is blank, and else the text as a string.
+    pub(super) fn into_result(self) -> Result<Json, serde_json::Error> {
+        let text =
+            String::from_utf8(self.0).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        match text.trim() {
+            "" => Ok(Json::null()),
+            trimmed => Json::parse(trimmed.to_owned()).or_else(|_| Json::of(&text)),
+        }
+    }
+}
+
+impl Tail {
+    pub(super) fn new(max: usize) -> Self {
+        Self { bytes: VecDeque::new(), max }
+    }
+
+    pub(super) fn push(&mut self, chunk: &[u8]) {
+        let chunk = &chunk[chunk.len().saturating_sub(self.max)..];
+        let excess = (self.bytes.len() + chunk.len()).saturating_sub(self.max);
+        self.bytes.drain(..excess);
+        self.bytes.extend(chunk);
+    }
+
+    /// The end as text, without the rest of a character that was cut.
+    pub(super) fn text(&mut self) -> String {
+        let bytes = self.bytes.make_contiguous();
+        let cut = bytes.iter().take(3).take_while(|&&byte| byte & 0b1100_0000 == 0b1000_0000).count();
+        String::from_utf8_lossy(&bytes[cut..]).trim().to_owned()
+    }
+}
+
+impl std::fmt::Display for TooMuch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "answered more than the {RESULT_BYTES_MAX} bytes that a result may have: store it elsewhere and answer its address"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(output: &[u8]) -> String {
+        let mut whole = Whole::default();
+        whole.push(output).unwrap();
+        whole.into_result().unwrap().as_str().to_owned()
+    }
+
+    #[test]
+    fn a_result_is_json_or_a_string_or_null() {
+        assert_eq!(result(b" {\"a\": 1}\n"), "{\"a\": 1}");
+        assert_eq!(result(b"plain\n"), "\"plain\\n\"");
+        assert_eq!(result(b"1 2"), "\"1 2\"");
+        assert_eq!(result(b""), "null");
+        assert_eq!(result(b"\n"), "null");
+        assert_eq!(result(b"\xff"), "\"\u{fffd}\"");
+    }
+
+    #[test]
+    fn a_result_has_a_bound() {
+        let mut whole = Whole::default();
+        assert_eq!(whole.push(&vec![b'x'; RESULT_BYTES_MAX]), Ok(()));
+        assert_eq!(whole.push(b"x"), Err(TooMuch));
+    }
+
+    #[test]
+    fn a_tail_keeps_the_end() {
+        let mut tail = Tail::new(6);
+        for chunk in ["one ", "two", " three"] {
+            tail.push(chunk.as_bytes());
+        }
+        assert_eq!(tail.text(), "three");
+        tail.push("xüüü".as_bytes());
+        assert_eq!(tail.text(), "üüü");
+        tail.push("€€€x".as_bytes());
+        assert_eq!(tail.text(), "€x", "the rest of a cut character is left out");
+        tail.push(b"far longer than the tail is");
+        assert_eq!(tail.text(), "ail is");
+    }
+}
