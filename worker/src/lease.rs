@@ -146,14 +146,28 @@ pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
 }
 
 /// Starts the thread that gives the lease up in time. `kill` stops what does not run on the runtime: child processes.
+/// `prove` hears how long the lease is good for, at once and after every renewal: when this process is stopped as a
+/// whole, by SIGSTOP, something else must stop them.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn watch(lease: Lease, ended: CancellationToken, kill: impl Fn() + Send + 'static) -> std::io::Result<()> {
+pub fn watch(
+    lease: Lease,
+    ended: CancellationToken,
+    prove: impl Fn(Duration) + Send + 'static,
+    kill: impl Fn() + Send + 'static,
+) -> std::io::Result<()> {
+    let mut proven = lease.ends_at();
+    // Before the first task can start.
+    prove(proven.saturating_sub(since_boot()));
     std::thread::Builder::new().name("lease-watchdog".to_owned()).spawn(move || {
         while !ended.is_cancelled() {
             if lease.lost().is_cancelled() || since_boot() >= lease.stop_at() {
                 return give_up(&lease, &kill);
+            }
+            if lease.ends_at() > proven {
+                proven = lease.ends_at();
+                prove(proven.saturating_sub(since_boot()));
             }
             std::thread::sleep(WATCH_PERIOD);
         }
@@ -207,10 +221,14 @@ mod tests {
         let sent_at = since_boot();
         let lease = Lease::new(WorkerId::new(), Duration::from_secs(1), sent_at);
         let (killed, kills) = std::sync::mpsc::channel();
-        watch(lease.clone(), CancellationToken::new(), move || {
+        let (proved, proofs) = std::sync::mpsc::channel();
+        let prove = move |remaining| proved.send(remaining).unwrap();
+        watch(lease.clone(), CancellationToken::new(), prove, move || {
             let _ = killed.send(since_boot());
         })
         .unwrap();
+        let remaining = proofs.try_recv().expect("it is proven from the beginning");
+        assert!(remaining <= Duration::from_secs(1) && remaining > Duration::from_millis(800), "{remaining:?}");
         let killed_at = kills.recv_timeout(Duration::from_secs(5)).unwrap();
         assert!(lease.lost().is_cancelled());
         let after = killed_at - sent_at;

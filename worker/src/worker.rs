@@ -161,8 +161,9 @@ impl Worker {
     /// Lives until the lease is lost or the shutdown is done; answers how many handlers would not end.
     async fn live(&self, life: Arc<Life>, shutdown: &Shutdown) -> usize {
         let worker = life.lease.worker();
-        let groups = self.groups.clone();
-        if let Err(error) = lease::watch(life.lease.clone(), life.ended.clone(), move || groups.kill_all()) {
+        let (proven, killed, ttl) = (self.groups.clone(), self.groups.clone(), self.settings.lease_ttl);
+        let prove = move |remaining| proven.prove_lease(ttl, remaining);
+        if let Err(error) = lease::watch(life.lease.clone(), life.ended.clone(), prove, move || killed.kill_all()) {
             tracing::error!(%error, "the lease cannot be watched");
             sleep(LEDGER_PAUSE).await;
             return 0;
