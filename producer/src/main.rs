@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tasklane_common::config::ConfigError;
 use tasklane_common::ledger::LedgerError;
 use tasklane_common::shutdown::Signals;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     match start(&args) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("tasklane-producer: {error:#}");
+            eprintln!("tasklane-producer: {error}");
             ExitCode::from(code_of(&error))
         }
     }
@@ -31,6 +32,7 @@ fn start(args: &ProducerArgs) -> anyhow::Result<ExitCode> {
     let settings = args.resolve()?;
     telemetry::init_logging(&settings.common)?;
     let metrics = Metrics::install()?;
+    allow_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(until_told(settings, metrics));
     // What still blocks a thread after the grace must not keep the process.
@@ -60,6 +62,14 @@ async fn until_told(settings: Settings, metrics: Metrics) -> anyhow::Result<Exit
                 stop.cancel();
             }
         }
+    }
+}
+
+/// Each connection is an open file, and shells often allow a thousand although the system allows more.
+fn allow_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        tracing::warn!(%error, limit = limit.current, "the limit of open files, and so of connections, stays low");
     }
 }
 

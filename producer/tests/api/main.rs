@@ -1,5 +1,6 @@
 //! Every body and error of the API, over a real SQLite ledger, while the broker is away.
 
+#[cfg(test)]
 mod support;
 
 mod submit;
