@@ -11,15 +11,19 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(120);
 /// A client with a limit on every request. Plain HTTP on loopback, but the workspace builds reqwest with TLS, which
 /// wants to know its cryptography before the first client is built.
 pub(crate) fn client() -> Result<reqwest::Client> {
+    builder().build().context("building the HTTP client")
+}
+
+/// A client that opens a connection for each request, and so can be used on any runtime, as clean-ups must.
+pub(crate) fn connecting_client() -> Result<reqwest::Client> {
+    builder().pool_max_idle_per_host(0).build().context("building the HTTP client")
+}
+
+fn builder() -> reqwest::ClientBuilder {
     static CRYPTOGRAPHY: Once = Once::new();
     CRYPTOGRAPHY.call_once(|| {
         // Refused only if a provider is there already, and any will do.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    reqwest::Client::builder()
-        .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(REQUEST_LIMIT)
-        .build()
-        .context("building the HTTP client")
+    reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(REQUEST_LIMIT)
 }

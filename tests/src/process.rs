@@ -27,6 +27,7 @@ pub struct Launch {
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     bare_env: bool,
+    dir: Option<PathBuf>,
     user: Option<String>,
     parent_death: &'static str,
     log_told: LogTold,
@@ -50,6 +51,7 @@ impl Launch {
             args: Vec::new(),
             env: Vec::new(),
             bare_env: false,
+            dir: None,
             user: None,
             parent_death: "KILL",
             log_told: LogTold::Always,
@@ -74,6 +76,13 @@ impl Launch {
     #[must_use]
     pub fn bare_env(mut self) -> Self {
         self.bare_env = true;
+        self
+    }
+
+    /// The folder in which the process starts.
+    #[must_use]
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
         self
     }
 
@@ -126,6 +135,9 @@ impl Launch {
         command.args(["--pdeathsig", self.parent_death, "--"]).arg(&self.program).args(&self.args);
         if self.bare_env {
             command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        }
+        if let Some(dir) = &self.dir {
+            command.current_dir(dir);
         }
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
         command

@@ -1,0 +1,102 @@
+//! A fresh ledger for each test, on either engine.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::postgres::Database;
+use crate::services;
+
+/// The two engines of the ledger; a promise holds on both or it is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LedgerKind {
+    /// One SQLite file.
+    Sqlite,
+    /// One PostgreSQL database.
+    Postgres,
+}
+
+impl fmt::Display for LedgerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sqlite => "SQLite",
+            Self::Postgres => "PostgreSQL",
+        })
+    }
+}
+
+/// An empty ledger, not yet migrated, which goes away with this guard.
+#[derive(Debug)]
+pub enum Ledger {
+    /// A file in a folder of its own.
+    Sqlite(TempDir),
+    /// A database on the shared server.
+    Postgres(Database),
+}
+
+impl Ledger {
+    /// Makes an empty ledger of a kind.
+    pub async fn fresh(kind: LedgerKind) -> Result<Self> {
+        Ok(match kind {
+            LedgerKind::Sqlite => Self::Sqlite(tempfile::Builder::new().prefix("tasklane-ledger-").tempdir()?),
+            LedgerKind::Postgres => Self::Postgres(Database::create(&services::shared().await?.postgres_url).await?),
+        })
+    }
+
+    /// What `TASKLANE_LEDGER_URL` is to be.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Sqlite(dir) => format!("sqlite://{}", Self::file(dir).display()),
+            Self::Postgres(database) => database.url().to_owned(),
+        }
+    }
+
+    /// The SQLite file, of a ledger that has one.
+    pub fn sqlite_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Sqlite(dir) => Some(Self::file(dir)),
+            Self::Postgres(_) => None,
+        }
+    }
+
+    fn file(dir: &TempDir) -> PathBuf {
+        dir.path().join("ledger.db")
+    }
+}
+
+/// Makes two tests of each scenario, one on each engine:
+///
+/// ```
+/// tasklane_tests::on_both_ledgers! {
+///     /// What is promised.
+///     async fn every_task_runs_once(ledger) {
+///         let stack = tasklane_tests::stack::Stack::new(ledger).await?;
+///         // …
+///         Ok(())
+///     }
+/// }
+/// ```
+#[macro_export]
+macro_rules! on_both_ledgers {
+    ($($(#[$about:meta])* async fn $name:ident($ledger:ident) $body:block)+) => {$(
+        $(#[$about])*
+        mod $name {
+            #[allow(unused_imports, reason = "a scenario need not use what its module imports")]
+            use super::*;
+
+            async fn scenario($ledger: $crate::ledger::LedgerKind) -> ::anyhow::Result<()> $body
+
+            #[tokio::test]
+            async fn on_sqlite() -> ::anyhow::Result<()> {
+                scenario($crate::ledger::LedgerKind::Sqlite).await
+            }
+
+            #[tokio::test]
+            async fn on_postgres() -> ::anyhow::Result<()> {
+                scenario($crate::ledger::LedgerKind::Postgres).await
+            }
+        }
+    )+};
+}

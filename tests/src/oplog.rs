@@ -1,0 +1,287 @@
+//! The operation log: one line for every start and every end of a handler, and what must hold of them all.
+//!
+//! A handler appends its line in a single write to a file opened with `O_APPEND`, so that any number of processes
+//! share the file. Its clock is that of the machine since boot: the same for all processes, never set back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use uuid::Uuid;
+
+use crate::wait::eventually;
+
+/// A log file and the scripts that write into it.
+#[derive(Debug)]
+pub struct OperationLog {
+    file: PathBuf,
+}
+
+/// How a test's command behaves between its two lines.
+#[derive(Clone, Debug)]
+pub struct CommandKind {
+    kind: String,
+    body: String,
+    toml: String,
+}
+
+impl CommandKind {
+    /// A kind whose command does nothing and answers nothing.
+    pub fn new(kind: &str) -> Self {
+        Self { kind: kind.to_owned(), body: String::new(), toml: String::new() }
+    }
+
+    /// Adds a line of shell, run after the start was logged. What it prints is the task's result; if it exits, no
+    /// end is logged.
+    #[must_use]
+    pub fn then(mut self, shell: &str) -> Self {
+        self.body.push_str(shell);
+        self.body.push('\n');
+        self
+    }
+
+    /// Lets the command take some time.
+    #[must_use]
+    pub fn lasting(self, time: Duration) -> Self {
+        self.then(&format!("sleep {}", time.as_secs_f64()))
+    }
+
+    /// Adds a line to its table in the worker's TOML, `timeout_ms = 500`, say.
+    #[must_use]
+    pub fn setting(mut self, toml: &str) -> Self {
+        self.toml.push_str(toml);
+        self.toml.push('\n');
+        self
+    }
+}
+
+/// One line of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Start or end.
+    pub step: Step,
+    /// The task.
+    pub task: String,
+    /// Its attempt, as the handler was told.
+    pub attempt: u32,
+    /// Its fence, as the handler was told.
+    pub fence: u64,
+    /// The process that ran the handler.
+    pub pid: i32,
+    /// When, since the machine's boot.
+    pub at: Duration,
+}
+
+/// What an entry marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The handler has begun.
+    Start,
+    /// The handler is about to return.
+    End,
+}
+
+impl fmt::Display for Entry {
+    /// The line as it is in the file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let step = match self.step {
+            Step::Start => "start",
+            Step::End => "end",
+        };
+        let Self { task, attempt, fence, pid, at, .. } = self;
+        write!(f, "{step} {task} {attempt} {fence} {pid} {}.{:09}", at.as_secs(), at.subsec_nanos())
+    }
+}
+
+impl OperationLog {
+    /// A new, empty log in a folder.
+    pub fn create(place: &Path) -> Result<Self> {
+        let file = place.join(format!("operations-{}.log", Uuid::now_v7().simple()));
+        fs::write(&file, "")?;
+        Ok(Self { file })
+    }
+
+    /// The file, for handlers that are not scripts of ours.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Writes the script of a kind, and answers its `[[command]]` table for the worker's TOML.
+    pub fn command(&self, command: &CommandKind) -> Result<String> {
+        let CommandKind { kind, body, toml } = command;
+        let script = self.file.with_extension(format!("{kind}.sh"));
+        let line = |step| {
+            format!(
+                "read -r now rest < /proc/uptime\nprintf '{step} %s %s %s %s %s\\n' \"$TASKLANE_TASK_ID\" \
+                 \"$TASKLANE_ATTEMPT\" \"$TASKLANE_FENCE\" $$ \"$now\" >> '{}'\n",
+                self.file.display()
+            )
+        };
+        fs::write(&script, format!("set -u\n{}{body}{}", line("start"), line("end")))?;
+        Ok(format!("[[command]]\nkind = {kind:?}\nargv = [\"/bin/sh\", {:?}]\n{toml}", script.display().to_string()))
+    }
+
+    /// Everything logged so far, in the order of the file.
+    pub fn entries(&self) -> Result<Vec<Entry>> {
+        let text = fs::read_to_string(&self.file).context("reading the operation log")?;
+        text.lines().map(|line| entry(line).with_context(|| format!("operation log: {line:?}"))).collect()
+    }
+
+    /// The starts logged so far.
+    pub fn starts(&self) -> Result<Vec<Entry>> {
+        Ok(self.entries()?.into_iter().filter(|entry| entry.step == Step::Start).collect())
+    }
+
+    /// Waits until at least `count` starts have been logged.
+    pub async fn started(&self, count: usize, limit: Duration) -> Result<Vec<Entry>> {
+        eventually(limit, &format!("{count} handlers to start"), async || {
+            let starts = self.starts()?;
+            Ok((starts.len() >= count).then_some(starts))
+        })
+        .await
+    }
+
+    /// Each of these tasks was started exactly once, and nothing else was.
+    pub fn check_each_started_once<'a>(&self, tasks: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let mut missing: BTreeSet<String> = tasks.into_iter().map(str::to_owned).collect();
+        let mut seen = BTreeSet::new();
+        for start in self.starts()? {
+            ensure!(
+                seen.insert(start.task.clone()),
+                "task {} was started twice: {:#?}",
+                start.task,
+                self.of(&start.task)?
+            );
+            ensure!(missing.remove(&start.task), "task {} was started but not submitted", start.task);
+        }
+        ensure!(missing.is_empty(), "{} tasks were never started, {:?} among them", missing.len(), missing.first());
+        Ok(())
+    }
+
+    /// No task was started twice under one fence, and later starts have higher fences.
+    pub fn check_fences_rise(&self) -> Result<()> {
+        for (task, entries) in self.by_task()? {
+            let mut starts: Vec<&Entry> = entries.iter().filter(|entry| entry.step == Step::Start).collect();
+            starts.sort_by_key(|start| start.at);
+            for pair in starts.windows(2) {
+                ensure!(pair[0].fence < pair[1].fence, "the fence of task {task} did not rise: {entries:#?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// No two runs of one task ran at the same time. A run without an end was killed; when, the log does not know.
+    pub fn check_no_overlap(&self) -> Result<()> {
+        for (task, entries) in self.by_task()? {
+            let end_of = |fence| entries.iter().find(|entry| entry.step == Step::End && entry.fence == fence);
+            let mut runs: Vec<(Duration, Option<Duration>)> = entries
+                .iter()
+                .filter(|entry| entry.step == Step::Start)
+                .map(|start| (start.at, end_of(start.fence).map(|end| end.at)))
+                .collect();
+            runs.sort();
+            for pair in runs.windows(2) {
+                let overlaps = pair[0].1.is_some_and(|end| end > pair[1].0);
+                ensure!(!overlaps, "two runs of task {task} overlapped: {entries:#?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// All that was logged of one task.
+    pub fn of(&self, task: &str) -> Result<Vec<Entry>> {
+        Ok(self.entries()?.into_iter().filter(|entry| entry.task == task).collect())
+    }
+
+    fn by_task(&self) -> Result<BTreeMap<String, Vec<Entry>>> {
+        let mut tasks: BTreeMap<String, Vec<Entry>> = BTreeMap::new();
+        for entry in self.entries()? {
+            tasks.entry(entry.task.clone()).or_default().push(entry);
+        }
+        Ok(tasks)
+    }
+}
+
+fn entry(line: &str) -> Result<Entry> {
+    let fields: Vec<&str> = line.split(' ').collect();
+    let [step, task, attempt, fence, pid, at] = fields[..] else { bail!("not six fields") };
+    let step = match step {
+        "start" => Step::Start,
+        "end" => Step::End,
+        other => bail!("the step {other:?}"),
+    };
+    let at = Duration::try_from_secs_f64(at.parse()?)?;
+    Ok(Entry { step, task: task.to_owned(), attempt: attempt.parse()?, fence: fence.parse()?, pid: pid.parse()?, at })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log_of(lines: &str) -> Result<(tempfile::TempDir, OperationLog)> {
+        let dir = tempfile::tempdir()?;
+        let log = OperationLog::create(dir.path())?;
+        fs::write(log.file(), lines)?;
+        Ok((dir, log))
+    }
+
+    #[test]
+    fn a_line_reads_back_as_it_was_written() -> Result<()> {
+        let line = "start 0199 2 7 4242 12.345000000";
+        assert_eq!(entry(line)?.to_string(), line);
+        Ok(())
+    }
+
+    #[test]
+    fn one_start_each_is_what_is_checked() -> Result<()> {
+        let (_dir, log) = log_of("start a 1 1 9 1.0\nend a 1 1 9 2.0\nstart b 1 1 9 1.0\n")?;
+        log.check_each_started_once(["a", "b"])?;
+        assert!(log.check_each_started_once(["a"]).is_err(), "b was not submitted");
+        assert!(log.check_each_started_once(["a", "b", "c"]).is_err(), "c was not started");
+        let (_dir, log) = log_of("start a 1 1 9 1.0\nstart a 1 1 9 1.0\n")?;
+        assert!(log.check_each_started_once(["a"]).is_err(), "a was started twice");
+        Ok(())
+    }
+
+    #[test]
+    fn a_fence_that_stands_still_is_found() -> Result<()> {
+        let (_dir, log) = log_of("start a 1 1 9 1.0\nstart a 2 2 9 2.0\n")?;
+        log.check_fences_rise()?;
+        let (_dir, log) = log_of("start a 1 2 9 1.0\nstart a 2 2 9 2.0\n")?;
+        assert!(log.check_fences_rise().is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn an_overlap_is_found() -> Result<()> {
+        let (_dir, log) = log_of("start a 1 1 9 1.0\nend a 1 1 9 2.0\nstart a 2 2 9 2.0\nend a 2 2 9 3.0\n")?;
+        log.check_no_overlap()?;
+        let (_dir, log) = log_of("start a 1 1 9 1.0\nstart a 2 2 9 1.5\nend a 1 1 9 2.0\n")?;
+        assert!(log.check_no_overlap().is_err());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_command_logs_its_start_and_end() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let log = OperationLog::create(dir.path())?;
+        let command = CommandKind::new("test.echo").then("cat").setting("timeout_ms = 500");
+        let toml: serde_json::Value = toml::from_str(&log.command(&command)?)?;
+        let table = &toml["command"][0];
+        assert_eq!((&table["kind"], &table["timeout_ms"]), (&"test.echo".into(), &500.into()));
+        let script = table["argv"][1].as_str().context("argv")?;
+        let output = tokio::process::Command::new("/bin/sh")
+            .arg(script)
+            .envs([("TASKLANE_TASK_ID", "t1"), ("TASKLANE_ATTEMPT", "1"), ("TASKLANE_FENCE", "3")])
+            .stdin(std::process::Stdio::null())
+            .output()
+            .await?;
+        assert!(output.status.success(), "{output:?}");
+        let steps: Vec<_> = log.entries()?.into_iter().map(|entry| (entry.step, entry.task, entry.fence)).collect();
+        assert_eq!(steps, [(Step::Start, "t1".to_owned(), 3), (Step::End, "t1".to_owned(), 3)]);
+        log.check_each_started_once(["t1"])
+    }
+}

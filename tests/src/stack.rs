@@ -1,0 +1,251 @@
+//! One test's world: a vhost, a ledger, and the producers and workers that share them.
+
+use std::fs;
+use std::marker::PhantomData;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use crate::api::Api;
+use crate::broker::Node;
+use crate::ledger::{Ledger, LedgerKind};
+use crate::metrics::Metrics;
+use crate::oplog::OperationLog;
+use crate::port::free_port;
+use crate::process::{Launch, Process, binary};
+use crate::services;
+use crate::vhost::Vhost;
+
+/// How long a producer or worker may take to become ready.
+const READY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a program that is to fail at its start may take for it.
+const FAIL_LIMIT: Duration = Duration::from_secs(60);
+
+/// What one test works with. Declare it first: whatever is started on it must end before it.
+#[derive(Debug)]
+pub struct Stack {
+    /// The vhost, with the policies of `rabbitmq/definitions.json`; all else the programs declare themselves.
+    pub vhost: Vhost,
+    /// The ledger, empty.
+    pub ledger: Ledger,
+    place: TempDir,
+}
+
+impl Stack {
+    /// A world on the shared RabbitMQ node.
+    pub async fn new(kind: LedgerKind) -> Result<Self> {
+        Self::on(&services::shared().await?.node, kind).await
+    }
+
+    /// A world on a node of the test's own, for tests that do harm to it.
+    pub async fn on(node: &Node, kind: LedgerKind) -> Result<Self> {
+        let vhost = Vhost::on(node).await?;
+        vhost.import(&json!({"policies": definitions()?["policies"]})).await?;
+        let place = tempfile::Builder::new().prefix("tasklane-test-").tempdir()?;
+        Ok(Self { vhost, ledger: Ledger::fresh(kind).await?, place })
+    }
+
+    /// A folder for whatever the test wants to keep.
+    pub fn place(&self) -> &Path {
+        self.place.path()
+    }
+
+    /// A new operation log, into which the test's handlers write.
+    pub fn operation_log(&self) -> Result<OperationLog> {
+        OperationLog::create(self.place())
+    }
+
+    /// A producer, not yet started.
+    pub fn producer(&self) -> Start<Producer> {
+        Start::new(self)
+    }
+
+    /// A worker, not yet started. The kinds it knows are in its [`Start::config`].
+    pub fn worker(&self) -> Start<Worker> {
+        Start::new(self)
+    }
+}
+
+/// A producer or worker about to be started, with the settings of its stack.
+#[derive(Debug)]
+pub struct Start<P> {
+    binary: String,
+    env: Vec<(String, String)>,
+    args: Vec<String>,
+    config: Option<String>,
+    place: PathBuf,
+    program: PhantomData<P>,
+}
+
+impl<P: Program> Start<P> {
+    fn new(stack: &Stack) -> Self {
+        let start = Self {
+            binary: P::BINARY.to_owned(),
+            env: Vec::new(),
+            args: Vec::new(),
+            config: None,
+            place: stack.place().to_owned(),
+            program: PhantomData,
+        };
+        start.env("TASKLANE_AMQP_URL", stack.vhost.url()).env("TASKLANE_LEDGER_URL", stack.ledger.url())
+    }
+
+    /// Sets a variable; the last one set under a name counts. `TASKLANE_AMQP_URL` may lead through a proxy, say.
+    #[must_use]
+    pub fn env(mut self, key: &str, value: impl ToString) -> Self {
+        self.env.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Adds a command line argument.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// Adds to the program's TOML file.
+    #[must_use]
+    pub fn config(mut self, toml: &str) -> Self {
+        let config = self.config.get_or_insert_default();
+        config.push_str(toml);
+        config.push('\n');
+        self
+    }
+
+    /// Starts another binary of the workspace in the same place.
+    #[must_use]
+    pub fn binary(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.binary);
+        self
+    }
+
+    /// Starts the program and waits until it says that it is ready.
+    pub async fn start(self) -> Result<P> {
+        let mut program = self.spawn()?;
+        program.ready(READY_LIMIT).await?;
+        Ok(program)
+    }
+
+    /// Starts the program and does not wait.
+    pub fn spawn(self) -> Result<P> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let process = self.launch(addr)?.spawn()?;
+        P::started(process, addr)
+    }
+
+    /// Starts a program that is expected to end by itself; answers how it ended and what it said.
+    pub async fn fail(self) -> Result<(ExitStatus, String)> {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let mut process = self.launch(addr)?.spawn()?;
+        let status = process.exited(FAIL_LIMIT).await?;
+        Ok((status, process.log()))
+    }
+
+    /// The program sees nothing of the environment and of the folder the tests run in.
+    fn launch(self, addr: SocketAddr) -> Result<Launch> {
+        let mut launch = Launch::new(&self.binary, binary(&self.binary)?)
+            .bare_env()
+            .dir(&self.place)
+            .args(self.args)
+            .env(P::ADDR_VARIABLE, addr.to_string())
+            .env("RUST_BACKTRACE", "1");
+        if let Some(toml) = self.config {
+            let file = self.place.join(format!("{}-{}.toml", self.binary, Uuid::now_v7().simple()));
+            fs::write(&file, toml)?;
+            launch = launch.env("TASKLANE_CONFIG", file);
+        }
+        Ok(self.env.into_iter().fold(launch, |launch, (key, value)| launch.env(key, value)))
+    }
+}
+
+/// What producers and workers have in common.
+pub trait Program: Sized {
+    /// The name of the binary.
+    const BINARY: &'static str;
+
+    /// The variable that says where it listens.
+    const ADDR_VARIABLE: &'static str;
+
+    /// Wraps a started process.
+    fn started(process: Process, addr: SocketAddr) -> Result<Self>;
+
+    /// Waits until `/readyz` answers 200.
+    fn ready(&mut self, limit: Duration) -> impl Future<Output = Result<()>>;
+}
+
+/// A running producer.
+#[derive(Debug)]
+pub struct Producer {
+    /// Its process.
+    pub process: Process,
+    /// Its HTTP API.
+    pub api: Api,
+}
+
+impl Program for Producer {
+    const BINARY: &'static str = "tasklane-producer";
+    const ADDR_VARIABLE: &'static str = "TASKLANE_HTTP_ADDR";
+
+    fn started(process: Process, addr: SocketAddr) -> Result<Self> {
+        Ok(Self { process, api: Api::new(addr)? })
+    }
+
+    async fn ready(&mut self, limit: Duration) -> Result<()> {
+        let api = &self.api;
+        self.process.ready(limit, async || is_ready(api).await).await
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its process.
+    pub process: Process,
+    /// Its health and metrics, the only HTTP it speaks.
+    probe: Api,
+}
+
+impl Worker {
+    /// Its metrics at this moment.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        self.probe.metrics().await
+    }
+
+    /// Does it say that it is ready?
+    pub async fn is_ready(&self) -> Result<bool> {
+        Ok(is_ready(&self.probe).await?.is_some())
+    }
+}
+
+impl Program for Worker {
+    const BINARY: &'static str = "tasklane-worker";
+    const ADDR_VARIABLE: &'static str = "TASKLANE_METRICS_ADDR";
+
+    fn started(process: Process, addr: SocketAddr) -> Result<Self> {
+        Ok(Self { process, probe: Api::new(addr)? })
+    }
+
+    async fn ready(&mut self, limit: Duration) -> Result<()> {
+        let probe = &self.probe;
+        self.process.ready(limit, async || is_ready(probe).await).await
+    }
+}
+
+async fn is_ready(api: &Api) -> Result<Option<()>> {
+    Ok((api.raw_get("/readyz").await?.status == 200).then_some(()))
+}
+
+/// The broker's definitions as the repository has them.
+pub fn definitions() -> Result<Value> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../rabbitmq/definitions.json");
+    let text = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
+    Ok(serde_json::from_str(&text)?)
+}

@@ -1,0 +1,3 @@
+//! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
+
+mod harness;
