@@ -143,7 +143,8 @@ async fn run(
         traceparent: envelope.traceparent,
     };
     Stats::add(&life.stats.started);
-    let run = Run { life, cx, limit };
+    let (lease, interrupt, custody_after) = (&life.lease, &life.interrupt, life.settings.custody_after);
+    let run = Run { lease, interrupt, custody_after, cx, limit };
     run::run(run, handler, envelope.args, held).await
 }
 

@@ -5,7 +5,7 @@
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
 //! In the order of a task's way: [`consume`] takes a [`delivery`], [`execute`] leads it through decode, claim,
-//! [`run`], [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`].
+//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`].
 
 pub mod handler;
 pub mod registry;
@@ -22,6 +22,7 @@ pub mod builtin;
 pub mod process_group;
 pub mod readiness;
 pub mod program;
+pub mod testing;
 
 pub use handler::{Handler, HandlerError, Options, Outcome, TaskContext};
 pub use registry::{DynHandler, Registry, RegistryBuilder, RegistryError};

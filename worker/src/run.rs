@@ -8,11 +8,12 @@ use std::sync::Arc;
 use tasklane_common::task::Json;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::decide::Attempted;
 use crate::delivery::Delivery;
 use crate::handler::{HandlerError, Outcome, TaskContext};
-use crate::life::Life;
+use crate::lease::Lease;
 use crate::registry::DynHandler;
 
 /// How long a handler has to end by itself once its cancellation token is cancelled: a command's SIGTERM, its 5 s, and
@@ -21,7 +22,9 @@ const STOP_GRACE: Duration = Duration::from_secs(6);
 
 /// A run about to start.
 pub(crate) struct Run<'a> {
-    pub(crate) life: &'a Life,
+    pub(crate) lease: &'a Lease,
+    pub(crate) interrupt: &'a CancellationToken,
+    pub(crate) custody_after: Duration,
     pub(crate) cx: TaskContext,
     pub(crate) limit: Duration,
 }
@@ -38,10 +41,10 @@ pub(crate) async fn run(
     args: Json,
     held: &mut Option<Delivery>,
 ) -> Option<Attempted> {
-    let guard = run.life.lease.start_run()?;
+    let guard = run.lease.start_run()?;
     let began = Instant::now();
     let (cx, deadline) = (run.cx.clone(), run.cx.deadline);
-    let custody = sleep_until(began + run.life.settings.custody_after);
+    let custody = sleep_until(began + run.custody_after);
     tokio::pin!(custody);
     let kind = run.cx.kind.as_str().to_owned();
     // A task of its own: a panic ends it alone, and it can be dropped when it must stop.
@@ -52,9 +55,9 @@ pub(crate) async fn run(
     let attempted = loop {
         tokio::select! {
             answer = &mut running => break Some(ended(answer)),
-            () = run.life.lease.lost().cancelled() => break drop_now(running).await,
+            () = run.lease.lost().cancelled() => break drop_now(running).await,
             () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit)).await,
-            () = run.life.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted).await,
+            () = run.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted).await,
             () = &mut custody, if held.is_some() => {
                 if let Some(delivery) = held.take() {
                     delivery.ack().await;
@@ -91,7 +94,7 @@ async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted)
             Ok(_) => return Some(reason),
             Err(_) => {}
         },
-        () = run.life.lease.lost().cancelled() => return drop_now(running).await,
+        () = run.lease.lost().cancelled() => return drop_now(running).await,
     }
     running.abort();
     loop {
