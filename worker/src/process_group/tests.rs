@@ -191,7 +191,7 @@ async fn a_stopped_workers_processes_die_before_its_lease_ends() {
     helper.wait().await.unwrap();
 }
 
-const LEASE_TTL: Duration = Duration::from_secs(2);
+const LEASE_TTL: Duration = Duration::from_secs(3);
 
 #[tokio::test]
 async fn a_proven_lease_lets_processes_live_and_an_unproven_one_does_not() {

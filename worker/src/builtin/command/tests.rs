@@ -163,7 +163,7 @@ async fn a_program_that_ignores_sigterm_is_killed_with_its_children() {
     running.cancellation.cancel();
     assert_eq!(running.answer().await, Err(HandlerError::retry("the program sh was stopped")));
     let took = began.elapsed();
-    assert!((TERM_GRACE..TERM_GRACE + Duration::from_secs(1)).contains(&took), "took {took:?}");
+    assert!((TERM_GRACE..2 * TERM_GRACE).contains(&took), "took {took:?}");
     running.witness.gone().await;
 }
 
