@@ -7,7 +7,7 @@
 
 pub mod config;
 pub mod serve;
-mod server;
+pub mod server;
 pub mod app;
 pub mod router;
 pub mod observe;
@@ -22,7 +22,7 @@ pub mod batch;
 pub mod listing;
 pub mod idempotency;
 mod trace_context;
-mod record;
+pub mod record;
 pub mod gate;
 pub mod wait;
 mod queue_labels;

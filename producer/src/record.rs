@@ -11,12 +11,17 @@ use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, NewTask, Priority, Task, TaskId};
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::error::ApiError;
 
 /// For how long relays leave a new task to this process; after a crash within it the task is that late.
 const RESERVE: Duration = Duration::from_secs(5);
+/// How long this process hands over the tasks of one submission.
+const OFFER_TIME: Duration = Duration::from_secs(3);
+/// How many tasks it hands over at once.
+const PORTION: usize = 256;
 
 /// What a client asks to be recorded.
 #[derive(Debug)]
@@ -61,7 +66,7 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
             for (queue, count) in by_queue {
                 metrics::counter!("tasklane_tasks_submitted_total", "queue" => queue).increment(count);
             }
-            app.publisher.offer(due).await;
+            offer(&app, due).await;
             Ok(Receipt::New(at))
         }
         Recorded::Replayed(ids) => {
@@ -69,6 +74,21 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
             Ok(Receipt::Replayed(ids))
         }
         Recorded::KeyReused => Err(ApiError::KeyReused),
+    }
+}
+
+/// Hands over in portions, since a large batch takes the publisher longer than one offer waits.
+///
+/// Ends before the reserve does: what is left then belongs to the relays.
+async fn offer(app: &App, due: Vec<Publication>) {
+    let until = Instant::now() + OFFER_TIME;
+    let mut due = due.into_iter();
+    while Instant::now() < until {
+        let portion: Vec<_> = due.by_ref().take(PORTION).collect();
+        if portion.is_empty() || !app.publisher.is_connected() {
+            return;
+        }
+        app.publisher.offer(portion).await;
     }
 }
 
