@@ -1,0 +1,113 @@
+//! The demo's queue in the broker, and what the demo tells about the broker.
+
+use anyhow::{Context, Result, ensure};
+use lapin::Channel;
+use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
+use secrecy::{ExposeSecret, SecretString};
+use tasklane_common::broker::{connect, declare_exchanges, declare_queue, within};
+use tasklane_common::task::QueueName;
+use tasklane_common::topology::{DEAD_QUEUE, broker_queue};
+use tasklane_examples::client::Client;
+
+use crate::worker::QUEUE;
+
+/// The broker at `TASKLANE_AMQP_URL`.
+pub(crate) struct Broker {
+    url: SecretString,
+    queue: QueueName,
+}
+
+/// What is left in it.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Left {
+    /// Messages ready in the demo's queue.
+    pub(crate) ready: u32,
+    /// Dead letters, perhaps of others.
+    pub(crate) dead: u32,
+}
+
+impl Broker {
+    pub(crate) fn from_env() -> Result<Self> {
+        let url = std::env::var("TASKLANE_AMQP_URL");
+        let url = url.unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned());
+        Ok(Self { url: url.into(), queue: QueueName::parse(QUEUE)? })
+    }
+
+    /// For the programs that the demo starts.
+    pub(crate) fn url(&self) -> &str {
+        self.url.expose_secret()
+    }
+
+    /// For people: without user and password.
+    pub(crate) fn address(&self) -> String {
+        self.place().map_or_else(|| "?".to_owned(), |(host, port)| format!("RabbitMQ at {host}:{port}"))
+    }
+
+    /// Declares the demo's queue and empties it of what an earlier demo left, unless another demo is running.
+    pub(crate) async fn prepare(&self) -> Result<Left> {
+        let connection = connect(&self.url, "tasklane demo").await.with_context(|| {
+            format!("no broker answers at {}: `make demo` starts one, so does rabbitmq/up", self.address())
+        })?;
+        let channel = within("channel.open", connection.create_channel()).await?;
+        declare_exchanges(&channel).await?;
+        declare_queue(&channel, &self.queue).await?;
+        let (_, consumers) = look(&channel, &broker_queue(&self.queue)).await?;
+        ensure!(consumers == 0, "somebody consumes the queue {QUEUE} of this broker: another demo is running");
+        purge(&channel, &self.queue).await?;
+        let (dead, _) = look(&channel, DEAD_QUEUE).await?;
+        within("connection.close", connection.close(200, "done".into())).await?;
+        Ok(Left { ready: 0, dead })
+    }
+
+    /// Forgets messages whose ledger is about to be deleted.
+    pub(crate) async fn empty(&self) -> Result<()> {
+        let connection = connect(&self.url, "tasklane demo").await?;
+        let channel = within("channel.open", connection.create_channel()).await?;
+        let (_, consumers) = look(&channel, &broker_queue(&self.queue)).await?;
+        if consumers == 0 {
+            purge(&channel, &self.queue).await?;
+        }
+        Ok(within("connection.close", connection.close(200, "done".into())).await?)
+    }
+
+    /// What is left in the demo's queue and among the dead letters.
+    pub(crate) async fn left(&self) -> Result<Left> {
+        let connection = connect(&self.url, "tasklane demo").await?;
+        let channel = within("channel.open", connection.create_channel()).await?;
+        let (ready, _) = look(&channel, &broker_queue(&self.queue)).await?;
+        let (dead, _) = look(&channel, DEAD_QUEUE).await?;
+        within("connection.close", connection.close(200, "done".into())).await?;
+        Ok(Left { ready, dead })
+    }
+
+    /// Where the management UI is, if it answers.
+    pub(crate) async fn management_ui(&self, client: &Client) -> Option<String> {
+        let given = std::env::var("TASKLANE_MANAGEMENT_URL").ok();
+        let (host, port) = self.place()?;
+        let port = port.checked_add(10_000)?;
+        let url = given.unwrap_or_else(|| format!("http://{host}:{port}"));
+        let (status, page) = client.probe(&url).await.ok()?;
+        (status.is_success() && page.contains("RabbitMQ")).then_some(url)
+    }
+
+    fn place(&self) -> Option<(String, u16)> {
+        let url = reqwest::Url::parse(self.url()).ok()?;
+        let port = url.port().unwrap_or(if url.scheme() == "amqps" { 5671 } else { 5672 });
+        Some((url.host_str()?.to_owned(), port))
+    }
+}
+
+/// Messages ready, and consumers.
+async fn look(channel: &Channel, queue: &str) -> Result<(u32, u32)> {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let answer = channel.queue_declare(queue.into(), passive, FieldTable::default());
+    let queue = within("queue.declare", answer).await?;
+    Ok((queue.message_count(), queue.consumer_count()))
+}
+
+async fn purge(channel: &Channel, queue: &QueueName) -> Result<()> {
+    let purged = channel.queue_purge(broker_queue(queue).into(), QueuePurgeOptions::default());
+    within("queue.purge", purged).await?;
+    Ok(())
+}
