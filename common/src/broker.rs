@@ -20,8 +20,8 @@ use crate::topology::{self, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE};
 /// How long a connection attempt or one synchronous AMQP method may take.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A peer that is silent for twice this long is taken for dead.
-const HEARTBEAT_SECONDS: u16 = 10;
+/// The heartbeat of connections whose peer need not know soon that they are dead.
+pub const HEARTBEAT: Duration = Duration::from_secs(10);
 const RECONNECT: Backoff = Backoff { base_ms: 100, max_ms: 5_000 };
 /// A generation that lived so long was healthy: the next reconnection begins with the shortest wait again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -61,22 +61,22 @@ pub async fn within<T>(
     timeout(RPC_TIMEOUT, future).await.map_err(|_| BrokerError::Timeout(what))?.map_err(BrokerError::Amqp)
 }
 
-/// Connects under a name that the management UI shows.
+/// Connects under a name that the management UI shows. Each side takes a peer that is silent for two heartbeats for dead.
 ///
 /// # Errors
 /// When the broker is not there, refuses, or does not answer in time.
-pub async fn connect(url: &SecretString, name: &str) -> Result<Connection, BrokerError> {
+pub async fn connect(url: &SecretString, name: &str, heartbeat: Duration) -> Result<Connection, BrokerError> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    within("connect", Connection::connect(&with_heartbeat(url.expose_secret()), properties)).await
+    within("connect", Connection::connect(&with_heartbeat(url.expose_secret(), heartbeat), properties)).await
 }
 
-/// Adds our heartbeat unless the address sets its own.
-fn with_heartbeat(url: &str) -> String {
+/// Adds the heartbeat, in whole seconds, unless the address sets its own.
+fn with_heartbeat(url: &str, heartbeat: Duration) -> String {
     if url.contains("heartbeat=") {
         return url.to_owned();
     }
     let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}heartbeat={HEARTBEAT_SECONDS}")
+    format!("{url}{separator}heartbeat={}", heartbeat.as_secs().max(1))
 }
 
 /// Declares the exchanges and the dead letters' queue. Idempotent.
@@ -191,8 +191,9 @@ mod tests {
 
     #[test]
     fn a_heartbeat_of_the_address_stays() {
-        assert_eq!(with_heartbeat("amqp://h/%2f"), "amqp://h/%2f?heartbeat=10");
-        assert_eq!(with_heartbeat("amqp://h/%2f?frame_max=1"), "amqp://h/%2f?frame_max=1&heartbeat=10");
-        assert_eq!(with_heartbeat("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60");
+        let ours = |url| with_heartbeat(url, Duration::from_millis(500));
+        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1");
+        assert_eq!(ours("amqp://h/%2f?frame_max=1"), "amqp://h/%2f?frame_max=1&heartbeat=1");
+        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60");
     }
 }

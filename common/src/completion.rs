@@ -99,7 +99,7 @@ async fn consume(
     named: &watch::Sender<Option<String>>,
     watched: &Watched,
 ) -> Result<(), BrokerError> {
-    let connection = broker::connect(amqp_url, "tasklane completions").await?;
+    let connection = broker::connect(amqp_url, "tasklane completions", broker::HEARTBEAT).await?;
     let channel = within("channel.open", connection.create_channel()).await?;
     let declare = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     // A name of ours, not the broker's amq.gen-…, so that permissions can be limited to tasklane.*.

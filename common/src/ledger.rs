@@ -95,6 +95,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Counts of the tasks that wait, run or failed, by queue.
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError>;
 
+    /// The queues that hold `queued` tasks; cheap whatever the backlog.
+    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
+
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
 

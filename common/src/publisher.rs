@@ -202,7 +202,7 @@ impl Owner {
     }
 
     async fn generation(&mut self) -> Result<(), BrokerError> {
-        let connection = Arc::new(broker::connect(&self.amqp_url, "tasklane publisher").await?);
+        let connection = Arc::new(broker::connect(&self.amqp_url, "tasklane publisher", broker::HEARTBEAT).await?);
         let channel = within("channel.open", connection.create_channel()).await?;
         within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         broker::declare_exchanges(&channel).await?;

@@ -10,8 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{LedgerError, SharedLedger};
 use crate::publisher::Publisher;
-use crate::state::State;
-use crate::task::QueueName;
 
 /// How often the queues are compared.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -38,9 +36,7 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: Cancellat
 }
 
 async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<(), LedgerError> {
-    let counts = ledger.queues().await?;
-    let queued: Vec<QueueName> =
-        counts.into_iter().filter(|queue| queue.counts.contains_key(&State::Queued)).map(|queue| queue.queue).collect();
+    let queued = ledger.queued_queues().await?;
     if queued.is_empty() {
         return Ok(());
     }

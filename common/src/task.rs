@@ -144,7 +144,7 @@ impl Kind {
             !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
         };
         if !name.split('.').all(word) {
-            return Err(NameError::Grammar { grammar: "[A-Za-z0-9_-]+(.[A-Za-z0-9_-]+)*" });
+            return Err(NameError::Grammar { grammar: r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*" });
         }
         Ok(Self(name.into()))
     }

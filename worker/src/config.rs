@@ -77,7 +77,10 @@ impl WorkerArgs {
         let millis = |flag, file, default| Duration::from_millis(number(flag, file, default));
         let metrics_addr = self.metrics_addr.as_ref().or(file.metrics_addr.as_ref()).map(|addr| {
             addr.parse().map_err(|_| {
-                ConfigError::setting("metrics_addr", format!("must be an address such as 127.0.0.1:9100, but is {addr:?}"))
+                ConfigError::setting(
+                    "metrics_addr",
+                    format!("must be an address such as 127.0.0.1:9100, but is {addr:?}"),
+                )
             })
         });
         let settings = Settings {
@@ -116,13 +119,19 @@ impl Settings {
         if renew == 0 || renew * 3 > ttl {
             return fault(
                 "lease_renew_ms and lease_ttl_ms",
-                format!("the lease must be renewed at least three times in its ttl, but lease_renew_ms is {renew} and lease_ttl_ms is {ttl}"),
+                format!(
+                    "the lease must be renewed at least three times in its ttl, but lease_renew_ms is {renew} and lease_ttl_ms is {ttl}"
+                ),
             );
         }
         if !(1..BROKER_ACK_TIMEOUT_MS).contains(&u64::try_from(self.custody_after.as_millis()).unwrap_or(u64::MAX)) {
             return fault(
                 "custody_after_ms",
-                format!("must be between 1 and {}, under the broker's ack timeout, but is {}", BROKER_ACK_TIMEOUT_MS - 1, self.custody_after.as_millis()),
+                format!(
+                    "must be between 1 and {}, under the broker's ack timeout, but is {}",
+                    BROKER_ACK_TIMEOUT_MS - 1,
+                    self.custody_after.as_millis()
+                ),
             );
         }
         if self.task_timeout.is_zero() {

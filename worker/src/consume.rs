@@ -39,8 +39,11 @@ pub async fn run(life: Arc<Life>) {
 
 async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     let name = format!("tasklane worker {}", life.lease.worker());
+    // A frozen worker must be dead to the broker before it is dead to the ledger: messages that are published again
+    // after its lease has ended would otherwise still be handed to it.
+    let heartbeat = life.settings.lease_ttl / 3;
     let connection = tokio::select! {
-        connection = broker::connect(&life.settings.common.amqp_url, &name) => Arc::new(connection?),
+        connection = broker::connect(&life.settings.common.amqp_url, &name, heartbeat) => Arc::new(connection?),
         () = life.ended.cancelled() => return Ok(()),
     };
     let outcome = tokio::select! {

@@ -70,7 +70,9 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
 fn complete(result: Json) -> Transition {
     let bytes = result.as_str().len();
     if bytes > RESULT_BYTES_MAX {
-        let message = format!("the result has {bytes} bytes, but at most {RESULT_BYTES_MAX} are kept: store it elsewhere and answer its address");
+        let message = format!(
+            "the result has {bytes} bytes, but at most {RESULT_BYTES_MAX} are kept: store it elsewhere and answer its address"
+        );
         return discard("final_error", failure(ErrorKind::Error, &message));
     }
     Transition::Complete { result }

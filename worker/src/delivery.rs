@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::AMQPValue;
 use lapin::{Channel, Connection};
 use tasklane_common::broker::{BrokerError, within};
 use tasklane_common::task::QueueName;
@@ -79,7 +79,7 @@ async fn publish_dead(
 ) -> Result<(), BrokerError> {
     let channel = within("channel.open", connection.create_channel()).await?;
     within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-    let mut headers = properties.headers().clone().unwrap_or_else(FieldTable::default);
+    let mut headers = properties.headers().clone().unwrap_or_default();
     headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
     let properties = properties.with_headers(headers).with_delivery_mode(2);
     let options = BasicPublishOptions::default();

@@ -4,18 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tasklane_common::envelope::Envelope;
-use tasklane_common::ledger::{
-    Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition,
-};
-use tasklane_common::task::TaskId;
+use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
+use tasklane_common::state::State;
+use tasklane_common::task::{Kind, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
-use crate::decide::{Attempted, Policy, decide};
+use crate::decide::{Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
 use crate::life::{Life, Stats};
-use crate::registry::DynHandler;
 use crate::run::{self, Run};
 
 /// How long an outcome is offered to a ledger that is away; after that the task counts as crashed.
@@ -44,15 +42,14 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     };
     drop(body);
     observe_claim(&life, &envelope, &granted, &delivery);
-    let (id, reply_to) = (envelope.id, envelope.reply_to.clone());
-    let kind = envelope.kind.clone();
+    let run = prepare(&life, &envelope, &granted, &options);
+    let Envelope { id, kind, args, reply_to, .. } = envelope;
     let mut held = Some(delivery);
-    let attempted = run(&life, handler, envelope, &granted, &options, &mut held).await;
+    Stats::add(&life.stats.started);
+    let attempted = run::run(run, handler, args, &mut held).await;
     drop(permit);
-    let Some(attempted) = attempted else {
-        // The lease is lost, and with it the right to an outcome: whoever rescues the task decides.
-        return;
-    };
+    // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
+    let Some(attempted) = attempted else { return };
     let policy = Policy {
         attempt: granted.attempt,
         max_attempts: granted.max_attempts,
@@ -62,7 +59,9 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(id, &kind, &granted, &transition);
     let ends = !matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
-    if settle(&life, id, &granted, transition, kind.as_str()).await {
+    let settled = settle(&life, id, &granted, transition, kind.as_str()).await;
+    life.release(id);
+    if settled {
         // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
         if let Some(delivery) = held {
             delivery.ack().await;
@@ -73,21 +72,48 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     }
 }
 
-/// Asks the ledger until it answers; `None` when the life ends before that.
+/// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
 async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> Option<Claim> {
-    let request =
-        ClaimRequest { id: envelope.id, worker: life.lease.worker(), guarantee: options.guarantee };
+    let request = ClaimRequest { id: envelope.id, worker: life.lease.worker(), guarantee: options.guarantee };
+    let mut in_doubt = false;
     loop {
-        match life.ledger.claim(request.clone()).await {
-            Ok(claim) => return Some(claim),
+        let claim = match life.ledger.claim(request.clone()).await {
+            // An earlier try without an answer may have been granted all the same, and would be nobody's run.
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, envelope.id).await,
+            claim => claim,
+        };
+        match claim {
+            Ok(Claim::Granted(granted)) => {
+                life.hold(envelope.id);
+                return Some(Claim::Granted(granted));
+            }
+            Ok(refused) => return Some(refused),
             Err(error) => tracing::warn!(%error, task.id = %envelope.id, "a task cannot be claimed, trying again"),
         }
+        in_doubt = true;
         tokio::select! {
             () = sleep(LEDGER_PAUSE) => {}
             () = life.lease.lost().cancelled() => return None,
             () = life.draining.cancelled() => return None,
         }
     }
+}
+
+/// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it.
+async fn adopt(life: &Life, id: TaskId) -> Result<Claim, LedgerError> {
+    let task = life.ledger.get(vec![id]).await?.pop();
+    let own = task.filter(|task| task.state == State::Running && task.worker_id == Some(life.lease.worker()));
+    let Some(task) = own.filter(|_| life.hold(id)) else { return Ok(Claim::Refused(Refusal::Held)) };
+    Ok(Claim::Granted(Granted {
+        fence: task.fence,
+        attempt: task.attempt,
+        max_attempts: task.max_attempts,
+        timeout: task.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        created_at: task.created_at,
+        run_at: task.run_at,
+        queued_at: None,
+        started_at: task.started_at.unwrap_or(task.run_at),
+    }))
 }
 
 async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
@@ -121,31 +147,21 @@ async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery) {
     }
 }
 
-/// Runs the handler; `None` when the lease was lost.
-async fn run(
-    life: &Life,
-    handler: Arc<dyn DynHandler>,
-    envelope: Envelope,
-    granted: &Granted,
-    options: &Options,
-    held: &mut Option<Delivery>,
-) -> Option<Attempted> {
+/// What the handler is told, and how long it has.
+fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: &Options) -> Run<'a> {
     let ceiling = options.timeout.unwrap_or(life.settings.task_timeout);
     let limit = granted.timeout.map_or(ceiling, |wished| wished.min(ceiling));
     let cx = TaskContext {
         id: envelope.id,
-        kind: envelope.kind,
+        kind: envelope.kind.clone(),
         attempt: granted.attempt,
         max_attempts: granted.max_attempts,
         fence: granted.fence,
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
-        traceparent: envelope.traceparent,
+        traceparent: envelope.traceparent.clone(),
     };
-    Stats::add(&life.stats.started);
-    let (lease, interrupt, custody_after) = (&life.lease, &life.interrupt, life.settings.custody_after);
-    let run = Run { lease, interrupt, custody_after, cx, limit };
-    run::run(run, handler, envelope.args, held).await
+    Run { lease: &life.lease, interrupt: &life.interrupt, custody_after: life.settings.custody_after, cx, limit }
 }
 
 /// Writes the outcome; whether the delivery may be acked.
@@ -200,7 +216,7 @@ fn count_outcome(life: &Life, transition: &Transition, kind: &str) {
     metrics::counter!("tasklane_tasks_settled_total", "kind" => kind.to_owned(), "outcome" => outcome).increment(1);
 }
 
-fn log_outcome(id: TaskId, kind: &tasklane_common::task::Kind, granted: &Granted, transition: &Transition) {
+fn log_outcome(id: TaskId, kind: &Kind, granted: &Granted, transition: &Transition) {
     let attempt = granted.attempt;
     match transition {
         Transition::Retry { delay, error } => tracing::warn!(
@@ -211,6 +227,8 @@ fn log_outcome(id: TaskId, kind: &tasklane_common::task::Kind, granted: &Granted
             task.id = %id, task.kind = %kind, task.attempt = attempt, error = %error.message, error.kind = error.kind.as_str(),
             reason, "the task is discarded"
         ),
-        _ => tracing::debug!(task.id = %id, task.kind = %kind, task.attempt = attempt, event = transition.event().as_str(), "the run has ended"),
+        _ => {
+            tracing::debug!(task.id = %id, task.kind = %kind, task.attempt = attempt, event = transition.event().as_str(), "the run has ended")
+        }
     }
 }

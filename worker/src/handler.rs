@@ -51,11 +51,7 @@ pub trait Handler: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`HandlerError`] says whether another attempt may help; any other error taken with `?` means that one may.
-    fn handle(
-        &self,
-        args: Self::Args,
-        cx: &TaskContext,
-    ) -> impl Future<Output = Result<Outcome, HandlerError>> + Send;
+    fn handle(&self, args: Self::Args, cx: &TaskContext) -> impl Future<Output = Result<Outcome, HandlerError>> + Send;
 }
 
 /// How a handler's tasks are to be treated.
@@ -110,7 +106,9 @@ impl Outcome {
     /// # Errors
     /// A final error when the result has no JSON form.
     pub fn complete(result: impl Serialize) -> Result<Self, HandlerError> {
-        Json::of(&result).map(Self::Complete).map_err(|error| HandlerError::discard(format!("the result has no JSON form: {error}")))
+        Json::of(&result)
+            .map(Self::Complete)
+            .map_err(|error| HandlerError::discard(format!("the result has no JSON form: {error}")))
     }
 
     /// Done, without a result.

@@ -1,13 +1,13 @@
 //! One life of a worker: from entering the ledger under a new id to the end of its lease.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
-use tasklane_common::task::QueueName;
+use tasklane_common::task::{QueueName, TaskId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -41,11 +41,23 @@ pub struct Life {
     pub ended: CancellationToken,
     /// What this process has done so far, over all lives.
     pub stats: Arc<Stats>,
+    /// The tasks that the ledger has granted to this life and that have not ended.
+    pub claimed: Mutex<HashSet<TaskId>>,
     /// Per queue, the newest `queued_at` delivered since the last renewal.
     pub heads: Mutex<HashMap<QueueName, Timestamp>>,
 }
 
 impl Life {
+    /// Notes that a task is held here; false when it was noted already.
+    pub fn hold(&self, id: TaskId) -> bool {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
+    }
+
+    /// Notes that a task is not held here any more.
+    pub fn release(&self, id: TaskId) {
+        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
+
     /// Notes that a task queued at `queued_at` was delivered.
     pub fn note_head(&self, queue: &QueueName, queued_at: Timestamp) {
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -44,7 +44,9 @@ pub struct Registry(Arc<BTreeMap<Kind, Arc<dyn DynHandler>>>);
 #[non_exhaustive]
 pub enum RegistryError {
     /// There is no handler at all.
-    #[error("this worker has no handlers: add [[command]] or [[http]] to its settings file, or register a Rust handler")]
+    #[error(
+        "this worker has no handlers: add [[command]] or [[http]] to its settings file, or register a Rust handler"
+    )]
     Empty,
     /// Two handlers claim one kind.
     #[error("kind {0} has two handlers: every kind must have one")]

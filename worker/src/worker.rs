@@ -1,6 +1,6 @@
 //! The worker as a whole: life after life, until it is told to stop.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -102,8 +102,7 @@ impl Worker {
     /// Works until the shutdown. A lost lease ends a life, not the worker: it enters again under a new id.
     pub async fn run(self, shutdown: Shutdown) -> StopSummary {
         let background = CancellationToken::new();
-        let publisher =
-            Publisher::spawn(&self.settings.common.amqp_url, self.ledger.clone(), background.clone());
+        let publisher = Publisher::spawn(&self.settings.common.amqp_url, self.ledger.clone(), background.clone());
         let loops = maintenance::spawn(&self.ledger, &publisher, &self.settings.common, &background);
         let mut left_running = 0;
         while !shutdown.gracefully.is_cancelled() {
@@ -120,18 +119,19 @@ impl Worker {
 
     /// Enters the ledger under a new id; tries until the ledger answers. `None` at shutdown.
     async fn enter(&self, publisher: &Publisher, shutdown: &Shutdown) -> Option<Life> {
-        let record = WorkerRecord {
-            id: WorkerId::new(),
-            host: hostname(),
-            queues: self.settings.queues.clone(),
-            kinds: self.registry.kinds(),
-            concurrency: self.settings.concurrency.into(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
         loop {
-            let sent_at = since_boot();
-            match self.ledger.register(record.clone(), self.settings.lease_ttl).await {
-                Ok(()) => return Some(self.begin(Lease::new(record.id, self.settings.lease_ttl, sent_at), publisher)),
+            // Every try has an id of its own: one that seemed to fail may have entered the ledger all the same.
+            let record = WorkerRecord {
+                id: WorkerId::new(),
+                host: hostname(),
+                queues: self.settings.queues.clone(),
+                kinds: self.registry.kinds(),
+                concurrency: self.settings.concurrency.into(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            };
+            let (worker, sent_at) = (record.id, since_boot());
+            match self.ledger.register(record, self.settings.lease_ttl).await {
+                Ok(()) => return Some(self.begin(Lease::new(worker, self.settings.lease_ttl, sent_at), publisher)),
                 Err(error) => tracing::warn!(%error, "the worker cannot enter the ledger, trying again"),
             }
             tokio::select! {
@@ -154,6 +154,7 @@ impl Worker {
             interrupt: CancellationToken::new(),
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
+            claimed: Mutex::new(HashSet::new()),
             heads: Mutex::new(HashMap::new()),
         }
     }

@@ -195,6 +195,10 @@ impl Ledger for PostgresLedger {
         again(|| read::queues(&self.shared)).await
     }
 
+    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        again(|| read::queued_queues(&self.shared)).await
+    }
+
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         again(|| lease::workers(&self.shared)).await
     }

@@ -149,6 +149,10 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::queues).await
     }
 
+    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        self.readers.read(read::queued_queues).await
+    }
+
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         let boot_id = self.boot_id.clone();
         self.readers.read(move |db| read::workers(db, &boot_id)).await

@@ -154,6 +154,7 @@ pub async fn queues_are_counted(ledger: &dyn Ledger) {
         State::ALL.into_iter().filter(|state| *state != State::Completed).map(|state| (state, 1)).collect();
     assert_eq!(counts(ledger, "default").await.unwrap().counts, expected);
     assert_eq!(counts(ledger, "mail").await.unwrap().counts, [(State::Accepted, 5)].into());
+    assert_eq!(ledger.queued_queues().await.unwrap(), [queue("default")], "only there is a task queued");
     until("the waiting time to grow", async || {
         let waiting = counts(ledger, "mail").await.unwrap().oldest_waiting;
         waiting.filter(|waiting| *waiting >= Duration::from_millis(50))

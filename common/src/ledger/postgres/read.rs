@@ -146,6 +146,20 @@ pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>
     Ok(found.into_values().collect())
 }
 
+pub(super) async fn queued_queues(connections: &Connections) -> Result<Vec<QueueName>, Fault> {
+    // Jumps from queue to queue in the index instead of reading every row of it.
+    const NAMES: &str = "
+WITH RECURSIVE names (name) AS (
+    SELECT min(queue) FROM tasks WHERE state = 2
+    UNION ALL
+    SELECT (SELECT min(queue) FROM tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
+SELECT name FROM names WHERE name IS NOT NULL";
+    let mut lent = connections.lend().await?;
+    let names: Vec<String> = sqlx::query_scalar(NAMES).fetch_all(&mut *lent).await?;
+    lent.keep();
+    names.iter().map(|name| QueueName::parse(name).map_err(Fault::corrupt)).collect()
+}
+
 pub(super) async fn ping(connections: &Connections) -> Result<(), Fault> {
     let mut lent = connections.lend().await?;
     sqlx::query("SELECT 1").execute(&mut *lent).await?;

@@ -220,6 +220,18 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
     Ok(found.into_values().collect())
 }
 
+pub(super) fn queued_queues(db: &Connection) -> rusqlite::Result<Vec<QueueName>> {
+    // Jumps from queue to queue in the index instead of reading every row of it.
+    let mut statement = db.prepare_cached(
+        "WITH RECURSIVE names (name) AS (
+             SELECT min(queue) FROM tasks WHERE state = 2
+             UNION ALL
+             SELECT (SELECT min(queue) FROM tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
+         SELECT name FROM names WHERE name IS NOT NULL",
+    )?;
+    statement.query_map([], |row| parsed(row, 0, QueueName::parse))?.collect()
+}
+
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
     let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None };
     found.entry(queue).or_insert(empty)

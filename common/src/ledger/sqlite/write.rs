@@ -11,7 +11,10 @@ use crate::ledger::{
     Settlement, Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
-use crate::task::{ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId, truncate};
+use crate::task::{
+    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId,
+    truncate,
+};
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
 fn boot_ms() -> i64 {
