@@ -1,11 +1,11 @@
 //! The demo's queue in the broker, and what the demo tells about the broker.
 
 use anyhow::{Context, Result, ensure};
-use lapin::Channel;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
-use tasklane_common::broker::{connect, declare_exchanges, declare_queue, within};
+use tasklane_common::broker::{declare_exchanges, declare_queue, within};
 use tasklane_common::task::QueueName;
 use tasklane_common::topology::{DEAD_QUEUE, broker_queue};
 use tasklane_examples::client::Client;
@@ -46,7 +46,7 @@ impl Broker {
 
     /// Declares the demo's queue and empties it of what an earlier demo left, unless another demo is running.
     pub(crate) async fn prepare(&self) -> Result<Left> {
-        let connection = connect(&self.url, "tasklane demo").await.with_context(|| {
+        let connection = self.connect().await.with_context(|| {
             format!("no broker answers at {}: `make demo` starts one, so does rabbitmq/up", self.address())
         })?;
         let channel = within("channel.open", connection.create_channel()).await?;
@@ -62,7 +62,7 @@ impl Broker {
 
     /// Forgets messages whose ledger is about to be deleted.
     pub(crate) async fn empty(&self) -> Result<()> {
-        let connection = connect(&self.url, "tasklane demo").await?;
+        let connection = self.connect().await?;
         let channel = within("channel.open", connection.create_channel()).await?;
         let (_, consumers) = look(&channel, &broker_queue(&self.queue)).await?;
         if consumers == 0 {
@@ -73,7 +73,7 @@ impl Broker {
 
     /// What is left in the demo's queue and among the dead letters.
     pub(crate) async fn left(&self) -> Result<Left> {
-        let connection = connect(&self.url, "tasklane demo").await?;
+        let connection = self.connect().await?;
         let channel = within("channel.open", connection.create_channel()).await?;
         let (ready, _) = look(&channel, &broker_queue(&self.queue)).await?;
         let (dead, _) = look(&channel, DEAD_QUEUE).await?;
@@ -89,6 +89,11 @@ impl Broker {
         let url = given.unwrap_or_else(|| format!("http://{host}:{port}"));
         let (status, page) = client.probe(&url).await.ok()?;
         (status.is_success() && page.contains("RabbitMQ")).then_some(url)
+    }
+
+    async fn connect(&self) -> Result<Connection> {
+        let properties = ConnectionProperties::default().with_connection_name("tasklane demo".into());
+        Ok(within("connect", Connection::connect(self.url(), properties)).await?)
     }
 
     fn place(&self) -> Option<(String, u16)> {

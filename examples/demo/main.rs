@@ -63,7 +63,7 @@ async fn demo() -> Result<()> {
     let once = std::env::var("ONCE").is_ok_and(|value| !matches!(value.as_str(), "" | "0"));
     let outcome = tokio::select! {
         outcome = run(&mut programs, &broker, place.path()) => outcome,
-        () = signals.next() => Err(anyhow::anyhow!("stopped before its end")),
+        () = signals.next() => Err(Stopped.into()),
     };
     if let (Ok(client), false) = (&outcome, once) {
         report::print_what_next(client, &programs);
@@ -77,11 +77,16 @@ async fn demo() -> Result<()> {
     if let Err(error) = broker.empty().await {
         eprintln!("demo: the broker's queue could not be emptied: {error:#}");
     }
-    if outcome.is_err() {
+    if outcome.as_ref().is_err_and(|error| !error.is::<Stopped>()) {
         eprintln!("\ndemo: logs and ledger are kept in {}", place.keep().display());
     }
     outcome.map(drop)
 }
+
+/// Somebody did not want to wait.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped before its end")]
+struct Stopped;
 
 /// The demo itself; returns how its producer is reached.
 async fn run(programs: &mut Programs, broker: &Broker, place: &Path) -> Result<Client> {
