@@ -47,19 +47,19 @@ pub struct Store {
     /// Two handles of the same data.
     pub handles: [SharedLedger; 2],
     /// What must outlive the handles, such as the guard of a database.
-    guard: Box<dyn Any + Send>,
+    _guard: Box<dyn Any + Send>,
 }
 
 impl Store {
     /// Two handles of one ledger, and what to drop after them.
     pub fn new(handles: [SharedLedger; 2], guard: impl Any + Send) -> Self {
-        Self { handles, guard: Box::new(guard) }
+        Self { handles, _guard: Box::new(guard) }
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("handles", &self.handles).field("guard", &self.guard.type_id()).finish()
+        f.debug_struct("Store").field("handles", &self.handles).finish_non_exhaustive()
     }
 }
 

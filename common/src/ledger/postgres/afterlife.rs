@@ -12,8 +12,8 @@ use crate::clock::millis;
 use crate::state::{Event, State};
 use crate::task::TaskId;
 
-/// How many rows one statement of a prune looks at.
-const SCAN_MAX: i64 = 20_000;
+/// How many rows one statement of a prune looks at: as many as it may delete, within these bounds.
+const SCAN: (i64, i64) = (1_000, 20_000);
 /// How long one prune goes on; the next one continues where it stopped.
 const PRUNE_BUDGET: Duration = Duration::from_secs(2);
 
@@ -86,16 +86,17 @@ pub(super) async fn prune(
     while pruned < u64::from(limit) && began.elapsed() < PRUNE_BUDGET {
         let from = *walk.0.lock().unwrap_or_else(PoisonError::into_inner);
         let most = i64::from(limit).saturating_sub(i64::try_from(pruned).unwrap_or(i64::MAX));
+        let scan = most.clamp(SCAN.0, SCAN.1);
         let (gone, scanned, doomed, scanned_to, doomed_to): (i64, i64, i64, Option<Uuid>, Option<Uuid>) =
             sqlx::query_as(PRUNE)
                 .bind(from)
-                .bind(SCAN_MAX)
+                .bind(scan)
                 .bind(most)
                 .bind(millis(retention))
                 .fetch_one(&mut *lent)
                 .await?;
         pruned += gone.unsigned_abs();
-        let (to, at_end) = if doomed == most { (doomed_to, false) } else { (scanned_to, scanned < SCAN_MAX) };
+        let (to, at_end) = if doomed == most { (doomed_to, false) } else { (scanned_to, scanned < scan) };
         // At the end the walk begins anew: rows that were passed by because they had not finished may have.
         *walk.0.lock().unwrap_or_else(PoisonError::into_inner) = to.filter(|_| !at_end).unwrap_or(Uuid::nil());
         if at_end && (restarted || from.is_nil()) {

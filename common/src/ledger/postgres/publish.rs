@@ -52,12 +52,12 @@ WHERE t.id = l.id";
 /// that dies between this and the mark loses nothing: its rows are due again when the reservation is over.
 ///
 /// Rows that were locked but would make the answer too big are left as they are, due, for the next fetch.
-const FETCH_DUE: &str = "
+pub(super) const FETCH_DUE: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, t.due_at, octet_length(t.args) AS size
-    FROM clock, tasks t
-    WHERE t.due_at <= clock.now
+    FROM tasks t
+    WHERE t.due_at <= (SELECT now FROM clock)  -- a subquery bounds the index scan, a join would only filter it
     ORDER BY t.due_at
     LIMIT $1
     FOR UPDATE OF t SKIP LOCKED
@@ -75,7 +75,7 @@ const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due
 
 /// A claim that has the row locked at this moment proves that its message was there: skipped. The fence stays: should
 /// the message turn up after all, the claim lets only one of the two through.
-const STRAND: &str = "
+pub(super) const STRAND: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 lost AS MATERIALIZED (
     SELECT GREATEST((SELECT head_at FROM queues WHERE name = $1), CASE WHEN $2 THEN clock.now END) - $3 AS before
@@ -83,8 +83,8 @@ lost AS MATERIALIZED (
 ),
 locked AS MATERIALIZED (
     SELECT t.id
-    FROM lost, tasks t
-    WHERE t.state = 2 AND t.queue = $1 AND t.queued_at < lost.before
+    FROM tasks t
+    WHERE t.state = 2 AND t.queue = $1 AND t.queued_at < (SELECT before FROM lost)
     ORDER BY t.queued_at
     LIMIT $4
     FOR UPDATE OF t SKIP LOCKED

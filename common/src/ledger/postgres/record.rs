@@ -104,13 +104,8 @@ fn row_key(key: &str, index: usize) -> String {
 
 /// When the submission's rows were created, if all of them were.
 fn created_at(submission: &Submission, created: &HashMap<Uuid, i64>) -> Option<i64> {
-    submission
-        .tasks
-        .iter()
-        .map(|task| created.get(&task.id.0).copied())
-        .last()
-        .flatten()
-        .filter(|_| submission.tasks.iter().all(|task| created.contains_key(&task.id.0)))
+    let all = submission.tasks.iter().all(|task| created.contains_key(&task.id.0));
+    submission.tasks.first().filter(|_| all).and_then(|task| created.get(&task.id.0).copied())
 }
 
 async fn insert(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
 use futures::join;
-use sqlx::Connection;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tokio::net::TcpListener;
 
 use self::server::Database;
@@ -187,6 +187,26 @@ async fn an_unreadable_row_is_told() {
     sqlx::query("UPDATE tasks SET state = 99").execute(&mut database.connect().await).await.unwrap();
     let error = ledger.get(vec![id]).await.unwrap_err();
     assert!(matches!(error, LedgerError::Corrupt(_)), "{error}");
+}
+
+/// A relay and a reconciler that find nothing to do look at nothing: their bounds are bounds of the index scan, and
+/// not a filter over a million tasks that wait.
+#[tokio::test]
+async fn looking_for_little_reads_little() {
+    let (_ledger, database) = ledger().await;
+    let options = super::connections::options(&database.url()).unwrap();
+    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    let plans = [
+        (super::publish::FETCH_DUE, "NULL, NULL, NULL", "Index Cond: (due_at <= "),
+        (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
+    ];
+    for (sql, parameters, condition) in plans {
+        let steps = format!("DEALLOCATE ALL; PREPARE statement AS {sql}; EXPLAIN EXECUTE statement({parameters})");
+        let rows = sqlx::raw_sql(AssertSqlSafe(steps)).fetch_all(&mut connection).await.unwrap();
+        let plan: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        let bounds_the_scan = plan.iter().any(|line| line.contains("Index Cond: ") && line.contains(condition));
+        assert!(bounds_the_scan && !plan.iter().any(|line| line.contains("Seq Scan")), "{plan:#?}");
+    }
 }
 
 /// A process needs no more connections than the documentation says.
