@@ -18,7 +18,7 @@ use crate::wait::eventually;
 const FINAL_STATES: [&str; 3] = ["completed", "cancelled", "discarded"];
 
 /// The most tasks one page of the list has.
-const PAGE: &str = "500";
+const PAGE: &str = "1000";
 
 /// One producer's API.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ pub struct Task {
     pub state: String,
     pub args: Value,
     pub tags: BTreeMap<String, String>,
-    pub priority: i64,
+    pub priority: Value,
     pub attempt: u32,
     pub max_attempts: u32,
     pub fence: u64,
@@ -203,24 +203,28 @@ impl Api {
         }
     }
 
-    /// Waits until `count` tasks have ended (in whichever way) and answers all tasks there are.
+    /// Waits until no task is under way any more and `count` have ended (in whichever way); answers all there are.
     pub async fn all_ended(&self, count: usize, limit: Duration) -> Result<Vec<Task>> {
         eventually(limit, &format!("{count} tasks to end"), async || {
-            let states = self.states().await?;
-            let ended: u64 = FINAL_STATES.iter().filter_map(|state| states.get(*state)).sum();
-            ensure!(ended >= count as u64, "so far: {states:?}");
-            Ok(Some(self.list_all(&[]).await?))
+            let states = self.under_way().await?;
+            ensure!(states.is_empty(), "under way: {states:?}");
+            let tasks = self.list_all(&[]).await?;
+            let ended = tasks.iter().filter(|task| task.is_final()).count();
+            ensure!(ended >= count, "{ended} of them have ended");
+            Ok(Some(tasks))
         })
         .await
     }
 
-    /// How many tasks are in each state, over all queues.
-    pub async fn states(&self) -> Result<BTreeMap<String, u64>> {
+    /// How many tasks are in each state that is not final, over all queues; states without tasks are left out.
+    pub async fn under_way(&self) -> Result<BTreeMap<String, u64>> {
         let mut sums = BTreeMap::new();
         for queue in self.queues().await? {
             let counts = queue["counts"].as_object().with_context(|| format!("a queue without counts: {queue}"))?;
-            for (state, count) in counts {
-                *sums.entry(state.clone()).or_default() += count.as_u64().unwrap_or_default();
+            let counts = counts.iter().map(|(state, count)| (state, count.as_u64().unwrap_or_default()));
+            for (state, count) in counts.filter(|(state, count)| *count > 0 && !FINAL_STATES.contains(&state.as_str()))
+            {
+                *sums.entry(state.clone()).or_default() += count;
             }
         }
         Ok(sums)

@@ -120,7 +120,11 @@ async fn python_counts_words() -> Result<()> {
 
     let task = ended(&producer.api, json!({"kind": "text.count", "args": {"text": 7}})).await?;
     assert_eq!((task["state"].as_str(), task["attempt"].as_i64()), (Some("discarded"), Some(1)), "{task}");
-    assert_eq!(task["errors"][0]["message"].as_str().map(|text| text.contains("must be a string")), Some(true), "{task}");
+    assert_eq!(
+        task["errors"][0]["message"].as_str().map(|text| text.contains("must be a string")),
+        Some(true),
+        "{task}"
+    );
     Ok(())
 }
 

@@ -65,7 +65,8 @@ on_both_ledgers! {
         } else {
             let held = PgConnection::connect(&url).await?;
             drop(ledger);
-            PgConnection::connect(&url).await.expect_err("the database is dropped, though a connection was open");
+            let again = PgConnection::connect(&url).await;
+            ensure!(again.is_err(), "the database is dropped, though a connection was open");
             drop(held);
         }
         Ok(())

@@ -1,3 +1,5 @@
 //! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
 
+mod examples;
 mod harness;
+mod smoke;
