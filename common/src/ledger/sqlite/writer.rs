@@ -21,6 +21,8 @@ const WAITING_ROWS_MAX: u32 = 16_384;
 trait Pending: Send {
     /// Executes the statements; called again, alone, when the batch that it was in failed.
     fn apply(&mut self, connection: &Connection) -> rusqlite::Result<()>;
+    /// Whether nobody waits for it any more.
+    fn is_forsaken(&self) -> bool;
     /// Answers the caller, after the commit.
     fn answer(self: Box<Self>, outcome: Result<(), LedgerError>);
 }
@@ -35,6 +37,10 @@ impl<T: Send, F: FnMut(&Connection) -> rusqlite::Result<T> + Send> Pending for W
     fn apply(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         self.value = Some((self.statements)(connection)?);
         Ok(())
+    }
+
+    fn is_forsaken(&self) -> bool {
+        self.reply.is_closed()
     }
 
     fn answer(self: Box<Self>, outcome: Result<(), LedgerError>) {
@@ -88,13 +94,17 @@ impl Shared {
         let mut batch: Vec<_> = inbox.urgent.drain(..).collect();
         let mut rows = 0;
         while let Some(job) = inbox.normal.pop_front() {
+            // A grant that nobody hears would hold its task, and a caller who was told of a failure shall be right.
+            if job.write.is_forsaken() {
+                continue;
+            }
             rows += job.rows;
             batch.push(job);
             if rows >= BATCH_ROWS_MAX {
                 break;
             }
         }
-        (!batch.is_empty()).then_some(batch)
+        (!batch.is_empty() || !inbox.closed).then_some(batch)
     }
 }
 
@@ -162,6 +172,9 @@ impl Drop for Writer {
 
 fn write_batches(connection: &Connection, shared: &Shared) {
     while let Some(mut batch) = shared.take() {
+        if batch.is_empty() {
+            continue;
+        }
         metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
         match commit(connection, &mut batch) {
             Ok(()) => batch.into_iter().for_each(|job| job.write.answer(Ok(()))),
