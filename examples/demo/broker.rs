@@ -1,6 +1,6 @@
 //! The demo's queue in the broker, and what the demo tells about the broker.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -41,14 +41,15 @@ impl Broker {
 
     /// For people: without user and password.
     pub(crate) fn address(&self) -> String {
-        self.place().map_or_else(|| "?".to_owned(), |(host, port)| format!("RabbitMQ at {host}:{port}"))
+        self.place().map_or_else(|| "?".to_owned(), |(host, port)| format!("{host}:{port}"))
     }
 
     /// Declares the demo's queue and empties it of what an earlier demo left, unless another demo is running.
     pub(crate) async fn prepare(&self) -> Result<Left> {
-        let connection = self.connect().await.with_context(|| {
-            format!("no broker answers at {}: `make demo` starts one, so does rabbitmq/up", self.address())
-        })?;
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => bail!("no broker answers at {}; rabbitmq/up starts one ({error})", self.address()),
+        };
         let channel = within("channel.open", connection.create_channel()).await?;
         declare_exchanges(&channel).await?;
         declare_queue(&channel, &self.queue).await?;

@@ -73,11 +73,11 @@ async fn demo() -> Result<()> {
         }
     }
     // Whatever has happened: no program and no message of the demo stays behind.
-    programs.end().await;
-    if let Err(error) = broker.empty().await {
-        eprintln!("demo: the broker's queue could not be emptied: {error:#}");
+    let started = programs.end().await;
+    if let (true, Err(error)) = (started, broker.empty().await) {
+        eprintln!("demo: the broker's queue could not be emptied: {error}");
     }
-    if outcome.as_ref().is_err_and(|error| !error.is::<Stopped>()) {
+    if started && outcome.as_ref().is_err_and(|error| !error.is::<Stopped>()) {
         eprintln!("\ndemo: logs and ledger are kept in {}", place.keep().display());
     }
     outcome.map(drop)
@@ -92,8 +92,8 @@ struct Stopped;
 async fn run(programs: &mut Programs, broker: &Broker, place: &Path) -> Result<Client> {
     let files = files::find(FILES_MAX)?;
     println!("work      {} .rs files below {}, one task a file", files.paths.len(), files.root.display());
-    let before = broker.prepare().await.context("preparing the broker")?;
-    println!("broker    {}, queue {}", broker.address(), worker::QUEUE);
+    let before = broker.prepare().await?;
+    println!("broker    RabbitMQ at {}, queue {}", broker.address(), worker::QUEUE);
     println!("ledger    {}", programs.ledger().display());
 
     let port = free_port(8080).or_else(|_| free_port(0)).context("looking for a free port")?;

@@ -29,6 +29,7 @@ pub(crate) struct Programs {
     ledger: PathBuf,
     producer: PathBuf,
     running: Vec<Program>,
+    started: bool,
 }
 
 struct Program {
@@ -48,7 +49,13 @@ impl Programs {
         if !producer.exists() {
             bail!("{} is missing: `make demo` builds it", producer.display());
         }
-        Ok(Self { place: place.to_owned(), ledger: place.join("tasklane.db"), producer, running: Vec::new() })
+        Ok(Self {
+            place: place.to_owned(),
+            ledger: place.join("tasklane.db"),
+            producer,
+            running: Vec::new(),
+            started: false,
+        })
     }
 
     pub(crate) fn ledger(&self) -> &Path {
@@ -108,8 +115,8 @@ impl Programs {
         }
     }
 
-    /// Asks all to end, and kills what does not.
-    pub(crate) async fn end(&mut self) {
+    /// Asks all to end, and kills what does not; whether there were any.
+    pub(crate) async fn end(&mut self) -> bool {
         for program in &self.running {
             if let Some(pid) = program.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
                 // Fails only for what has ended already.
@@ -124,6 +131,7 @@ impl Programs {
                 let _ = program.child.kill().await;
             }
         }
+        std::mem::take(&mut self.started)
     }
 
     /// In a process group of its own: Ctrl-C in this terminal is for the demo, which ends them in its order.
@@ -144,6 +152,7 @@ impl Programs {
             .kill_on_drop(true);
         let child = command.spawn().with_context(|| format!("starting the {name}"))?;
         let pid = child.id().context("a child just started has an id")?;
+        self.started = true;
         self.running.push(Program { name: name.to_owned(), log, child, pid });
         Ok(())
     }
