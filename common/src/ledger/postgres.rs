@@ -6,10 +6,11 @@
 //!
 //! # Connections
 //!
-//! A process opens at most nine, each when it is first needed: one for each of the five lanes, one for leases, so
-//! that a renewal never waits behind bulk writes, and three for everything else. A producer uses about five of them, a
-//! worker about seven: plan the server's `max_connections` by that. A broken connection is replaced at the next use;
-//! the calls it broke answer [`LedgerError::Unavailable`], and whether their writes happened is unknown.
+//! A process opens at most twelve, each when it is first needed: two for each of the lanes that record, claim and
+//! settle, one for each of the other two lanes, one for leases, so that a renewal never waits behind bulk writes, and
+//! three for everything else. A producer uses up to six of them, a worker up to ten: plan the server's
+//! `max_connections` by that. A broken connection is replaced at the next use; the calls it broke answer
+//! [`LedgerError::Unavailable`], and whether their writes happened is unknown.
 
 mod afterlife;
 mod claim;
@@ -47,6 +48,8 @@ use crate::ledger::{
 use crate::state::State;
 use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 
+/// Connections of each lane that every task passes.
+const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
@@ -72,14 +75,14 @@ impl PostgresLedger {
         let options = connections::options(url)?;
         let shared = Connections::new(options.clone(), SHARED_CONNECTIONS);
         schema::prepare(&shared).await?;
-        let own = || Connections::new(options.clone(), 1);
+        let own = |most| Connections::new(options.clone(), most);
         Ok(Self {
-            record: Lane::start(own()),
-            mark_queued: Lane::start(own()),
-            claim: Lane::start(own()),
-            settle: Lane::start(own()),
-            put_back: Lane::start(own()),
-            leases: own(),
+            record: Lane::start(own(BUSY_CONNECTIONS)),
+            mark_queued: Lane::start(own(1)),
+            claim: Lane::start(own(BUSY_CONNECTIONS)),
+            settle: Lane::start(own(BUSY_CONNECTIONS)),
+            put_back: Lane::start(own(1)),
+            leases: own(1),
             shared,
             pruning: Walk::default(),
         })

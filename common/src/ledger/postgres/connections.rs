@@ -50,6 +50,7 @@ const SESSION: [(&str, &str); 12] = [
 /// At most so many connections to one server, opened when needed.
 pub(super) struct Connections {
     options: PgConnectOptions,
+    most: usize,
     slots: Semaphore,
     idle: Mutex<Vec<Idle>>,
 }
@@ -68,7 +69,12 @@ pub(super) struct Lent<'a> {
 
 impl Connections {
     pub(super) fn new(options: PgConnectOptions, most: usize) -> Self {
-        Self { options, slots: Semaphore::new(most), idle: Mutex::default() }
+        Self { options, most, slots: Semaphore::new(most), idle: Mutex::default() }
+    }
+
+    /// How many there can be.
+    pub(super) fn most(&self) -> usize {
+        self.most
     }
 
     /// A connection for one piece of work, as soon as one is free.

@@ -1,15 +1,17 @@
 //! Group commit: writes of one kind that wait at the same time share one statement.
 //!
-//! A lane is a task with a connection of its own. It takes whatever waits, writes it as one multi-row statement, and
-//! answers every caller. There is no timer: an idle lane writes a single item at once, and while one batch is under
-//! way the next one gathers.
+//! A lane is a task with connections of its own. It takes whatever waits, writes it as one multi-row statement, and
+//! answers every caller. There is no timer: an idle lane writes a single item at once, and while its connections are
+//! busy the next batch gathers. A second connection pays: while one statement waits for the server's disk, the next
+//! is computed.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::connections::Connections;
@@ -40,8 +42,8 @@ pub(super) trait Bulk: Send + 'static {
     /// How much the item adds to a statement.
     fn size(item: &Self::Item) -> Size;
 
-    /// The task that a statement may name only once: the second item is answered by a later statement, which
-    /// sees what the first one did.
+    /// The task that a statement may name only once: the second item is answered by another statement, which waits
+    /// for the row's lock and sees what the first one did.
     fn only(item: &Self::Item) -> Option<TaskId>;
 
     /// Writes the items in one statement; durable when it returns.
@@ -67,10 +69,10 @@ struct Waiting<B: Bulk> {
 }
 
 impl<B: Bulk> Lane<B> {
-    /// Starts a lane; it connects when it has something to write.
+    /// Starts a lane that writes with all of the connections; they are opened when there is something to write.
     pub(super) fn start(connections: Connections) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run::<B>(connections, receiver));
+        tokio::spawn(run::<B>(Arc::new(connections), receiver));
         Self { sender }
     }
 
@@ -83,7 +85,8 @@ impl<B: Bulk> Lane<B> {
     }
 }
 
-async fn run<B: Bulk>(connections: Connections, mut receiver: mpsc::Receiver<Waiting<B>>) {
+async fn run<B: Bulk>(connections: Arc<Connections>, mut receiver: mpsc::Receiver<Waiting<B>>) {
+    let turns = Arc::new(Semaphore::new(connections.most()));
     let mut backlog = VecDeque::new();
     loop {
         if backlog.is_empty() {
@@ -92,6 +95,8 @@ async fn run<B: Bulk>(connections: Connections, mut receiver: mpsc::Receiver<Wai
                 None => return,
             }
         }
+        // Only now, when there is a connection to write with, is it decided what goes into the batch.
+        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
         while backlog.len() < WAITING_MAX
             && let Ok(next) = receiver.try_recv()
         {
@@ -99,7 +104,11 @@ async fn run<B: Bulk>(connections: Connections, mut receiver: mpsc::Receiver<Wai
         }
         let (items, callers) = take_batch(&mut backlog);
         if !items.is_empty() {
-            write_batch::<B>(&connections, items, callers).await;
+            let connections = Arc::clone(&connections);
+            tokio::spawn(async move {
+                write_batch::<B>(&connections, items, callers).await;
+                drop(turn);
+            });
         }
     }
 }
