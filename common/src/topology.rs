@@ -30,3 +30,42 @@ pub fn routing_key(queue: &QueueName, kind: &Kind) -> String {
 pub fn binding_key(queue: &QueueName) -> String {
     format!("{queue}.#")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What an operator imports and what the programs declare must be the same: a broker refuses a second declaration
+    /// that differs from the first.
+    #[test]
+    fn the_definitions_declare_what_the_programs_declare() {
+        let definitions: Value = serde_json::from_str(include_str!("../../rabbitmq/definitions.json")).unwrap();
+        let named = |list: &str, name: &str| {
+            let all = definitions[list].as_array().unwrap();
+            all.iter().find(|entry| entry["name"] == name).cloned().unwrap_or_else(|| panic!("{list} lacks {name}"))
+        };
+        for (exchange, kind) in [(TASKS_EXCHANGE, "topic"), (DEAD_EXCHANGE, "fanout")] {
+            let declared = named("exchanges", exchange);
+            assert_eq!((&declared["type"], &declared["durable"]), (&json!(kind), &json!(true)), "{exchange}");
+        }
+        let default = QueueName::default();
+        for queue in [broker_queue(&default), DEAD_QUEUE.to_owned()] {
+            let declared = named("queues", &queue);
+            assert_eq!(declared["arguments"], json!({ "x-queue-type": "quorum" }), "{queue}");
+            assert_eq!(declared["durable"], true, "{queue}");
+        }
+        let bound = |exchange: &str, queue: &str, key: &str| {
+            definitions["bindings"].as_array().unwrap().iter().any(|binding| {
+                binding["source"] == exchange && binding["destination"] == queue && binding["routing_key"] == key
+            })
+        };
+        assert!(bound(TASKS_EXCHANGE, &broker_queue(&default), &binding_key(&default)));
+        assert!(bound(DEAD_EXCHANGE, DEAD_QUEUE, ""));
+        let policed = definitions["policies"].as_array().unwrap().iter().any(|policy| {
+            policy["pattern"].as_str().is_some_and(|pattern| pattern.contains(r"tasklane\.q\."))
+                && policy["definition"]["dead-letter-exchange"] == DEAD_EXCHANGE
+        });
+        assert!(policed, "task queues need the policy with the dead-letter exchange");
+    }
+}
