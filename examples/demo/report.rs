@@ -88,7 +88,7 @@ pub(crate) async fn print_places(client: &Client, broker: &Broker) {
     };
     println!("\nLook:");
     println!("  RabbitMQ UI      {ui}");
-    println!("  the API          {}/openapi.json", client.url());
+    println!("  the API          {}/docs, for programs /openapi.json", client.url());
 }
 
 /// What to type, as long as everything is up.
