@@ -1,7 +1,7 @@
 //! The ledger in a PostgreSQL database (13 or newer): for any number of machines.
 //!
 //! Every write is one conditional statement in autocommit, so nothing is ever left half-done and no lock outlives its
-//! statement. Bulk writes go through one [`lane`] a kind, where whatever waits shares a statement. Time is the
+//! statement. Bulk writes go through one lane a kind, where whatever waits shares a statement. Time is the
 //! server's `clock_timestamp()`: no other machine's clock judges a lease or a due time.
 //!
 //! # Connections
