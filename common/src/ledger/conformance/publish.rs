@@ -90,7 +90,7 @@ pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
     for &id in &ids {
         run(ledger, id, worker, retry(NOW, "again")).await;
     }
-    let reserve = Duration::from_millis(400);
+    let reserve = Duration::from_millis(1500);
     let first = ledger.fetch_due(2, reserve).await.unwrap();
     let rest = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!((first.len(), rest.len()), (2, 3));

@@ -69,7 +69,7 @@ pub async fn relays_share_what_is_due(here: &dyn Ledger, there: &dyn Ledger) {
 /// What one process does to a lease binds the other.
 pub async fn a_lease_ended_by_one_is_lost_for_the_other(here: &dyn Ledger, there: &dyn Ledger) {
     let ids = recorded(here, 2, |_| {}).await;
-    let brief = worker_for(here, Duration::from_secs(1)).await;
+    let brief = worker_for(here, Duration::from_secs(2)).await;
     let fence = granted(here, ids[0], brief).await.fence;
     let found = until("the lease's end", async || there.abandoned(1).await.unwrap().pop()).await;
     assert_eq!((found.id, found.fence), (ids[0], fence));
