@@ -296,7 +296,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     let path = profile.join(name);
     anyhow::ensure!(
         File::open(&path).is_ok(),
-        "{} is missing: run `cargo build --workspace --bins` (with the same profile) first",
+        "{} is missing: run `cargo build --workspace --bins --examples` (with the same profile) first",
         path.display()
     );
     Ok(path)
@@ -392,6 +392,6 @@ mod tests {
     #[test]
     fn a_missing_binary_says_what_to_do() {
         let error = binary("tasklane-no-such-program").expect_err("it does not exist");
-        assert!(error.to_string().contains("cargo build --workspace --bins"));
+        assert!(error.to_string().contains("cargo build --workspace --bins --examples"));
     }
 }
