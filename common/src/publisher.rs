@@ -4,7 +4,7 @@
 //! A confirmed task is marked `queued` in the ledger a moment later ([`marker`]); when a worker claims it before, that
 //! write is not needed any more and changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,8 +36,10 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long [`Publisher::offer`] waits for room before the relay gets the rest.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many queues one process declares; client input must not fill the broker without end.
+/// How many queues are remembered as declared; the names are client input.
 const QUEUES_MAX: usize = 10_000;
+/// How long a queue that cannot be declared is left alone.
+const UNDECLARABLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// A task to be published.
 #[derive(Debug, Clone)]
@@ -208,7 +210,7 @@ impl Owner {
         broker::declare_exchanges(&channel).await?;
         let notices = within("channel.open", connection.create_channel()).await?;
         self.connected.send_replace(Some(Arc::clone(&connection)));
-        let mut declared = HashSet::new();
+        let mut queues = Queues::on(Arc::clone(&connection));
         let mut batch = Vec::new();
         let mut health = tokio::time::interval(Duration::from_millis(500));
         loop {
@@ -223,7 +225,7 @@ impl Owner {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.publish_batch(&channel, &mut declared, std::mem::take(&mut batch)).await?;
+                    self.publish_batch(&channel, &mut queues, std::mem::take(&mut batch)).await?;
                 }
                 _ = health.tick() => {
                     if !connection.status().connected() || !channel.status().connected() {
@@ -235,17 +237,16 @@ impl Owner {
     }
 
     /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
-    async fn publish_batch(
-        &self,
-        channel: &Channel,
-        declared: &mut HashSet<QueueName>,
-        batch: Vec<Job>,
-    ) -> Result<(), BrokerError> {
+    async fn publish_batch(&self, channel: &Channel, queues: &mut Queues, batch: Vec<Job>) -> Result<(), BrokerError> {
         let deadline = Instant::now() + CONFIRM_TIMEOUT;
         let mut confirms = Vec::with_capacity(batch.len());
         let mut broken = None;
         for job in batch {
-            match timeout_at(deadline, send(channel, declared, &job.publication)).await {
+            if !queues.ensure(&job.publication.queue).await? {
+                self.conclude(job, Published::Refused).await;
+                continue;
+            }
+            match timeout_at(deadline, send(channel, &job.publication)).await {
                 Ok(Ok(confirm)) => confirms.push((job, confirm)),
                 Ok(Err(error)) => broken = Some(error),
                 Err(_) => broken = Some(BrokerError::Timeout("basic.publish")),
@@ -255,10 +256,9 @@ impl Owner {
             }
         }
         let (settled, missing) = settle(confirms, deadline).await;
-        // What was returned as unroutable is not in any queue: somebody deleted it, so declare it again next time.
         for (job, published) in settled {
             if published == Published::Refused {
-                declared.remove(&job.publication.queue);
+                queues.forget(&job.publication.queue);
             }
             self.conclude(job, published).await;
         }
@@ -286,15 +286,51 @@ impl Owner {
     }
 }
 
-async fn send(
-    channel: &Channel,
-    declared: &mut HashSet<QueueName>,
-    publication: &Publication,
-) -> Result<PublisherConfirm, BrokerError> {
-    if declared.len() < QUEUES_MAX && !declared.contains(&publication.queue) {
-        broker::declare_queue(channel, &publication.queue).await?;
-        declared.insert(publication.queue.clone());
+/// The queues that this generation has declared, so that no message is published to nowhere.
+struct Queues {
+    connection: Arc<Connection>,
+    /// Until when a queue counts as declared, or as one that cannot be; `None` is for good.
+    known: HashMap<QueueName, (bool, Option<Instant>)>,
+}
+
+impl Queues {
+    fn on(connection: Arc<Connection>) -> Self {
+        Self { connection, known: HashMap::new() }
     }
+
+    /// Whether the queue is there. One that cannot be declared, such as a classic queue under our name, refuses its
+    /// own tasks for a while and nobody else's: it is declared on a channel of its own, which that closes.
+    async fn ensure(&mut self, queue: &QueueName) -> Result<bool, BrokerError> {
+        if let Some((there, until)) = self.known.get(queue)
+            && until.is_none_or(|until| Instant::now() < until)
+        {
+            return Ok(*there);
+        }
+        if self.known.len() >= QUEUES_MAX {
+            self.known.clear();
+        }
+        let channel = within("channel.open", self.connection.create_channel()).await?;
+        let outcome = broker::declare_queue(&channel, queue).await;
+        if let Err(error) = &outcome {
+            if !self.connection.status().connected() {
+                return outcome.map(|()| false);
+            }
+            tracing::error!(%queue, %error, "the queue cannot be declared: its tasks wait in the ledger");
+        }
+        // A channel that does not close goes with its connection.
+        let _ = within("channel.close", channel.close(200, "done".into())).await;
+        let until = outcome.is_err().then(|| Instant::now() + UNDECLARABLE_PAUSE);
+        self.known.insert(queue.clone(), (outcome.is_ok(), until));
+        Ok(outcome.is_ok())
+    }
+
+    /// What was returned as unroutable is not in any queue: somebody deleted it.
+    fn forget(&mut self, queue: &QueueName) {
+        self.known.remove(queue);
+    }
+}
+
+async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherConfirm, BrokerError> {
     let envelope = Envelope {
         id: publication.id,
         kind: publication.kind.clone(),
