@@ -25,6 +25,9 @@ use crate::vhost::Vhost;
 /// How long a producer or worker may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long the lease of a [`Stack::test_worker`] lives without renewal.
+pub const LEASE_TTL: Duration = Duration::from_secs(3);
+
 /// How long a program that is to fail at its start may take for it.
 const FAIL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -70,6 +73,16 @@ impl Stack {
     /// A worker, not yet started. The kinds it knows are in its [`Start::config`].
     pub fn worker(&self) -> Start<Worker> {
         Start::new(self)
+    }
+
+    /// A worker, not yet started, with the handlers of `src/bin/test-worker.rs`, which write into `log`. Its lease is
+    /// short enough to wait for its end.
+    pub fn test_worker(&self, log: &OperationLog) -> Start<Worker> {
+        self.worker()
+            .binary("test-worker")
+            .env("TASKLANE_TEST_OPLOG", log.file().display())
+            .env("TASKLANE_LEASE_TTL_MS", LEASE_TTL.as_millis())
+            .env("TASKLANE_LEASE_RENEW_MS", LEASE_TTL.as_millis() / 6)
     }
 }
 

@@ -45,6 +45,8 @@ fn log(step: &str, cx: &TaskContext) {
 struct Wish {
     /// How long the run takes.
     work_ms: u64,
+    /// How long a run takes that is not the first; as long as the first by default.
+    work_again_ms: Option<u64>,
     /// How many first attempts fail.
     failures: i32,
     /// Panics instead of failing.
@@ -59,7 +61,8 @@ struct Wish {
 
 async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
     log("start", cx);
-    let work = Duration::from_millis(wish.work_ms);
+    let again = wish.work_again_ms.filter(|_| cx.fence.0 > 1);
+    let work = Duration::from_millis(again.unwrap_or(wish.work_ms));
     if wish.blocks {
         std::thread::sleep(work);
     } else {

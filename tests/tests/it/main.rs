@@ -1,5 +1,7 @@
 //! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
 
+mod crash;
 mod examples;
 mod harness;
+mod load;
 mod smoke;

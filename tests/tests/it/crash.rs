@@ -1,0 +1,298 @@
+//! Programs that die or stand still in the middle of their work: others take over, and nothing runs when it must not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use tasklane_common::clock::since_boot;
+use tasklane_tests::api::{Accepted, Api, Task};
+use tasklane_tests::oplog::{Entry, OperationLog, Step};
+use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
+use tasklane_tests::{eventually, on_both_ledgers, within};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+
+use crate::load::{check_completed, ids, nothing_left, running_at, started_at, tasks};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// From the death of a worker to the next start of its tasks: the rest of its lease, and this.
+const TAKEOVER: Duration = Duration::from_secs(2);
+
+/// What `tasklane-worker --help` tells as the exit code of a worker that cannot stop a handler.
+const EXIT_UNSTOPPABLE: i32 = 75;
+
+on_both_ledgers! {
+    async fn a_killed_workers_tasks_start_again_elsewhere_within_its_lease_and_two_seconds(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut victim = stack.test_worker(&log).start().await?;
+        let _survivor = stack.test_worker(&log).start().await?;
+
+        let batch = tasks(200, "test.work", &json!({"work_ms": 1000}));
+        let submitted = ids(&producer.api.submit_batch(&batch).await?);
+        let cut = kill_in_mid_run(&mut victim, &log).await?;
+        let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
+
+        check_completed(&ended, &submitted)?;
+        log.check_fences_rise()?;
+        log.check_no_overlap()?;
+        for run in &cut.running {
+            let next = next_start(&log, run)?;
+            assert!(next.at > cut.at, "started again before the worker was dead: {next:?}");
+            assert!(next.at < cut.at + LEASE_TTL + TAKEOVER, "killed at {:?}, taken over as {next:?}", cut.at);
+        }
+        check_started_once_but(&log, &cut.held_by_victim(&ended, &log)?)?;
+        nothing_left(&stack.vhost).await
+    }
+
+    async fn a_killed_workers_at_most_once_tasks_never_start_again(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut victim = stack.test_worker(&log).start().await?;
+        let _survivor = stack.test_worker(&log).start().await?;
+
+        let batch = tasks(200, "test.once", &json!({"work_ms": 1000}));
+        let submitted = ids(&producer.api.submit_batch(&batch).await?);
+        let cut = kill_in_mid_run(&mut victim, &log).await?;
+        let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
+
+        assert_eq!(ended.len(), submitted.len());
+        check_started_once_but(&log, &BTreeSet::new())?;
+        let (discarded, rest): (Vec<Task>, Vec<Task>) = ended.into_iter().partition(|task| task.state == "discarded");
+        let discarded_ids: BTreeSet<_> = discarded.iter().map(|task| task.id.clone()).collect();
+        for run in &cut.running {
+            assert!(discarded_ids.contains(&run.task), "it ran when its worker was killed: {run:?}");
+        }
+        for task in &discarded {
+            assert_eq!((task.reason.as_deref(), &task.worker_id), (Some("interrupted"), &cut.worker), "{task:#?}");
+            assert_eq!(task.errors.last().map(|error| error.kind.as_str()), Some("crash"), "{task:#?}");
+        }
+        assert!(rest.iter().all(|task| task.state == "completed"), "{rest:#?}");
+        let started: BTreeSet<_> = log.starts()?.into_iter().map(|start| start.task).collect();
+        assert!(rest.iter().all(|task| started.contains(&task.id)));
+        nothing_left(&stack.vhost).await
+    }
+}
+
+/// What was so when a worker was killed.
+struct Cut {
+    /// A moment when it was surely dead.
+    at: Duration,
+    pid: i32,
+    /// Its name in the ledger.
+    worker: Option<String>,
+    /// The runs that it had begun and not ended.
+    running: Vec<Entry>,
+}
+
+impl Cut {
+    /// The tasks that the victim may have held: begun there, or claimed a moment before the kill.
+    fn held_by_victim(&self, ended: &[Task], log: &OperationLog) -> Result<BTreeSet<String>> {
+        let begun = log.starts()?.into_iter().filter(|start| start.pid == self.pid).map(|start| start.task);
+        let crashed = ended.iter().filter(|task| task.errors.iter().any(|error| error.kind == "crash"));
+        Ok(begun.chain(crashed.map(|task| task.id.clone())).collect())
+    }
+}
+
+/// SIGKILL, once the worker is in the middle of many runs.
+async fn kill_in_mid_run(victim: &mut Worker, log: &OperationLog) -> Result<Cut> {
+    let pid = victim.process.pid();
+    started_at(log, pid, 30, LIMIT).await?;
+    victim.process.kill().await?;
+    let at = since_boot();
+    let running = running_at(&log.entries()?, pid);
+    ensure!(running.len() >= 20, "only {} runs were cut: the test proves too little", running.len());
+    Ok(Cut { at, pid, worker: worker_id(&victim.process.log()), running })
+}
+
+/// The newest name of a worker, from its own log.
+fn worker_id(log: &str) -> Option<String> {
+    let entered = log.lines().rfind(|line| line.contains("entered the ledger"))?;
+    let id = entered.split_once("worker.id=")?.1;
+    Some(id.split_whitespace().next()?.to_owned())
+}
+
+fn next_start(log: &OperationLog, run: &Entry) -> Result<Entry> {
+    let starts = log.of(&run.task)?.into_iter().filter(|entry| entry.step == Step::Start);
+    starts
+        .filter(|start| start.at > run.at)
+        .min_by_key(|start| start.at)
+        .with_context(|| format!("no start after {run:?}"))
+}
+
+/// No task but these was started twice.
+fn check_started_once_but(log: &OperationLog, excused: &BTreeSet<String>) -> Result<()> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for start in log.starts()? {
+        *counts.entry(start.task).or_default() += 1;
+    }
+    let twice: Vec<_> = counts.iter().filter(|(task, count)| **count > 1 && !excused.contains(*task)).collect();
+    ensure!(twice.is_empty(), "started more than once: {twice:?}");
+    Ok(())
+}
+
+on_both_ledgers! {
+    async fn a_task_that_takes_its_worker_down_is_discarded_as_poison_and_its_neighbours_complete(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut batch = tasks(20, "test.work", &json!({"work_ms": 300}));
+        batch.insert(5, json!({"kind": "test.exit"}));
+        let accepted = producer.api.submit_batch(&batch).await?;
+        let poison = &accepted[5].id;
+
+        let ended = tokio::select! {
+            ended = producer.api.all_ended(batch.len(), LIMIT) => ended?,
+            crashed = supervise(&stack, &log) => anyhow::bail!("the worker is not started again: {crashed:?}"),
+        };
+        let (poisoned, neighbours): (Vec<Task>, Vec<Task>) = ended.into_iter().partition(|task| task.id == *poison);
+        assert_eq!(poisoned[0].state, "discarded", "{poisoned:#?}");
+        assert_eq!(poisoned[0].reason.as_deref(), Some("poison"), "{poisoned:#?}");
+        assert_eq!(log.of(poison)?.len(), 3, "it has taken down three workers");
+        let innocent: BTreeSet<_> = ids(&accepted).into_iter().filter(|id| id != poison).collect();
+        check_completed(&neighbours, &innocent)?;
+        log.check_fences_rise()?;
+        log.check_no_overlap()
+    }
+}
+
+/// Starts a worker again and again, as a service manager does. It only ends with an error.
+async fn supervise(stack: &Stack, log: &OperationLog) -> Result<()> {
+    loop {
+        let mut worker = stack.test_worker(log).spawn()?;
+        worker.process.exited(LIMIT).await?;
+    }
+}
+
+on_both_ledgers! {
+    async fn a_worker_frozen_past_its_lease_changes_nothing_and_goes_on_under_a_new_name(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut frozen = stack.test_worker(&log).start().await?;
+        let batch = tasks(8, "test.work", &json!({"work_ms": 1500}));
+        let submitted = ids(&producer.api.submit_batch(&batch).await?);
+        log.started(submitted.len(), LIMIT).await?;
+        frozen.process.freeze()?;
+        let old_name = worker_id(&frozen.process.log());
+
+        let mut healthy = stack.test_worker(&log).start().await?;
+        let before = producer.api.all_ended(submitted.len(), LIMIT).await?;
+        check_completed(&before, &submitted)?;
+        assert!(before.iter().all(|task| task.fence == 2 && task.worker_id != old_name), "{before:#?}");
+        frozen.process.thaw()?;
+        let both = eventually(LIMIT, "the thawed worker to enter again", async || {
+            let names: BTreeSet<_> = producer.api.workers().await?.iter().map(|worker| worker["id"].to_string()).collect();
+            Ok((names.len() == 2).then_some(names))
+        })
+        .await?;
+        let old_name = old_name.context("the frozen worker had a name")?;
+        assert!(!both.iter().any(|name| name.contains(&old_name)), "{old_name} lives again: {both:?}");
+        assert_eq!(outcomes(&producer.api).await?, outcomes_of(&before), "a late result has changed something");
+
+        // It works again: the other one is stopped, so that whatever is done is done by it.
+        healthy.process.terminate()?;
+        healthy.process.exited(LIMIT).await?;
+        let later = ids(&producer.api.submit_batch(&tasks(5, "test.work", &json!({}))).await?);
+        check_completed(&producer.api.all_ended(submitted.len() + later.len(), LIMIT).await?, &later)?;
+        let done_by: BTreeSet<_> = log.starts()?.iter().filter(|run| later.contains(&run.task)).map(|run| run.pid).collect();
+        assert_eq!(done_by, BTreeSet::from([frozen.process.pid()]));
+        assert_eq!(frozen.process.has_exited()?, None);
+        log.check_fences_rise()
+    }
+}
+
+/// Whatever a late result could have changed.
+type Outcome = (String, String, u64, u32, Option<String>, Option<String>);
+
+async fn outcomes(api: &Api) -> Result<BTreeSet<Outcome>> {
+    Ok(outcomes_of(&api.list_all(&[]).await?))
+}
+
+fn outcomes_of(tasks: &[Task]) -> BTreeSet<Outcome> {
+    let outcome = |task: &Task| {
+        let Task { id, state, fence, attempt, worker_id, finished_at, .. } = task.clone();
+        (id, state, fence, attempt, worker_id, finished_at)
+    };
+    tasks.iter().map(outcome).collect()
+}
+
+on_both_ledgers! {
+    async fn a_frozen_worker_whose_handler_blocks_ends_itself(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut frozen = stack.test_worker(&log).start().await?;
+        let blocking = json!({"kind": "test.work", "args": {"blocks": true, "work_ms": 90_000, "work_again_ms": 50}});
+        let task = producer.api.submit(&blocking).await?;
+        log.started(1, LIMIT).await?;
+        frozen.process.freeze()?;
+        let _healthy = stack.test_worker(&log).start().await?;
+        let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
+        assert_eq!(done.fence, 2);
+        frozen.process.thaw()?;
+        let status = frozen.process.exited(LEASE_TTL).await?;
+        assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
+        Ok(())
+    }
+
+    /// Not even the renewal can run: the watchdog is a thread of its own.
+    async fn a_worker_that_is_blocked_whole_is_gone_before_its_task_starts_elsewhere(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut blocked = stack.test_worker(&log).env("TOKIO_WORKER_THREADS", 1).start().await?;
+        let blocking = json!({"kind": "test.work", "args": {"blocks": true, "work_ms": 90_000, "work_again_ms": 50}});
+        let task = producer.api.submit(&blocking).await?;
+        log.started(1, LIMIT).await?;
+        let _healthy = stack.test_worker(&log).start().await?;
+        let status = blocked.process.exited(LEASE_TTL * 3).await?;
+        let gone_at = since_boot();
+        assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
+        producer.api.in_state(&task.id, "completed", LIMIT).await?;
+        let again = log.starts()?.into_iter().find(|start| start.fence == 2).context("a second start")?;
+        assert!(again.at > gone_at, "gone at {gone_at:?}, started again as {again:?}");
+        Ok(())
+    }
+}
+
+on_both_ledgers! {
+    async fn what_a_killed_producer_has_accepted_completes(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let mut producer = stack.producer().start().await?;
+        let accepted = Arc::new(Mutex::new(Vec::new()));
+        let mut clients = JoinSet::new();
+        for _ in 0..8 {
+            clients.spawn(submit_until_it_fails(producer.api.clone(), Arc::clone(&accepted)));
+        }
+        eventually(LIMIT, "300 tasks to be accepted", async || Ok((accepted.lock().await.len() >= 300).then_some(())))
+            .await?;
+        producer.process.kill().await?;
+        within(LIMIT, "the clients to see it", clients.join_all()).await?;
+
+        // A worker alone: it relays what the producer recorded and did not come to publish.
+        let _worker = stack.test_worker(&log).start().await?;
+        let accepted = ids(&accepted.lock().await);
+        log.started(accepted.len(), LIMIT).await?;
+        let producer = stack.producer().start().await?;
+        check_completed(&producer.api.all_ended(accepted.len(), LIMIT).await?, &accepted)?;
+        check_started_once_but(&log, &BTreeSet::new())?;
+        nothing_left(&stack.vhost).await
+    }
+}
+
+/// Submits single tasks and small batches, and notes what was answered with 202.
+async fn submit_until_it_fails(api: Api, accepted: Arc<Mutex<Vec<Accepted>>>) {
+    loop {
+        let Ok(some) = api.submit_batch(&tasks(3, "test.work", &json!({}))).await else { return };
+        accepted.lock().await.extend(some);
+        let Ok(one) = api.submit(&json!({"kind": "test.work"})).await else { return };
+        accepted.lock().await.push(Accepted { id: one.id, state: one.state });
+    }
+}
