@@ -126,8 +126,14 @@ pub struct CommonArgs {
     /// The TOML file with settings [default: tasklane.toml, if present]
     #[arg(long, env = "TASKLANE_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// RabbitMQ [default: amqp://guest:guest@127.0.0.1:5672/%2f]
-    #[arg(long, env = "TASKLANE_AMQP_URL", hide_env_values = true, value_name = "URL")]
+    /// Where RabbitMQ is.
+    #[arg(
+        long,
+        env = "TASKLANE_AMQP_URL",
+        hide_env_values = true,
+        value_name = "URL",
+        help = "RabbitMQ [default: amqp://guest:guest@127.0.0.1:5672/%2f]"
+    )]
     pub amqp_url: Option<SecretString>,
     /// The ledger, sqlite:// or postgres:// [default: sqlite://tasklane.db]
     #[arg(long, env = "TASKLANE_LEDGER_URL", hide_env_values = true, value_name = "URL")]

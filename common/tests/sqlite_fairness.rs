@@ -1,5 +1,5 @@
 //! Three processes write to one SQLite ledger without pause: none of them starves, and no lease is lost.
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,6 +1,6 @@
 //! The ledger in one SQLite file: nothing to install, for all processes of one machine.
 //!
-//! Write-ahead log with `synchronous=FULL`; one [writer] thread a process with group commit; readers apart. Leases are
+//! Write-ahead log with `synchronous=FULL`; one writer thread a process with group commit; readers apart. Leases are
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 

@@ -1,6 +1,6 @@
 //! Tells the ledger, lazily and in batches, which publications the broker has confirmed.
 //!
-//! Lateness is wanted: a task that a worker claims within [`LINGER`] needs no mark, and its write is saved.
+//! Lateness is wanted: a task that a worker claims within 100 ms needs no mark, and its write is saved.
 //! A mark that gets lost only makes the relay publish the task once more, which the claim makes harmless.
 
 use std::time::Duration;
