@@ -36,7 +36,7 @@ test: rust services tools-test ## all tests on private RabbitMQ and PostgreSQL n
 	$(call say,test: examples in the documentation)
 	cargo test --workspace --doc --quiet
 	$(call say,test: units$(,) properties and integration)
-	cargo nextest run --workspace --no-fail-fast
+	"$${CARGO_TARGET_DIR:-target}/debug/test-services" -- cargo nextest run --workspace --no-fail-fast
 
 check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
 	$(call say,check: Cargo.lock is current)
