@@ -47,7 +47,7 @@ impl Handler for CountPrimes {
 fn count(numbers: Range<u64>, stop: &CancellationToken) -> Option<u64> {
     let mut primes = 0;
     for number in numbers {
-        if number % 1024 == 0 && stop.is_cancelled() {
+        if number.is_multiple_of(1024) && stop.is_cancelled() {
             return None;
         }
         primes += u64::from(is_prime(number));
@@ -56,7 +56,7 @@ fn count(numbers: Range<u64>, stop: &CancellationToken) -> Option<u64> {
 }
 
 fn is_prime(number: u64) -> bool {
-    number >= 2 && (2..).take_while(|factor| factor * factor <= number).all(|factor| number % factor != 0)
+    number >= 2 && (2..).take_while(|factor| factor * factor <= number).all(|factor| !number.is_multiple_of(factor))
 }
 
 #[tokio::main]

@@ -1,5 +1,7 @@
 //! Holds README and docs to the code: what they list is what there is.
 
+#![expect(clippy::expect_used, clippy::panic, clippy::unwrap_used, reason = "helpers of tests are no tests to clippy")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
