@@ -3,15 +3,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tasklane_tests::api::{Accepted, Task};
+use tasklane_tests::api::{Accepted, Api, Task};
 use tasklane_tests::eventually;
 use tasklane_tests::oplog::{Entry, OperationLog, Step};
 use tasklane_tests::vhost::Vhost;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 /// How long the broker may take to see the last acks.
 const ACK_LIMIT: Duration = Duration::from_secs(10);
+
+/// The pause between two submissions of a [`Load`].
+const PACE: Duration = Duration::from_millis(25);
 
 /// So many equal tasks.
 pub(crate) fn tasks(count: usize, kind: &str, args: &Value) -> Vec<Value> {
@@ -61,4 +67,50 @@ pub(crate) async fn nothing_left(vhost: &Vhost) -> Result<()> {
         .await?;
     }
     Ok(())
+}
+
+/// Submits one task after the other, in the background, until it is stopped.
+#[derive(Debug)]
+pub(crate) struct Load {
+    stopped: CancellationToken,
+    submitting: JoinHandle<Result<Loaded>>,
+}
+
+/// What a load has come to.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    /// The ids of all that was answered with 202; another answer fails the whole load.
+    pub(crate) accepted: BTreeSet<String>,
+    /// The longest that a submission took.
+    pub(crate) slowest: Duration,
+}
+
+impl Load {
+    /// Begins to submit this task, at most every [`PACE`].
+    pub(crate) fn of(api: &Api, task: Value) -> Self {
+        let stopped = CancellationToken::new();
+        let submitting = tokio::spawn(submit_paced(api.clone(), task, stopped.clone()));
+        Self { stopped, submitting }
+    }
+
+    /// Ends it.
+    pub(crate) async fn stop(self) -> Result<Loaded> {
+        self.stopped.cancel();
+        self.submitting.await?
+    }
+}
+
+async fn submit_paced(api: Api, task: Value, stopped: CancellationToken) -> Result<Loaded> {
+    let mut loaded = Loaded::default();
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while !stopped.is_cancelled() {
+        pace.tick().await;
+        let asked = Instant::now();
+        let accepted =
+            api.submit(&task).await.with_context(|| format!("after {} accepted tasks", loaded.accepted.len()))?;
+        loaded.slowest = loaded.slowest.max(asked.elapsed());
+        loaded.accepted.insert(accepted.id);
+    }
+    Ok(loaded)
 }
