@@ -31,7 +31,7 @@ const HEALTHY_AFTER: Duration = Duration::from_secs(10);
 #[non_exhaustive]
 pub enum BrokerError {
     /// The broker, or the library on its behalf, refused or failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Amqp(#[from] lapin::Error),
     /// No answer within [`RPC_TIMEOUT`].
     #[error("no answer to {0} within 10 s")]

@@ -55,7 +55,7 @@ pub(crate) async fn run(
     let attempted = loop {
         tokio::select! {
             answer = &mut running => break Some(ended(answer)),
-            () = run.lease.lost().cancelled() => break drop_now(running).await,
+            () = run.lease.lost().cancelled() => break drop_now(&run, running).await,
             () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit)).await,
             () = run.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted).await,
             () = &mut custody, if held.is_some() => {
@@ -94,7 +94,7 @@ async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted)
             Ok(_) => return Some(reason),
             Err(_) => {}
         },
-        () = run.lease.lost().cancelled() => return drop_now(running).await,
+        () = run.lease.lost().cancelled() => return drop_now(run, running).await,
     }
     running.abort();
     loop {
@@ -111,7 +111,9 @@ async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted)
 }
 
 /// Drops the handler at once. If it blocks its thread the lease's watchdog ends the process.
-async fn drop_now(running: JoinHandle<Answer>) -> Option<Attempted> {
+async fn drop_now(run: &Run<'_>, running: JoinHandle<Answer>) -> Option<Attempted> {
+    // For threads that the handler has started: they outlive its future, and only this reaches them.
+    run.cx.cancellation.cancel();
     running.abort();
     // Its answer is nobody's any more, but its end is awaited.
     let _ = running.await;
