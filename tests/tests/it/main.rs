@@ -5,4 +5,8 @@ mod crash;
 mod examples;
 mod harness;
 mod load;
+mod main_job;
+mod requests;
+mod settings;
+mod messages;
 mod smoke;
