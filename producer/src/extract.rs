@@ -195,7 +195,7 @@ mod tests {
     #[test]
     fn faults_of_shape_have_a_path() {
         assert_eq!(shape(r#"{"inner":[{"number":1},{"number":"x"}]}"#).0, "inner[1].number");
-        assert_eq!(shape(r#"{"inner":[{"nomber":1}]}"#).0, "inner[0].nomber");
+        assert_eq!(shape(r#"{"inner":[{"amount":1}]}"#).0, "inner[0].amount");
         assert_eq!(shape("[[]]"), (String::new(), "must be a JSON object".to_owned()));
     }
 

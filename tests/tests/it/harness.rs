@@ -44,7 +44,7 @@ async fn a_vhost_is_the_tests_own_and_goes_with_its_guard() -> Result<()> {
 }
 
 #[tokio::test]
-async fn the_repositorys_definitions_fit_into_a_vhost() -> Result<()> {
+async fn the_repository_definitions_fit_into_a_vhost() -> Result<()> {
     let vhost = Vhost::on(&services::shared().await?.node).await?;
     vhost.import(&stack::definitions()?).await?;
     assert_eq!(vhost.depth("tasklane.dead").await?, Some(0));
