@@ -9,4 +9,5 @@ mod main_job;
 mod requests;
 mod settings;
 mod messages;
+mod shutdown;
 mod smoke;
