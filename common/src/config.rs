@@ -298,11 +298,16 @@ impl File {
                 path: path.to_owned(),
                 line: before.matches('\n').count() + 1,
                 column: before[line_start..].chars().count() + 1,
-                key: line_text.split_once('=').map(|(key, _)| key.trim().to_owned()),
+                key: line_text.split_once('=').map(|(key, _)| key.trim()).filter(|key| is_key(key)).map(str::to_owned),
                 message: error.message().to_owned(),
             }
         })
     }
+}
+
+/// Only what can be a key is told as one: a line that lacks its key may be an address, password and all.
+fn is_key(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 #[cfg(test)]
@@ -321,6 +326,8 @@ mod tests {
         assert!(kind.starts_with("t.toml:2:8: must match"), "{kind}");
         assert!(kind.ends_with("(key `kind`)"), "{kind}");
         assert!(error("x = [").starts_with("t.toml:1:"));
+        let keyless = error("postgres://user:secret@host/db?sslmode=disable\n");
+        assert!(keyless.starts_with("t.toml:1:") && !keyless.contains("secret"), "{keyless}");
     }
 
     #[test]

@@ -30,7 +30,7 @@ use anyhow::Context;
 use clap::Parser;
 use secrecy::ExposeSecret;
 use tasklane_common::config::File;
-use tasklane_common::ledger;
+use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
 
@@ -97,6 +97,7 @@ fn prepare(
 async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> ExitCode {
     let ledger = match ledger::open(settings.common.ledger_url.expose_secret()).await {
         Ok(ledger) => ledger,
+        Err(error @ LedgerError::Address(_)) => return fail(EXIT_SETTINGS, &error.into()),
         Err(error) => return fail(EXIT_LEDGER, &error.into()),
     };
     let metrics_addr = settings.metrics_addr;
