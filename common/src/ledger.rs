@@ -49,7 +49,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Writes the outcome of a run, if the fence still holds.
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError>;
 
-    /// Puts a waiting task back to `accepted`, to be published again after `delay`; for kinds without a handler here.
+    /// Puts a waiting task back to `accepted`, to be published again after `delay`; for what cannot run here now.
     ///
     /// Raises the fence, so that a late [`Ledger::mark_queued`] of the old publication changes nothing.
     /// A task that is not waiting is left alone.
@@ -148,6 +148,8 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
+    /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
+    pub crashes_below: i32,
 }
 
 /// The ledger's answer to a claim.
@@ -193,6 +195,8 @@ pub enum Refusal {
     Unknown,
     /// The asking worker's own lease has ended.
     LeaseLost,
+    /// Too many crashes have hit it for this claim.
+    Suspect,
 }
 
 impl Refusal {
@@ -205,6 +209,7 @@ impl Refusal {
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
             Self::LeaseLost => "lease_lost",
+            Self::Suspect => "suspect",
         }
     }
 }

@@ -23,6 +23,8 @@ const LEDGER_PAUSE: Duration = Duration::from_millis(250);
 const ELSEWHERE_DELAY: Duration = Duration::from_millis(500);
 /// How long a task waits whose kind nobody handles at present.
 const NOBODY_DELAY: Duration = Duration::from_secs(5);
+/// How long a suspect waits, more or less, while another one runs here.
+const SUSPECT_DELAY: Duration = Duration::from_secs(1);
 
 /// Takes one delivery all the way. The permit bounds how many tasks run at once.
 pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemaphorePermit) {
@@ -32,11 +34,17 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         Err(error) => return delivery.bury(body, error.reason()).await,
     };
     let Some(handler) = life.registry.get(&envelope.kind).cloned() else {
-        return put_back(&life, &envelope, delivery).await;
+        let delay = delay_elsewhere(&life, &envelope, &delivery).await;
+        return put_back(&life, &envelope, delivery, "no_handler", delay).await;
     };
     let options = handler.options();
-    let granted = match claim(&life, &envelope, &options).await {
+    let (claimed, apart) = claim(&life, &envelope, &options).await;
+    let granted = match claimed {
         Some(Claim::Granted(granted)) => granted,
+        Some(Claim::Refused(Refusal::Suspect)) => {
+            let delay = SUSPECT_DELAY.mul_f64(0.5 + rand::random::<f64>());
+            return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), delay).await;
+        }
         Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
         None => return delivery.give_back().await,
     };
@@ -61,6 +69,7 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     let ends = !matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
     let settled = settle(&life, id, &granted, transition, kind.as_str()).await;
     life.release(id);
+    drop(apart);
     if settled {
         // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
         if let Some(delivery) = held {
@@ -72,23 +81,42 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     }
 }
 
+/// Claims a task; the permit, if there is one, belongs to its run.
+///
+/// A task that the next crash would get discarded as poison is a suspect: it runs with no other suspect beside it. A
+/// crash hits all that run in the worker, so without that the innocent would be discarded along with the culprit.
+async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
+    let worker = life.lease.worker();
+    let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
+    let request = ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, crashes_below };
+    let claim = ask(life, request.clone()).await;
+    if claim != Some(Claim::Refused(Refusal::Suspect)) {
+        return (claim, None);
+    }
+    // Before the claim: what is claimed counts as running, and so as guilty, even if it only waits for its turn.
+    match Arc::clone(&life.suspects).try_acquire_owned() {
+        Ok(apart) => (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }).await, Some(apart)),
+        Err(_) => (claim, None),
+    }
+}
+
 /// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
-async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> Option<Claim> {
-    let request = ClaimRequest { id: envelope.id, worker: life.lease.worker(), guarantee: options.guarantee };
+async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
+    let id = request.id;
     let mut in_doubt = false;
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
             // An earlier try without an answer may have been granted all the same, and would be nobody's run.
-            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, envelope.id).await,
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id).await,
             claim => claim,
         };
         match claim {
             Ok(Claim::Granted(granted)) => {
-                life.hold(envelope.id);
+                life.hold(id);
                 return Some(Claim::Granted(granted));
             }
             Ok(refused) => return Some(refused),
-            Err(error) => tracing::warn!(%error, task.id = %envelope.id, "a task cannot be claimed, trying again"),
+            Err(error) => tracing::warn!(%error, task.id = %id, "a task cannot be claimed, trying again"),
         }
         in_doubt = true;
         tokio::select! {
@@ -122,21 +150,25 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
         Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
-        Refusal::LeaseLost => delivery.give_back().await,
+        Refusal::LeaseLost | Refusal::Suspect => delivery.give_back().await,
     }
 }
 
-/// A kind without a handler here: the ledger publishes it again later, for a worker that has one.
-async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery) {
-    metrics::counter!("tasklane_claims_refused_total", "reason" => "no_handler").increment(1);
+/// How long a task waits whose kind has no handler here.
+async fn delay_elsewhere(life: &Life, envelope: &Envelope, delivery: &Delivery) -> Duration {
     let elsewhere = match life.ledger.workers().await {
         Ok(workers) => workers
             .iter()
             .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.queue)),
         Err(_) => false,
     };
-    let delay = if elsewhere { ELSEWHERE_DELAY } else { NOBODY_DELAY };
-    tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, elsewhere, "no handler for this kind here: put back");
+    if elsewhere { ELSEWHERE_DELAY } else { NOBODY_DELAY }
+}
+
+/// A task that cannot run here now: the ledger publishes it again later.
+async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: &'static str, delay: Duration) {
+    metrics::counter!("tasklane_claims_refused_total", "reason" => reason).increment(1);
+    tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, reason, delay_ms = delay.as_millis(), "put back");
     match life.ledger.put_back(envelope.id, delay).await {
         Ok(()) => delivery.ack().await,
         Err(error) => {

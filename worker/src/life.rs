@@ -31,6 +31,8 @@ pub struct Life {
     pub settings: Arc<Settings>,
     /// One permit a running task.
     pub permits: Arc<Semaphore>,
+    /// One permit: a suspect runs with no other suspect beside it.
+    pub suspects: Arc<Semaphore>,
     /// Every delivery under way.
     pub deliveries: TaskTracker,
     /// Is cancelled when no further delivery shall be taken.

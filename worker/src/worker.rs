@@ -149,6 +149,7 @@ impl Worker {
             publisher: publisher.clone(),
             settings: Arc::clone(&self.settings),
             permits: Arc::new(Semaphore::new(self.settings.concurrency.into())),
+            suspects: Arc::new(Semaphore::new(1)),
             deliveries: TaskTracker::new(),
             draining: CancellationToken::new(),
             interrupt: CancellationToken::new(),

@@ -77,7 +77,7 @@ macro_rules! suite {
             claim {
                 a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
-                a_delivery_may_overtake_the_mark,
+                a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
@@ -228,7 +228,7 @@ pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
 
 /// Asks for a task.
 pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
-    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce }).await.unwrap()
+    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX }).await.unwrap()
 }
 
 /// Takes a task that is to be had.

@@ -99,7 +99,7 @@ impl Api {
     pub(crate) async fn run(&self, id: TaskId, transition: Transition) {
         let worker = self.worker().await;
         let ledger = self.app.gate.ledger();
-        let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce };
+        let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX };
         let Claim::Granted(granted) = ledger.claim(request).await.unwrap() else { panic!("the claim was refused") };
         let settlement = Settlement { id, fence: granted.fence, transition };
         assert_eq!(ledger.settle(settlement).await.unwrap(), Settled::Applied);

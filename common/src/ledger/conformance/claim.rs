@@ -9,16 +9,16 @@ use super::{
     worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, ClaimRequest, Ledger, Refusal, Settled, Transition};
+use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Settled, Transition};
 use crate::state::State;
-use crate::task::{Fence, Guarantee, TaskId, WorkerId};
+use crate::task::{ErrorKind, Fence, Guarantee, TaskId, WorkerId};
 
 /// The grant holds what the run needs to know, and the row says who runs it.
 pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
     ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
     let holder = worker(ledger).await;
-    let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce };
+    let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce, crashes_below: i32::MAX };
     let Claim::Granted(grant) = ledger.claim(request).await.unwrap() else { panic!("the task is free") };
     let task = get(ledger, id).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(1), 1, 3));
@@ -120,4 +120,16 @@ pub async fn a_delivery_may_overtake_the_mark(ledger: &dyn Ledger) {
     ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Running);
     assert_eq!(settle(ledger, id, grant.fence, complete()).await, Settled::Applied);
+}
+
+/// A worker can ask for a task on the condition that few crashes have hit it.
+pub async fn a_suspect_is_not_granted_unasked(ledger: &dyn Ledger) {
+    let (id, worker) = (one(ledger).await, worker(ledger).await);
+    let error = Failure { message: String::new(), kind: ErrorKind::Crash };
+    run(ledger, id, worker, Transition::Retry { delay: Duration::ZERO, error }).await;
+    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: 1 };
+    assert_eq!(ledger.claim(request.clone()).await.unwrap(), Claim::Refused(Refusal::Suspect));
+    let claim = ledger.claim(ClaimRequest { crashes_below: 2, ..request.clone() }).await.unwrap();
+    assert!(matches!(claim, Claim::Granted(_)), "{claim:?}");
+    assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(Refusal::Held));
 }

@@ -23,15 +23,15 @@ use crate::task::{Fence, TaskId};
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[]) AS a (id, worker, guarantee)
+    SELECT a.id, a.worker, a.guarantee, a.crashes_below
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
     JOIN workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
 locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
     FROM clock, asked a JOIN tasks t ON t.id = a.id
-    WHERE t.state = ANY($4) AND t.run_at <= clock.now
+    WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
     ORDER BY t.id
     FOR UPDATE OF t
 )
@@ -45,8 +45,9 @@ RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, 
 const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
-       EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now)
-FROM clock, UNNEST($1::uuid[], $2::uuid[]) AS a (id, worker)
+       EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
+       t.crashes >= a.crashes_below
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
 JOIN tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -101,6 +102,7 @@ async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result
         .bind(asked.iter().map(|request| guarantee_code(request.guarantee)).collect::<Vec<_>>())
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
+        .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
     Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row)))).collect())
@@ -123,16 +125,17 @@ fn granted(row: GrantedRow) -> Granted {
 /// Finds out why; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<(Uuid, i16, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
+        .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
-    for (id, code, due, alive) in rows {
+    for (id, code, due, alive, suspect) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let reason = reason(state, due, alive);
+        let reason = reason(state, due, alive, suspect);
         if reason == Some(Refusal::NotDue) && state == State::Queued {
             early.push(id);
         }
@@ -144,12 +147,13 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
     Ok(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))).collect())
 }
 
-fn reason(state: State, due: bool, alive: bool) -> Option<Refusal> {
+fn reason(state: State, due: bool, alive: bool, suspect: bool) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
         _ if !due => Some(Refusal::NotDue),
         _ if !alive => Some(Refusal::LeaseLost),
+        _ if suspect => Some(Refusal::Suspect),
         _ => None,
     }
 }

@@ -111,7 +111,12 @@ async fn cut_connections_are_replaced() {
             let all = join!(
                 ledger.record(again),
                 ledger.mark_queued(vec![(ids[0], Fence(0))]),
-                ledger.claim(ClaimRequest { id: ids[0], worker: holder, guarantee: Default::default() }),
+                ledger.claim(ClaimRequest {
+                    id: ids[0],
+                    worker: holder,
+                    guarantee: Default::default(),
+                    crashes_below: i32::MAX
+                }),
                 ledger.put_back(ids[0], HOUR),
                 ledger.renew(renewal),
                 ledger.ping(),

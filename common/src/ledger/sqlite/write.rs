@@ -118,7 +118,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
         .prepare_cached(
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
-             WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4
+             WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
              RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
         )?
@@ -129,7 +129,8 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                 guarantee_code(request.guarantee),
                 now,
                 boot_id,
-                boot_ms()
+                boot_ms(),
+                request.crashes_below
             ],
             |row| {
                 Ok(Granted {
@@ -147,20 +148,21 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
         .optional()?;
     match granted {
         Some(granted) => Ok(Claim::Granted(granted)),
-        None => refusal(db, request.id, now).map(Claim::Refused),
+        None => refusal(db, request, now).map(Claim::Refused),
     }
 }
 
-fn refusal(db: &Connection, id: TaskId, now: i64) -> rusqlite::Result<Refusal> {
-    let row: Option<(i16, i64)> = db
-        .prepare_cached("SELECT state, run_at FROM tasks WHERE id = ?1")?
-        .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
+fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
+    let row: Option<(i16, i64, i32)> = db
+        .prepare_cached("SELECT state, run_at, crashes FROM tasks WHERE id = ?1")?
+        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
         .optional()?;
-    Ok(match row.map(|(code, run_at)| (State::from_code(code), run_at)) {
+    Ok(match row.map(|(code, run_at, crashes)| (State::from_code(code), run_at, crashes)) {
         None => Refusal::Unknown,
-        Some((Some(State::Running), _)) => Refusal::Held,
-        Some((Some(state), _)) if state.is_final() => Refusal::Finished,
-        Some((_, run_at)) if run_at > now => Refusal::NotDue,
+        Some((Some(State::Running), ..)) => Refusal::Held,
+        Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
+        Some((_, run_at, _)) if run_at > now => Refusal::NotDue,
+        Some((_, _, crashes)) if crashes >= request.crashes_below => Refusal::Suspect,
         Some(_) => Refusal::LeaseLost,
     })
 }
