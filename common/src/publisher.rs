@@ -256,6 +256,13 @@ impl Owner {
             }
         }
         let (settled, missing) = settle(confirms, deadline).await;
+        let refused = settled.iter().filter(|(_, published)| *published == Published::Refused).count();
+        if refused > 0 {
+            tracing::warn!(
+                tasks = refused,
+                "the broker refused messages: a queue is full, failed, or was deleted; the relay tries again"
+            );
+        }
         for (job, published) in settled {
             if published == Published::Refused {
                 queues.forget(&job.publication.queue);
