@@ -23,6 +23,8 @@ use crate::life::Life;
 
 /// How long a delivery waits for room before everything prefetched is given back.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a connection may take to close.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How often an idle consumer looks after its channel and its prefetch.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -50,8 +52,9 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
         outcome = consume_all(life, &connection) => outcome,
         () = life.ended.cancelled() => Ok(()),
     };
-    // Closing gives everything unacked back at once; a connection that is broken is closed already.
-    let _ = within("connection.close", connection.close(200, "done".into())).await;
+    // Closing gives everything unacked back at once. A connection that is broken may never answer, and the next
+    // generation, or the next life, waits for this one's end.
+    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
     outcome
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
+use serde_json::json;
 use tasklane_common::task::Guarantee;
 use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext};
 
@@ -55,8 +56,8 @@ struct Wish {
     blocks: bool,
     /// How long the first claim's snooze is; 0 is none.
     snooze_ms: u64,
-    /// What it answers.
-    answer: serde_json::Value,
+    /// What it answers; by default, which run answers.
+    answer: Option<serde_json::Value>,
 }
 
 async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
@@ -72,7 +73,7 @@ async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         attempt if attempt <= wish.failures && wish.panics => panic!("attempt {attempt} panics"),
         attempt if attempt <= wish.failures => Err(HandlerError::retry(format!("attempt {attempt} fails"))),
         _ if wish.snooze_ms > 0 && cx.fence.0 == 1 => Ok(Outcome::Snooze(Duration::from_millis(wish.snooze_ms))),
-        _ => Outcome::complete(wish.answer),
+        _ => Outcome::complete(wish.answer.unwrap_or_else(|| json!({"pid": std::process::id(), "fence": cx.fence}))),
     };
     log("end", cx);
     answer
