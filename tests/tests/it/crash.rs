@@ -4,17 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::json;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{self, Settled, Settlement, Transition};
 use tasklane_common::task::{Fence, Json};
 use tasklane_tests::api::{Accepted, Api, Task};
+use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::oplog::{Entry, OperationLog, Step};
+use tasklane_tests::proxy::{Direction, Proxy};
 use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
 use tasklane_tests::{eventually, on_both_ledgers, within};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
+use url::Url;
 
 use crate::load::{check_completed, ids, nothing_left, running_at, started_at, tasks};
 
@@ -261,6 +264,33 @@ on_both_ledgers! {
         assert!(again.at > gone_at, "gone at {gone_at:?}, started again as {again:?}");
         Ok(())
     }
+}
+
+/// The wire to the ledger breaks just behind a claim, and is mended when it is too late to start.
+#[tokio::test]
+async fn a_grant_that_arrives_after_the_lease_is_lost_starts_nothing() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Postgres).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let mut url: Url = stack.ledger.url().parse()?;
+    let server = url.socket_addrs(|| Some(5432))?;
+    let wire = Proxy::to(*server.first().context("the database has an address")?).await?;
+    url.set_port(Some(wire.addr().port())).map_err(|()| anyhow!("{url} takes no port"))?;
+    let cut_off = stack.test_worker(&log).env("TASKLANE_LEDGER_URL", &url).start().await?;
+    // Afterwards its claim is prepared: the next one is done when its bytes have gone out.
+    let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
+    producer.api.in_state(&warm.id, "completed", LIMIT).await?;
+
+    wire.stall(Direction::ToClient);
+    let task = producer.api.submit(&json!({"kind": "test.work"})).await?;
+    producer.api.in_state(&task.id, "running", LIMIT).await?;
+    cut_off.process.logged("the lease cannot be proven any more", LIMIT).await?;
+    wire.resume().await?;
+    // Its next life may have the task as well as anybody.
+    let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
+    let fences: Vec<u64> = log.starts()?.iter().filter(|run| run.task == task.id).map(|run| run.fence).collect();
+    assert_eq!((done.fence, fences), (2, vec![2]), "only the second grant has started anything: {done:#?}");
+    Ok(())
 }
 
 on_both_ledgers! {
