@@ -42,8 +42,7 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     let granted = match claimed {
         Some(Claim::Granted(granted)) => granted,
         Some(Claim::Refused(Refusal::Suspect)) => {
-            let delay = SUSPECT_DELAY.mul_f64(0.5 + rand::random::<f64>());
-            return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), delay).await;
+            return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
         }
         Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
         None => return delivery.give_back().await,
@@ -168,6 +167,9 @@ async fn delay_elsewhere(life: &Life, envelope: &Envelope, delivery: &Delivery) 
 /// A task that cannot run here now: the ledger publishes it again later.
 async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: &'static str, delay: Duration) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason).increment(1);
+    // Jitter: the broker deals out in turn, so tasks that came back in the same order every time would go to the same
+    // wrong workers every time.
+    let delay = delay.mul_f64(0.5 + rand::random::<f64>());
     tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, reason, delay_ms = delay.as_millis(), "put back");
     match life.ledger.put_back(envelope.id, delay).await {
         Ok(()) => delivery.ack().await,

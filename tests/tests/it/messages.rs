@@ -166,7 +166,7 @@ on_both_ledgers! {
             }
         };
         check_completed(&ended, &submitted)?;
-        assert!(copies >= 80, "{copies} copies");
+        assert!(copies >= submitted.len(), "{copies} copies: not even every first message was published again");
         assert!(ended.iter().all(|task| task.attempt == 2 && task.fence == 2), "{ended:#?}");
         assert_eq!(log.starts()?.len(), 2 * submitted.len());
         log.check_fences_rise()?;
@@ -203,12 +203,10 @@ async fn a_long_task_that_left_the_broker_early_completes_once() -> Result<()> {
     let producer = stack.producer().start().await?;
     let _worker = stack.test_worker(&log).env("TASKLANE_CUSTODY_AFTER_MS", 300).start().await?;
     // Longer than a lease: renewals keep it.
-    let submitted = ids(&producer
-        .api
-        .submit_batch(&tasks(3, "test.work", &json!({"work_ms": LEASE_TTL.as_millis() + 1000})))
-        .await?);
+    let work = json!({"work_ms": (LEASE_TTL * 3).as_millis()});
+    let submitted = ids(&producer.api.submit_batch(&tasks(3, "test.work", &work)).await?);
     log.started(3, LIMIT).await?;
-    eventually(LEASE_TTL, "the broker to hold nothing", async || Ok((unacked(&stack).await? == 0).then_some(())))
+    eventually(LEASE_TTL * 2, "the broker to hold nothing", async || Ok((unacked(&stack).await? == 0).then_some(())))
         .await?;
     assert_eq!(producer.api.under_way().await?.get("running"), Some(&3));
     check_completed(&producer.api.all_ended(3, LIMIT).await?, &submitted)?;
@@ -216,17 +214,14 @@ async fn a_long_task_that_left_the_broker_early_completes_once() -> Result<()> {
     nothing_left(&stack.vhost).await
 }
 
-/// How many messages of the default queue are delivered and not acked, asked of the node itself: the management
-/// API's statistics lag.
+/// How many messages of the test are delivered and not acked, asked of the channels themselves: what the node tells of
+/// queues lags by seconds.
 async fn unacked(stack: &Stack) -> Result<u64> {
     let ctl = stack.vhost.node().ctl.as_ref().context("the shared node has a command line")?;
-    let columns = ["name", "messages_unacknowledged"];
-    let listed = ctl
-        .run(&[&["list_queues", "--vhost", stack.vhost.name(), "--formatter", "json"], &columns[..]].concat())
-        .await?;
-    let queues: Vec<Value> = serde_json::from_str(&listed)?;
-    let queue = queues.iter().find(|queue| queue["name"] == DEFAULT_QUEUE).context("no default queue")?;
-    queue["messages_unacknowledged"].as_u64().with_context(|| format!("no count: {queue}"))
+    let listed = ctl.run(&["list_channels", "vhost", "messages_unacknowledged", "--formatter", "json"]).await?;
+    let channels: Vec<Value> = serde_json::from_str(&listed).with_context(|| format!("channels: {listed}"))?;
+    let own = channels.iter().filter(|channel| channel["vhost"] == stack.vhost.name());
+    own.map(|channel| channel["messages_unacknowledged"].as_u64().with_context(|| format!("{channel}"))).sum()
 }
 
 #[tokio::test]
