@@ -17,7 +17,10 @@ SCRIPTS := .ci/run rabbitmq/up rabbitmq/down rabbitmq/lib.sh $(wildcard scripts/
 
 say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
-.PHONY: help demo test check up down build fmt clean rust tools-check tools-test services
+# How long each fuzz target runs.
+SECONDS := 60
+
+.PHONY: help demo test prove check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
 
 help: ## this list
 	@echo 'Tasklane: a task queue on RabbitMQ.'
@@ -38,6 +41,17 @@ test: rust services tools-test ## all tests on private RabbitMQ and PostgreSQL n
 	$(call say,test: units$(,) properties and integration)
 	"$${CARGO_TARGET_DIR:-target}/debug/test-services" -- cargo nextest run --workspace --no-fail-fast
 
+# RELEASE=1 builds optimised programs, which takes longer. The other variables go to the program as they are.
+prove: export MINUTES := $(MINUTES)
+prove: export SEED := $(SEED)
+prove: export NODES := $(NODES)
+prove: export KEEP := $(KEEP)
+prove: rust services ## minutes of random faults under load, then a check of all that happened (MINUTES=3 SEED= NODES=1)
+	$(call say,build: producer$(,) worker and the nemesis)
+	cargo build --workspace --bins $(if $(RELEASE),--release)
+	$(call say,prove)
+	"$${CARGO_TARGET_DIR:-target}/$(if $(RELEASE),release,debug)/prove"
+
 check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
 	$(call say,check: Cargo.lock is current)
 	cargo metadata --locked --format-version 1 >/dev/null
@@ -55,6 +69,10 @@ check: rust tools-check ## formatting, lints, documentation, dependencies, spell
 	typos
 	$(call say,check: scripts)
 	if command -v shellcheck >/dev/null; then shellcheck --external-sources $(SCRIPTS); else echo 'no shellcheck: skipped'; fi
+
+fuzz: rust tools-fuzz ## libFuzzer on whatever reads bytes from outside, SECONDS=60 for each target (needs a nightly compiler)
+	$(call say,fuzz: build$(,) then $(SECONDS) s for each target)
+	scripts/fuzz $(SECONDS)
 
 up: ## a RabbitMQ for this computer: the one that runs, a container, or a private node
 	$(call say,up: RabbitMQ)
@@ -84,6 +102,10 @@ tools-check: rust
 tools-test: rust
 	$(call say,set-up: test runner)
 	scripts/setup-tools test
+
+tools-fuzz: rust
+	$(call say,set-up: cargo-fuzz)
+	scripts/setup-tools fuzz
 
 services:
 	$(call say,set-up: RabbitMQ and PostgreSQL for private nodes)

@@ -15,13 +15,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::task::QueueName;
-use crate::topology::{self, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE};
+use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE};
 
 /// How long a connection attempt or one synchronous AMQP method may take.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The heartbeat of connections whose peer need not know soon that they are dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
+/// The largest frame, to which larger bodies are cut: lapin keeps room for 64 of them a connection, which at the
+/// broker's 128 KiB would be 8 MiB.
+const FRAME_BYTES_MAX: u64 = 32 * 1024;
 const RECONNECT: Backoff = Backoff { base_ms: 100, max_ms: 5_000 };
 /// A generation that lived so long was healthy: the next reconnection begins with the shortest wait again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -67,16 +70,19 @@ pub async fn within<T>(
 /// When the broker is not there, refuses, or does not answer in time.
 pub async fn connect(url: &SecretString, name: &str, heartbeat: Duration) -> Result<Connection, BrokerError> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    within("connect", Connection::connect(&with_heartbeat(url.expose_secret(), heartbeat), properties)).await
+    within("connect", Connection::connect(&with_defaults(url.expose_secret(), heartbeat), properties)).await
 }
 
-/// Adds the heartbeat, in whole seconds, unless the address sets its own.
-fn with_heartbeat(url: &str, heartbeat: Duration) -> String {
-    if url.contains("heartbeat=") {
-        return url.to_owned();
+/// Adds the heartbeat, in whole seconds, and the frame size, unless the address sets its own.
+fn with_defaults(url: &str, heartbeat: Duration) -> String {
+    let mut url = url.to_owned();
+    for (name, value) in [("heartbeat", heartbeat.as_secs().max(1)), ("frame_max", FRAME_BYTES_MAX)] {
+        if !url.contains(&format!("{name}=")) {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            url = format!("{url}{separator}{name}={value}");
+        }
     }
-    let separator = if url.contains('?') { '&' } else { '?' };
-    format!("{url}{separator}heartbeat={}", heartbeat.as_secs().max(1))
+    url
 }
 
 /// Declares the exchanges and the dead letters' queue. Idempotent.
@@ -85,7 +91,8 @@ fn with_heartbeat(url: &str, heartbeat: Duration) -> String {
 /// When the broker has something else under one of the names, or lacks the permission.
 pub async fn declare_exchanges(channel: &Channel) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    for (name, kind) in [(TASKS_EXCHANGE, ExchangeKind::Topic), (DEAD_EXCHANGE, ExchangeKind::Fanout)] {
+    let (topic, fanout) = (ExchangeKind::Topic, ExchangeKind::Fanout);
+    for (name, kind) in [(TASKS_EXCHANGE, topic), (DEAD_EXCHANGE, fanout.clone()), (CONTROL_EXCHANGE, fanout)] {
         within("exchange.declare", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await?;
     }
     declare_quorum_queue(channel, DEAD_QUEUE).await?;
@@ -111,7 +118,7 @@ async fn declare_quorum_queue(channel: &Channel, name: &str) -> Result<(), Broke
     Ok(())
 }
 
-async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
+pub(crate) async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &str) -> Result<(), BrokerError> {
     let options = QueueBindOptions::default();
     within("queue.bind", channel.queue_bind(queue.into(), exchange.into(), key.into(), options, FieldTable::default()))
         .await
@@ -190,10 +197,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_heartbeat_of_the_address_stays() {
-        let ours = |url| with_heartbeat(url, Duration::from_millis(500));
-        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1");
-        assert_eq!(ours("amqp://h/%2f?frame_max=1"), "amqp://h/%2f?frame_max=1&heartbeat=1");
-        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60");
+    fn what_the_address_sets_stays() {
+        let ours = |url| with_defaults(url, Duration::from_millis(500));
+        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1&frame_max=32768");
+        assert_eq!(ours("amqp://h/%2f?frame_max=4096"), "amqp://h/%2f?frame_max=4096&heartbeat=1");
+        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60&frame_max=32768");
     }
 }

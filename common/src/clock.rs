@@ -34,8 +34,11 @@ pub fn timestamp(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
+/// So long that nobody waits for it, and so short that ledgers can add it to any time.
+const MILLIS_MAX: i64 = i64::MAX / 4;
+
 /// A duration in whole milliseconds, capped at what the ledgers store.
 #[must_use]
 pub fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4)
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(MILLIS_MAX)
 }

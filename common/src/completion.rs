@@ -30,6 +30,12 @@ impl Watched {
     fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<Notify>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn tell(&self, id: TaskId) {
+        if let Some(waiting) = self.lock().get(&id) {
+            waiting.notify_one();
+        }
+    }
 }
 
 /// Waits for the notice of one task; ends its registration when dropped.
@@ -65,6 +71,11 @@ impl Completions {
     #[must_use]
     pub fn reply_to(&self) -> Option<String> {
         self.queue.borrow().clone()
+    }
+
+    /// Tells whoever watches for it here that a task has ended, as a notice would.
+    pub fn tell(&self, id: TaskId) {
+        self.watched.tell(id);
     }
 
     /// Watches for the end of a task. Begin before its publication: a notice that nobody watches for is forgotten.
@@ -112,9 +123,8 @@ async fn consume(
             .await?;
     named.send_replace(Some(name));
     while let Some(notice) = notices.next().await {
-        let id = notice?.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok());
-        if let Some(waiting) = id.and_then(|id: TaskId| watched.lock().get(&id).cloned()) {
-            waiting.notify_one();
+        if let Some(id) = notice?.properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok()) {
+            watched.tell(id);
         }
     }
     Err(BrokerError::Ended("the broker cancelled the consumer"))

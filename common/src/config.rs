@@ -24,6 +24,8 @@ pub struct File {
     pub amqp_url: Option<SecretString>,
     /// Where the ledger is.
     pub ledger_url: Option<SecretString>,
+    /// Doctor: where the broker's management API is.
+    pub management_url: Option<SecretString>,
     /// Which log lines are shown.
     pub log: Option<String>,
     /// How log lines look.
@@ -50,6 +52,8 @@ pub struct File {
     pub custody_after_ms: Option<u64>,
     /// Worker: how long one run may take when neither handler nor submission say.
     pub task_timeout_ms: Option<u64>,
+    /// Worker: how long a run that shall be cancelled may take to end by itself.
+    pub cancel_grace_ms: Option<u64>,
     /// Worker: how long failed attempts wait.
     pub backoff: Option<Backoff>,
     /// How many crashes of its worker a task may cause before it is discarded as poison.
@@ -121,7 +125,7 @@ pub enum LogFormat {
 }
 
 /// The flags and environment variables of every program.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct CommonArgs {
     /// The TOML file with settings [default: tasklane.toml, if present]
     #[arg(long, env = "TASKLANE_CONFIG", value_name = "FILE")]
@@ -138,6 +142,9 @@ pub struct CommonArgs {
     /// The ledger, sqlite:// or postgres:// [default: sqlite://tasklane.db]
     #[arg(long, env = "TASKLANE_LEDGER_URL", hide_env_values = true, value_name = "URL")]
     pub ledger_url: Option<SecretString>,
+    /// For doctor: RabbitMQ's management API [default: port 15672 of RabbitMQ's host]
+    #[arg(long, env = "TASKLANE_MANAGEMENT_URL", hide_env_values = true, value_name = "URL")]
+    pub management_url: Option<SecretString>,
     /// Which log lines are shown, such as warn or info,tasklane_worker=debug [default: info]
     #[arg(long, env = "TASKLANE_LOG", value_name = "FILTER")]
     pub log: Option<String>,
@@ -162,6 +169,8 @@ pub struct Common {
     pub amqp_url: SecretString,
     /// Where the ledger is.
     pub ledger_url: SecretString,
+    /// Where the broker's management API is. Defaults to port 15672 of the broker's host.
+    pub management_url: Option<SecretString>,
     /// Which log lines are shown.
     pub log: String,
     /// How log lines look.
@@ -241,6 +250,7 @@ impl CommonArgs {
         let common = Common {
             amqp_url: url(&self.amqp_url, &file.amqp_url, "amqp://guest:guest@127.0.0.1:5672/%2f"),
             ledger_url: url(&self.ledger_url, &file.ledger_url, "sqlite://tasklane.db"),
+            management_url: self.management_url.clone().or_else(|| file.management_url.clone()),
             log: self.log.clone().or_else(|| file.log.clone()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
             shutdown_grace_ms: self.shutdown_grace_ms.or(file.shutdown_grace_ms).unwrap_or(30_000),
@@ -260,6 +270,11 @@ impl Common {
                 "amqp_url",
                 "must be an address such as amqp://user:password@host:5672/%2f",
             ));
+        }
+        let web =
+            |url: &SecretString| ["http://", "https://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
+        if self.management_url.as_ref().is_some_and(|url| !web(url) || url::Url::parse(url.expose_secret()).is_err()) {
+            return Err(ConfigError::setting("management_url", "must be an address such as http://host:15672"));
         }
         if self.max_crashes < 1 {
             return Err(ConfigError::setting(
@@ -288,7 +303,11 @@ impl File {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Reads the text of a settings file; `path` is told in errors.
+    ///
+    /// # Errors
+    /// When it does not fit: with line, column and key.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start).min(text.len());
             let before = text.get(..at).unwrap_or_default();

@@ -7,7 +7,10 @@
 #[cfg(test)]
 pub mod conformance;
 pub mod postgres;
+pub mod scheduling;
 pub mod sqlite;
+pub mod transact;
+mod unique;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,11 +22,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
+pub use self::transact::{Native, Transacted};
+use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 1;
+pub const SCHEMA_VERSION: i64 = 4;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,6 +44,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     ///
     /// A task without `run_at` becomes `accepted`, one whose time is to come `scheduled`. The caller is expected to
     /// publish at once; when it has not marked the task queued within [`Submission::reserve`], a relay publishes.
+    /// Of all tasks with one [unique key](crate::task::Unique) at most one holds it, whoever submits them when.
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError>;
 
     /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
@@ -46,7 +53,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Tries to give a task to a worker whose lease is alive, under a new fence.
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError>;
 
-    /// Writes the outcome of a run, if the fence still holds.
+    /// Writes the outcome of a run, if the fence still holds. Where [`Ledger::cancel`] was asked for in the meantime
+    /// nothing starts again: what would have is cancelled, and what is final stays as it is.
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError>;
 
     /// Puts a waiting task back to `accepted`, to be published again after `delay`; for what cannot run here now.
@@ -83,8 +91,18 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
 
     /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
-    /// left, and its crashes are forgiven. `None` when there is no such task, else its state before.
-    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError>;
+    /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError>;
+
+    /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
+    /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
+    /// itself. The state of each before; unknown ids are left out.
+    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError>;
+
+    /// A worker's runs that somebody wants cancelled, until they have ended; cheap when there are none.
+    ///
+    /// No part of the renewal: what locks the tasks must not keep a lease from being renewed.
+    async fn cancelling(&self, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, LedgerError>;
 
     /// The tasks with these ids, in no particular order; unknown ids are left out.
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError>;
@@ -100,6 +118,28 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
+
+    /// Makes a schedule, or replaces the definition of one, if nobody has done so since it was read.
+    async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError>;
+
+    /// Deletes a schedule; its tasks stay. Whether there was one.
+    async fn delete_schedule(&self, name: ScheduleName) -> Result<bool, LedgerError>;
+
+    /// A schedule, if there is one, and the ledger's time.
+    async fn schedule(&self, name: ScheduleName) -> Result<(Timestamp, Option<Schedule>), LedgerError>;
+
+    /// One page of at most `limit` schedules, by name, from behind `after`.
+    async fn schedules(&self, after: Option<ScheduleName>, limit: u32) -> Result<SchedulePage, LedgerError>;
+
+    /// Up to `limit` schedules whose next tick has come; cheap when there are none.
+    async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError>;
+
+    /// Fires ticks of a schedule: moves it on from the tick that was read, if it still stands there under the same
+    /// definition, and records the tasks in the same transaction. They are due for a relay at once, or at their `run_at`.
+    async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError>;
+
+    /// Itself, for what is said in the words of its own library: a handler's writes in the completion's transaction.
+    fn native(&self) -> Native<'_>;
 
     /// Answers when the ledger is there: one write-free round trip.
     async fn ping(&self) -> Result<(), LedgerError>;
@@ -132,11 +172,27 @@ pub enum Recorded {
     New {
         /// The ledger's time of the recording.
         at: Timestamp,
+        /// Those that were not recorded, by index, and the task that holds the unique key of each:
+        /// [`OnConflict::ReturnExisting`](crate::task::OnConflict::ReturnExisting).
+        existing: Vec<(usize, TaskId)>,
     },
     /// The same key and request were recorded before: these are the tasks, in order.
     Replayed(Vec<TaskId>),
     /// The key was used for another request; nothing was recorded.
     KeyReused,
+    /// These, by index, have a unique key that another task holds; nothing was recorded.
+    NotUnique(Vec<(usize, TaskId)>),
+}
+
+/// What became of a replay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replayed {
+    /// There is no such task.
+    Unknown,
+    /// This other task holds its unique key; nothing changed.
+    KeyHeld(TaskId),
+    /// It was in this state, and has left it where [`crate::state::next`] says so.
+    From(State),
 }
 
 /// Asks for a task.
@@ -249,7 +305,7 @@ pub enum Transition {
     Interrupt,
     /// To `cancelled`.
     Cancel {
-        /// Who said so, or why.
+        /// Who said so, or why; the reason of a request, if there was one, stays.
         reason: String,
     },
     /// To `discarded`.
@@ -293,6 +349,8 @@ pub struct Failure {
 pub enum Settled {
     /// The outcome is durable.
     Applied,
+    /// It would have led to another start, but the task was to be cancelled: that is durable instead.
+    Cancelled,
     /// Somebody else holds or finished the task: the outcome was refused and changed nothing.
     Fenced,
 }
@@ -357,6 +415,8 @@ pub struct Abandoned {
     pub crashes: i32,
     /// What the handler declared.
     pub guarantee: Guarantee,
+    /// Whether somebody wanted it cancelled.
+    pub cancel_requested: bool,
 }
 
 /// A task to be published now.

@@ -144,6 +144,11 @@ impl Publisher {
         self.connection.borrow().as_ref().is_some_and(|connection| takes_messages(connection))
     }
 
+    /// The connection, for what is neither a task nor a notice; `None` while the broker is away or takes no messages.
+    pub(crate) fn connection(&self) -> Option<Arc<Connection>> {
+        self.connection.borrow().clone().filter(|connection| takes_messages(connection))
+    }
+
     /// Waits until the broker is there and takes messages.
     pub async fn connected(&self) {
         let mut connection = self.connection.clone();

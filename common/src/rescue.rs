@@ -36,7 +36,9 @@ async fn round(ledger: &SharedLedger, max_crashes: i32) -> Result<(), LedgerErro
         let outcome = label(&transition);
         let settlement = Settlement { id: task.id, fence: task.fence, transition };
         // Fenced: another process has rescued it first.
-        if ledger.settle(settlement).await? == Settled::Applied {
+        let settled = ledger.settle(settlement).await?;
+        if settled != Settled::Fenced {
+            let outcome = if settled == Settled::Cancelled { "cancelled" } else { outcome };
             metrics::counter!("tasklane_rescued_total", "outcome" => outcome).increment(1);
             tracing::warn!(
                 task.id = %task.id, task.kind = %task.kind, task.attempt = task.attempt, worker.id = %task.worker, outcome,
@@ -52,22 +54,26 @@ async fn round(ledger: &SharedLedger, max_crashes: i32) -> Result<(), LedgerErro
 #[must_use]
 pub fn decide(task: &Abandoned, max_crashes: i32, random: f64) -> Transition {
     let crashes = task.crashes + 1;
+    let effect = match task.guarantee {
+        Guarantee::AtLeastOnce | Guarantee::AtMostOnce => "whether the task took effect is unknown",
+        Guarantee::Transactional => "its writes to the ledger's database were rolled back",
+    };
     let error = Failure {
-        message: format!(
-            "the lease of worker {} has ended in mid-run: whether the task took effect is unknown",
-            task.worker
-        ),
+        message: format!("the lease of worker {} has ended in mid-run: {effect}", task.worker),
         kind: ErrorKind::Crash,
     };
     let discard = |reason: &str, error| Transition::Discard { reason: reason.to_owned(), error };
     match task.guarantee {
+        // Also when somebody wanted it cancelled: the run may have taken effect, and `cancelled` would deny that.
         Guarantee::AtMostOnce => discard("interrupted", error),
-        Guarantee::AtLeastOnce if crashes >= max_crashes => discard("poison", error),
-        Guarantee::AtLeastOnce if task.attempt >= task.max_attempts => discard("exhausted", error),
-        Guarantee::AtLeastOnce => {
-            let delay = if crashes == 1 { Duration::ZERO } else { AGAIN.delay_with(crashes - 1, random) };
-            Transition::Retry { delay, error }
-        }
+        Guarantee::AtLeastOnce | Guarantee::Transactional => match () {
+            // No start follows: the ledger makes it cancelled instead, with this crash among its errors.
+            () if task.cancel_requested => Transition::Retry { delay: Duration::ZERO, error },
+            () if crashes >= max_crashes => discard("poison", error),
+            () if task.attempt >= task.max_attempts => discard("exhausted", error),
+            () if crashes == 1 => Transition::Retry { delay: Duration::ZERO, error },
+            () => Transition::Retry { delay: AGAIN.delay_with(crashes - 1, random), error },
+        },
     }
 }
 
@@ -86,8 +92,13 @@ mod tests {
     use crate::task::{Fence, Kind, TaskId, WorkerId};
     use proptest::prelude::*;
 
+    fn guarantee() -> impl Strategy<Value = Guarantee> {
+        prop_oneof![Just(Guarantee::AtLeastOnce), Just(Guarantee::AtMostOnce), Just(Guarantee::Transactional)]
+    }
+
     prop_compose! {
-        fn abandoned()(attempt in 1..30i32, max_attempts in 1..30i32, crashes in 0..10i32, once in any::<bool>()) -> Abandoned {
+        fn abandoned()(attempt in 1..30i32, max_attempts in 1..30i32, crashes in 0..10i32, guarantee in guarantee(),
+            cancel_requested in proptest::bool::weighted(0.2)) -> Abandoned {
             Abandoned {
                 id: TaskId::new(),
                 kind: Kind::parse("k").unwrap(),
@@ -96,7 +107,8 @@ mod tests {
                 attempt,
                 max_attempts,
                 crashes,
-                guarantee: if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce },
+                guarantee,
+                cancel_requested,
             }
         }
     }
@@ -110,10 +122,19 @@ mod tests {
 
         #[test]
         fn another_start_needs_an_attempt_and_an_unproven_suspicion(task in abandoned(), max_crashes in 1..10i32) {
+            let task = Abandoned { cancel_requested: false, ..task };
             if let Transition::Retry { delay, .. } = decide(&task, max_crashes, 0.5) {
                 prop_assert!(task.attempt < task.max_attempts && task.crashes + 1 < max_crashes);
                 prop_assert_eq!(delay.is_zero(), task.crashes == 0, "only the first crash starts again at once");
             }
+        }
+
+        /// The ledger turns a retry of such a task into its cancellation, and leaves what is final as it is.
+        #[test]
+        fn what_was_to_be_cancelled_is_not_blamed(task in abandoned(), max_crashes in 1..10i32) {
+            let task = Abandoned { cancel_requested: true, ..task };
+            let left_to_the_request = matches!(decide(&task, max_crashes, 0.5), Transition::Retry { .. });
+            prop_assert_eq!(left_to_the_request, task.guarantee != Guarantee::AtMostOnce);
         }
     }
 }

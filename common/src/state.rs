@@ -128,7 +128,7 @@ pub enum Event {
     Snooze,
     /// A shutdown cut the run short; costs no attempt.
     Interrupt,
-    /// The handler, or somebody, said stop.
+    /// The handler, or somebody, said stop. A run is asked to stop first; what would start it again is this instead.
     Cancel,
     /// The error was final, the attempts are used up, or a crash must not be repeated.
     Discard,
@@ -173,6 +173,10 @@ pub const TRANSITIONS: &[(State, Event, State)] = &[
     (State::Running, Event::Retry, State::Retryable),
     (State::Running, Event::Snooze, State::Scheduled),
     (State::Running, Event::Interrupt, State::Accepted),
+    (State::Accepted, Event::Cancel, State::Cancelled),
+    (State::Scheduled, Event::Cancel, State::Cancelled),
+    (State::Queued, Event::Cancel, State::Cancelled),
+    (State::Retryable, Event::Cancel, State::Cancelled),
     (State::Running, Event::Cancel, State::Cancelled),
     (State::Running, Event::Discard, State::Discarded),
     (State::Accepted, Event::PutBack, State::Accepted),

@@ -17,8 +17,12 @@ use crate::state::State;
 pub const KIND_BYTES_MAX: usize = 128;
 /// Longest queue name, in bytes.
 pub const QUEUE_BYTES_MAX: usize = 64;
+/// Longest reason of a cancellation that a client may give, in bytes.
+pub const REASON_BYTES_MAX: usize = 1024;
 /// Longest error message kept in the ledger, in bytes.
 pub const ERROR_BYTES_MAX: usize = 4096;
+/// Longest unique key, in bytes.
+pub const UNIQUE_KEY_BYTES_MAX: usize = 255;
 /// How many errors of a task the ledger keeps: the newest.
 pub const ERRORS_KEPT: usize = 20;
 
@@ -277,6 +281,9 @@ pub enum Guarantee {
     AtLeastOnce,
     /// The task never starts again: it is discarded with reason `interrupted`. For payments and e-mail.
     AtMostOnce,
+    /// The handler's own writes to the ledger's database commit together with the completion, so a run that is cut
+    /// leaves nothing behind and the task starts again, as the next attempt. For data work in the same database.
+    Transactional,
 }
 
 /// The urgency of a task. Only `normal` is in use so far.
@@ -309,6 +316,33 @@ pub struct NewTask {
     pub tags: BTreeMap<String, String>,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
+    /// What it is the only one of; `None` for most.
+    pub unique: Option<Unique>,
+}
+
+/// A claim to be the only task with a key. Keys are one space for all kinds and queues.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unique {
+    /// The key, at most [`UNIQUE_KEY_BYTES_MAX`] bytes.
+    pub key: String,
+    /// For how long after its recording the task holds the key, finished or not; `None` until it has finished.
+    /// A task that is not kept any more holds nothing.
+    pub window: Option<Duration>,
+    /// What happens when another task holds the key.
+    pub on_conflict: OnConflict,
+}
+
+/// What happens to a task whose unique key another task holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnConflict {
+    /// It is refused, and so is all that was submitted with it. The default.
+    #[default]
+    Reject,
+    /// It is not recorded; the other one stands for it.
+    ReturnExisting,
+    /// The other one is cancelled if it waits, and refuses it if it runs or has finished.
+    ReplaceWaiting,
 }
 
 /// One failed attempt.
@@ -384,7 +418,7 @@ pub struct Task {
     pub result: Option<Json>,
     /// The newest failed attempts, oldest first, at most [`ERRORS_KEPT`].
     pub errors: Vec<AttemptError>,
-    /// Why the task was cancelled or discarded.
+    /// Why the task was cancelled or discarded, or why it shall be cancelled.
     pub reason: Option<String>,
     /// When it was recorded.
     #[schema(value_type = String, format = DateTime)]
@@ -398,11 +432,14 @@ pub struct Task {
     /// When it reached a final state.
     #[schema(value_type = Option<String>, format = DateTime)]
     pub finished_at: Option<Timestamp>,
+    /// When somebody asked for its cancellation; a run that was completed all the same keeps it.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub cancel_requested_at: Option<Timestamp>,
     /// The worker of the newest attempt.
     pub worker_id: Option<WorkerId>,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
-    /// Reserved for unique tasks.
+    /// What it was to be the only one of.
     pub unique_key: Option<String>,
 }
 

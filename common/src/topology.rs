@@ -1,11 +1,13 @@
 //! The names of everything that Tasklane has in the broker. `rabbitmq/definitions.json` declares the same.
 
-use crate::task::{Kind, QueueName};
+use crate::task::{Kind, QueueName, WorkerId};
 
 /// The durable topic exchange that every task passes; operators may bind queues of their own to it.
 pub const TASKS_EXCHANGE: &str = "tasklane.tasks";
 /// The durable fanout exchange that dead letters pass.
 pub const DEAD_EXCHANGE: &str = "tasklane.dead";
+/// The durable fanout exchange for words to all workers; each has a queue of its own there.
+pub const CONTROL_EXCHANGE: &str = "tasklane.control";
 /// The durable queue that holds dead letters until a person looks at them.
 pub const DEAD_QUEUE: &str = "tasklane.dead";
 /// What the names of all task queues begin with.
@@ -17,6 +19,12 @@ pub const REASON_HEADER: &str = "tasklane-reason";
 #[must_use]
 pub fn broker_queue(queue: &QueueName) -> String {
     format!("{QUEUE_PREFIX}{queue}")
+}
+
+/// The queue in which one life of a worker hears words to all: `tasklane.control.<worker>`.
+#[must_use]
+pub fn control_queue(worker: WorkerId) -> String {
+    format!("{CONTROL_EXCHANGE}.{worker}")
 }
 
 /// The key under which a task is published: `<queue>.<kind>`.
@@ -45,7 +53,7 @@ mod tests {
             let all = definitions[list].as_array().unwrap();
             all.iter().find(|entry| entry["name"] == name).cloned().unwrap_or_else(|| panic!("{list} lacks {name}"))
         };
-        for (exchange, kind) in [(TASKS_EXCHANGE, "topic"), (DEAD_EXCHANGE, "fanout")] {
+        for (exchange, kind) in [(TASKS_EXCHANGE, "topic"), (DEAD_EXCHANGE, "fanout"), (CONTROL_EXCHANGE, "fanout")] {
             let declared = named("exchanges", exchange);
             assert_eq!((&declared["type"], &declared["durable"]), (&json!(kind), &json!(true)), "{exchange}");
         }

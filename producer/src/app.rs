@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use tasklane_common::completion::Completions;
+use tasklane_common::control::Control;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
+use tasklane_common::state::State;
+use tasklane_common::task::TaskId;
 use tasklane_common::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,6 +29,8 @@ pub struct App {
     pub publisher: Publisher,
     /// Hears of tasks that have ended.
     pub completions: Completions,
+    /// Tells workers what shall be cancelled.
+    pub control: Control,
     /// Everything that was measured.
     pub metrics: Metrics,
     /// What the settings add to submissions.
@@ -76,6 +81,7 @@ impl App {
         let Parts { ledger, publisher, completions, metrics, rules } = parts;
         Arc::new(Self {
             gate: Gate::new(ledger),
+            control: Control::spawn(publisher.clone()),
             publisher,
             completions,
             metrics,
@@ -88,5 +94,17 @@ impl App {
             tally: Tally::default(),
             queue_labels: QueueLabels::default(),
         })
+    }
+
+    /// Tells those who wait what was cancelled, and the workers what they shall stop: each with its state before.
+    pub(crate) fn tell_cancelled(&self, before: &[(TaskId, State)]) {
+        let (running, waiting): (Vec<_>, Vec<_>) =
+            before.iter().filter(|(_, state)| !state.is_final()).partition(|(_, state)| *state == State::Running);
+        for (id, _) in &waiting {
+            self.completions.tell(*id);
+        }
+        metrics::counter!("tasklane_cancellations_total", "answer" => "cancelled").increment(waiting.len() as u64);
+        metrics::counter!("tasklane_cancellations_total", "answer" => "requested").increment(running.len() as u64);
+        self.control.cancel(running.into_iter().map(|(id, _)| id).collect());
     }
 }

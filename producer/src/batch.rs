@@ -1,12 +1,14 @@
 //! Many submissions in one body: all or nothing, and every bad one named. Pure.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::ops::ControlFlow;
 
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use tasklane_common::task::NewTask;
+use tasklane_common::task::{NewTask, OnConflict};
 
 use crate::args::ARGS_BYTES_MAX;
 use crate::error::{ApiError, ERRORS_MAX, FieldError};
@@ -21,32 +23,37 @@ pub const LINE_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
 
 /// The tasks of a batch, and its faults, as they come in.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub struct Batch {
     rules: Rules,
     now: Timestamp,
     traceparent: Option<String>,
     fingerprint: Option<Fingerprint>,
     tasks: Vec<NewTask>,
+    unique_keys: HashSet<String>,
     faults: Vec<FieldError>,
     seen: usize,
 }
 
 /// What is left of a faultless batch.
 #[derive(Debug)]
-pub(crate) struct Collected {
-    pub(crate) tasks: Vec<NewTask>,
-    pub(crate) fingerprint: Option<Fingerprint>,
+pub struct Collected {
+    /// The tasks, in the batch's order.
+    pub tasks: Vec<NewTask>,
+    /// What tells a repetition from a reuse, of a repeatable batch.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 impl Batch {
     /// An empty one; `repeatable` when the request has an idempotency key.
-    pub(crate) fn new(rules: &Rules, circumstances: Circumstances<'_>, repeatable: bool) -> Self {
+    #[must_use]
+    pub fn new(rules: &Rules, circumstances: Circumstances<'_>, repeatable: bool) -> Self {
         Self {
             rules: rules.clone(),
             now: circumstances.now,
             traceparent: circumstances.traceparent.map(str::to_owned),
             fingerprint: repeatable.then(Fingerprint::of_batch),
             tasks: Vec::new(),
+            unique_keys: HashSet::new(),
             faults: Vec::new(),
             seen: 0,
         }
@@ -56,7 +63,7 @@ impl Batch {
     ///
     /// # Errors
     /// When it is not that; what is wrong with single tasks is told by [`Batch::finish`].
-    pub(crate) fn add_document(&mut self, text: &[u8]) -> Result<(), ApiError> {
+    pub fn add_document(&mut self, text: &[u8]) -> Result<(), ApiError> {
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Document<'d> {
@@ -75,7 +82,7 @@ impl Batch {
     }
 
     /// Takes one line of NDJSON.
-    pub(crate) fn add_line(&mut self, number: usize, text: &[u8]) {
+    fn add_line(&mut self, number: usize, text: &[u8]) {
         if self.seen == TASKS_MAX {
             self.faults.push(FieldError::new(format!("line {number}"), format!("is one more than {TASKS_MAX} tasks")));
             return;
@@ -84,12 +91,12 @@ impl Batch {
     }
 
     /// Notes that a line has no end within the limit.
-    pub(crate) fn refuse_line(&mut self, number: usize) {
+    fn refuse_line(&mut self, number: usize) {
         self.faults.push(FieldError::new(format!("line {number}"), format!("is longer than {LINE_BYTES_MAX} bytes")));
     }
 
     /// Whether reading on would change nothing.
-    pub(crate) fn is_decided(&self) -> bool {
+    fn is_decided(&self) -> bool {
         self.faults.len() >= ERRORS_MAX || (self.seen == TASKS_MAX && !self.faults.is_empty())
     }
 
@@ -97,7 +104,7 @@ impl Batch {
     ///
     /// # Errors
     /// [`ApiError::InvalidTask`] when any is bad, or there is none.
-    pub(crate) fn finish(mut self) -> Result<Collected, ApiError> {
+    pub fn finish(mut self) -> Result<Collected, ApiError> {
         if self.seen == 0 && self.faults.is_empty() {
             self.faults.push(FieldError::new("tasks", "must be at least one"));
         }
@@ -118,7 +125,9 @@ impl Batch {
             if let Some(fingerprint) = &mut self.fingerprint {
                 fingerprint.add(&task);
             }
-            task.validate(&self.rules, circumstances)
+            let task = task.validate(&self.rules, circumstances)?;
+            check_unique(&task, self.fingerprint.is_some(), &mut self.unique_keys)?;
+            Ok(task)
         });
         match checked {
             Ok(task) if self.faults.is_empty() => self.tasks.push(task),
@@ -128,6 +137,21 @@ impl Batch {
                 self.faults.extend(faults.into_iter().map(|fault| FieldError { path: place(&fault.path), ..fault }));
             }
         }
+    }
+}
+
+/// What makes a unique key ambiguous within a batch.
+fn check_unique(task: &NewTask, repeatable: bool, keys: &mut HashSet<String>) -> Result<(), Vec<FieldError>> {
+    let Some(unique) = &task.unique else { return Ok(()) };
+    // Which tasks the first request recorded is known by their keys: those that were left out have none.
+    if repeatable && unique.on_conflict == OnConflict::ReturnExisting {
+        let rule = "must not be return_existing in a batch with an Idempotency-Key";
+        return Err(vec![FieldError::new("on_conflict", rule)]);
+    }
+    if keys.insert(unique.key.clone()) {
+        Ok(())
+    } else {
+        Err(vec![FieldError::new("unique_key", "must not be that of another task of the batch")])
     }
 }
 
@@ -183,14 +207,15 @@ impl<'de: 'd, 'd> Deserialize<'de> for Items<'d> {
 
 /// Cuts a stream of bytes into lines.
 #[derive(Debug, Default)]
-pub(crate) struct Lines {
+pub struct Lines {
     begun: Vec<u8>,
     number: usize,
 }
 
 impl Lines {
-    /// Takes the next part of the stream, and gives every line that ends in it to `batch`.
-    pub(crate) fn feed(&mut self, part: &[u8], batch: &mut Batch) {
+    /// Takes the next part of the stream, and gives every line that ends in it to `batch`. Breaks when reading on
+    /// would change nothing.
+    pub fn feed(&mut self, part: &[u8], batch: &mut Batch) -> ControlFlow<()> {
         let mut rest = part;
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let (line, after) = rest.split_at(end);
@@ -203,24 +228,19 @@ impl Lines {
                 self.give(&whole, batch);
             }
             if batch.is_decided() {
-                return;
+                return ControlFlow::Break(());
             }
         }
         self.begun.extend_from_slice(rest);
-    }
-
-    /// How many lines have ended.
-    pub(crate) fn number(&self) -> usize {
-        self.number
-    }
-
-    /// Whether the line that has begun is too long already.
-    pub(crate) fn is_overlong(&self) -> bool {
-        self.begun.len() > LINE_BYTES_MAX
+        if self.begun.len() > LINE_BYTES_MAX {
+            batch.refuse_line(self.number + 1);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 
     /// Gives the last line, which need not end.
-    pub(crate) fn finish(mut self, batch: &mut Batch) {
+    pub fn finish(mut self, batch: &mut Batch) {
         let last = std::mem::take(&mut self.begun);
         self.give(&last, batch);
     }
@@ -228,10 +248,13 @@ impl Lines {
     /// Empty lines are passed over, but counted.
     fn give(&mut self, line: &[u8], batch: &mut Batch) {
         self.number += 1;
-        match line.trim_ascii() {
-            [] => {}
-            long if long.len() > LINE_BYTES_MAX => batch.refuse_line(self.number),
-            line => batch.add_line(self.number, line),
+        // Of the whole line, spaces and all: the answer must not hang on where the network cut the stream.
+        if line.len() > LINE_BYTES_MAX {
+            return batch.refuse_line(self.number);
+        }
+        // Given with its spaces: some that end here are none to JSON, and would be refused in a body of one task.
+        if !line.trim_ascii().is_empty() {
+            batch.add_line(self.number, line);
         }
     }
 }

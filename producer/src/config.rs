@@ -1,7 +1,7 @@
 //! The producer's settings.
 
-use clap::Parser;
-use tasklane_common::config::{Common, CommonArgs, ConfigError};
+use clap::{Parser, ValueEnum};
+use tasklane_common::config::{Common, CommonArgs, ConfigError, File};
 
 use crate::request::{MAX_ATTEMPTS_MAX, Rules};
 use crate::routing::Routes;
@@ -9,10 +9,17 @@ use crate::routing::Routes;
 /// Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them to RabbitMQ.
 ///
 /// Exit codes: 0 stopped as asked, 2 bad flags or settings, 69 the ledger is unavailable or the address is taken,
-/// 70 an internal error, 130 stopped at once by a second signal.
-#[derive(Debug, Clone, Parser)]
+/// 70 an internal error, 130 stopped at once by a second signal. Of doctor: 0 nothing to mend, 1 something to mend,
+/// 2 bad flags or settings.
+#[derive(Debug, Clone, Default, Parser)]
 #[command(name = "tasklane-producer", version)]
 pub struct ProducerArgs {
+    /// doctor: look at broker and ledger, say what to mend, and end [default: serve]
+    #[arg(value_enum, value_name = "COMMAND")]
+    pub command: Option<Command>,
+    /// With doctor: print JSON
+    #[arg(long, requires = "command")]
+    pub json: bool,
     /// What every program needs.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -22,6 +29,13 @@ pub struct ProducerArgs {
     /// How often a task may start when its submission does not say [default: 20]
     #[arg(long, env = "TASKLANE_MAX_ATTEMPTS", value_name = "N")]
     pub max_attempts: Option<i32>,
+}
+
+/// What a program does instead of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Command {
+    /// Looks at broker and ledger and says what to mend.
+    Doctor,
 }
 
 /// The settings of one run.
@@ -41,10 +55,21 @@ impl ProducerArgs {
     /// # Errors
     /// [`ConfigError`] naming the file's line, or the setting.
     pub fn resolve(&self) -> Result<Settings, ConfigError> {
-        let file = self.common.read_file()?;
+        self.settings(&self.common.read_file()?)
+    }
+
+    /// Merges flags and environment with this file and the defaults.
+    ///
+    /// # Errors
+    /// [`ConfigError::Setting`] naming the setting.
+    pub fn settings(&self, file: &File) -> Result<Settings, ConfigError> {
         let settings = Settings {
-            common: self.common.resolve(&file)?,
-            http_addr: self.http_addr.clone().or(file.http_addr).unwrap_or_else(|| "127.0.0.1:8080".to_owned()),
+            common: self.common.resolve(file)?,
+            http_addr: self
+                .http_addr
+                .clone()
+                .or_else(|| file.http_addr.clone())
+                .unwrap_or_else(|| "127.0.0.1:8080".to_owned()),
             rules: Rules {
                 max_attempts: self.max_attempts.or(file.max_attempts).unwrap_or(20),
                 routes: Routes::new(&file.route)?,

@@ -5,10 +5,15 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tasklane_common::ledger::LedgerError;
 use tasklane_common::state::State;
+use tasklane_common::task::{TaskId, truncate};
 use utoipa::ToSchema;
 
 /// How many faults one answer names; a client that sends 10,000 bad tasks learns from the first hundred.
 pub const ERRORS_MAX: usize = 100;
+/// The longest path of a fault.
+const PATH_BYTES_MAX: usize = 256;
+/// The longest message of a fault.
+const MESSAGE_BYTES_MAX: usize = 512;
 
 /// The media type of [`Problem`].
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -58,18 +63,39 @@ pub enum ApiError {
     /// The submission breaks rules; nothing was recorded.
     #[error("{}, and nothing was recorded", count_of(.0, "field"))]
     InvalidTask(Vec<FieldError>),
+    /// The request to cancel breaks rules; nothing was cancelled.
+    #[error("{}, and nothing was cancelled", count_of(.0, "field"))]
+    InvalidCancellation(Vec<FieldError>),
+    /// The schedule breaks rules; nothing was changed.
+    #[error("{}, and nothing was changed", count_of(.0, "field"))]
+    InvalidSchedule(Vec<FieldError>),
     /// The idempotency key belongs to another request.
     #[error("this Idempotency-Key was used before, with another body; nothing was recorded")]
     KeyReused,
+    /// Tasks of a batch, by index, have a unique key that another task holds; nothing was recorded.
+    #[error("other tasks hold {} of the unique keys, and nothing was recorded", .0.len())]
+    UniqueKeysTaken(Vec<(usize, TaskId)>),
+    /// Another task holds the unique key; nothing was recorded, or started again.
+    #[error("task {0} holds this unique key, and nothing was changed")]
+    UniqueKeyTaken(TaskId),
     /// The ledger has no such task.
     #[error("there is no task {0}")]
     UnknownTask(String),
     /// Nobody has heard of the queue.
     #[error("there is no queue {0}: no task waits in it, no worker consumes it")]
     UnknownQueue(String),
+    /// The ledger has no such schedule.
+    #[error("there is no schedule {0}")]
+    UnknownSchedule(String),
+    /// The ledger takes no more schedules.
+    #[error("there are {} schedules already, and no more are taken", tasklane_common::schedule::SCHEDULES_MAX)]
+    TooManySchedules,
     /// Only failures can be run again.
     #[error("the task is {0}; only a cancelled or discarded task can be retried")]
     NotRetryable(State),
+    /// What has completed or was discarded cannot be undone.
+    #[error("the task is {0}; only a task that has not ended can be cancelled")]
+    NotCancellable(State),
     /// More clients wait for tasks than this process holds.
     #[error("too many clients wait for tasks here; submit without wait_ms, or ask again later")]
     TooManyWaiting,
@@ -110,6 +136,9 @@ pub struct Problem {
     /// The faults, where fields, parameters or headers are at fault; at most 100.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldError>,
+    /// The task that is in the way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<TaskId>,
     /// The request's id, as in the `X-Request-Id` header and in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
@@ -120,9 +149,9 @@ pub struct Problem {
 pub(crate) struct Cause(pub(crate) String);
 
 impl FieldError {
-    /// A fault at a place.
-    pub fn new(path: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { path: path.into(), message: message.into() }
+    /// A fault at a place. Both may hold what the client sent, which can be long, and are cut.
+    pub fn new(path: impl AsRef<str>, message: impl AsRef<str>) -> Self {
+        Self { path: truncate(path.as_ref(), PATH_BYTES_MAX), message: truncate(message.as_ref(), MESSAGE_BYTES_MAX) }
     }
 }
 
@@ -142,10 +171,16 @@ impl ApiError {
             Self::InvalidHeader(_) => (StatusCode::BAD_REQUEST, "invalid_header"),
             Self::InvalidQuery(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::InvalidTask(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_task"),
+            Self::InvalidCancellation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_cancellation"),
+            Self::InvalidSchedule(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_schedule"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+            Self::UniqueKeysTaken(_) | Self::UniqueKeyTaken(_) => (StatusCode::CONFLICT, "unique_key_taken"),
             Self::UnknownTask(_) => (StatusCode::NOT_FOUND, "unknown_task"),
             Self::UnknownQueue(_) => (StatusCode::NOT_FOUND, "unknown_queue"),
+            Self::UnknownSchedule(_) => (StatusCode::NOT_FOUND, "unknown_schedule"),
+            Self::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
             Self::NotRetryable(_) => (StatusCode::CONFLICT, "not_retryable"),
+            Self::NotCancellable(_) => (StatusCode::CONFLICT, "not_cancellable"),
             Self::TooManyWaiting => (StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting"),
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
             Self::LedgerUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable"),
@@ -158,8 +193,13 @@ impl ApiError {
     pub fn problem(&self) -> Problem {
         let (status, code) = self.codes();
         let mut errors = match self {
-            Self::InvalidTask(errors) | Self::InvalidQuery(errors) => errors.clone(),
+            Self::InvalidTask(errors)
+            | Self::InvalidCancellation(errors)
+            | Self::InvalidSchedule(errors)
+            | Self::InvalidQuery(errors) => errors.clone(),
             Self::InvalidHeader(error) => vec![error.clone()],
+            Self::UniqueKeysTaken(conflicts) => conflicts.iter().take(ERRORS_MAX).map(taken).collect(),
+            Self::UniqueKeyTaken(_) => vec![FieldError::new("unique_key", "is held by the task that task_id names")],
             _ => Vec::new(),
         };
         errors.truncate(ERRORS_MAX);
@@ -170,9 +210,14 @@ impl ApiError {
             detail: self.to_string(),
             code,
             errors,
+            task_id: if let Self::UniqueKeyTaken(holder) = self { Some(*holder) } else { None },
             instance: None,
         }
     }
+}
+
+fn taken((index, holder): &(usize, TaskId)) -> FieldError {
+    FieldError::new(format!("tasks[{index}].unique_key"), format!("is held by task {holder}"))
 }
 
 fn count_of(errors: &[FieldError], what: &str) -> String {

@@ -7,7 +7,7 @@ use serde_json::error::Category;
 use tasklane_common::task::TaskId;
 use url::form_urlencoded;
 
-use crate::error::{ApiError, FieldError};
+use crate::error::{ApiError, ERRORS_MAX, FieldError};
 
 /// Why a text is not the JSON that was expected.
 #[derive(Debug, PartialEq, Eq)]
@@ -163,8 +163,11 @@ impl Params {
         if self.faults.is_empty() { Ok(()) } else { Err(ApiError::InvalidQuery(self.faults)) }
     }
 
-    fn fault(&mut self, name: &str, message: impl Into<String>) {
-        self.faults.push(FieldError::new(name, message));
+    /// Notes a fault, unless there are more already than one answer names.
+    fn fault(&mut self, name: &str, message: impl AsRef<str>) {
+        if self.faults.len() < ERRORS_MAX {
+            self.faults.push(FieldError::new(name, message));
+        }
     }
 }
 

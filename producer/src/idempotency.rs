@@ -56,7 +56,8 @@ impl Fingerprint {
 
     /// Adds one task.
     pub fn add(&mut self, task: &SubmitTask) {
-        let SubmitTask { kind, args, queue, max_attempts, timeout_ms, delay_ms, run_at, tags } = task;
+        let SubmitTask { kind, args, queue, max_attempts, timeout_ms, delay_ms, run_at, tags, .. } = task;
+        let SubmitTask { unique_key, unique_for_ms, on_conflict, .. } = task;
         self.text(kind.as_deref().unwrap_or_default());
         self.text(queue.as_deref().unwrap_or_default());
         for number in [max_attempts, timeout_ms, delay_ms] {
@@ -71,6 +72,13 @@ impl Fingerprint {
         for (key, value) in task.tags.iter().flatten() {
             self.text(key);
             self.text(value);
+        }
+        // Only where there is one, so that requests of earlier releases keep their fingerprints.
+        if let Some(key) = unique_key {
+            let window = unique_for_ms.map(|ms| ms.to_string()).unwrap_or_default();
+            for text in ["unique", key, &window, on_conflict.as_deref().unwrap_or_default()] {
+                self.text(text);
+            }
         }
         match args.as_ref().map(|raw| (raw.get(), serde_json::from_str(raw.get()))) {
             None => self.text(""),

@@ -1,8 +1,8 @@
 //! Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them.
 //!
 //! In the order in which a request meets them: the [`server`] takes its connection, the [`router`] finds its route
-//! past [`observe`] and [`admission`], a verb of [`routes`] reads its [`body`] by [`extract`]; [`request`], [`batch`]
-//! and [`listing`] check what it asks for, without any IO; [`record`] puts the tasks into the ledger behind the
+//! past [`observe`] and [`admission`], a verb of [`routes`] reads its [`body`] by [`extract`]; [`request`], [`batch`],
+//! [`listing`], [`cancellation`] and [`scheduling`] check what it asks for, without any IO; [`record`] puts the tasks into the ledger behind the
 //! [`gate`] and hands them to the publisher; [`wait`] waits for their end. Whatever goes wrong is an [`error`].
 
 pub mod config;
@@ -20,6 +20,8 @@ mod args;
 pub mod routing;
 pub mod batch;
 pub mod listing;
+pub mod cancellation;
+pub mod scheduling;
 pub mod idempotency;
 mod trace_context;
 pub mod record;
@@ -28,5 +30,5 @@ pub mod wait;
 mod queue_labels;
 pub mod error;
 
-pub use config::{ProducerArgs, Settings};
+pub use config::{Command, ProducerArgs, Settings};
 pub use serve::{StartError, StopSummary, run};

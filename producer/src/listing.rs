@@ -28,7 +28,7 @@ pub fn query(text: Option<&str>) -> Result<ListQuery, ApiError> {
         kind: params.read("kind", |name| Kind::parse(name).map_err(|error| error.to_string())),
         queue: params.read("queue", |name| QueueName::parse(name).map_err(|error| error.to_string())),
         tag: params.read("tag", tag),
-        before: params.read("cursor", |text| parse_cursor(text).ok_or("is not a cursor of this API".to_owned())),
+        before: params.read("cursor", before),
         limit: params.integer("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT),
     };
     params.finish()?;
@@ -41,12 +41,24 @@ pub fn cursor(before: TaskId) -> String {
     format!("{CURSOR_VERSION}{}", before.0.simple())
 }
 
+/// Where a page begins, from the text that [`cursor`] made.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn before(cursor: &str) -> Result<TaskId, String> {
+    parse_cursor(cursor).ok_or("is not a cursor of this API".to_owned())
+}
+
 fn parse_cursor(text: &str) -> Option<TaskId> {
     let hex = text.strip_prefix(CURSOR_VERSION).filter(|hex| hex.len() == 32)?;
     Uuid::try_parse(hex).ok().map(TaskId)
 }
 
-fn tag(text: &str) -> Result<(String, String), String> {
+/// A tag as it stands in filters.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn tag(text: &str) -> Result<(String, String), String> {
     match text.split_once(':') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("must be key:value".to_owned()),

@@ -6,10 +6,12 @@ use std::process::ExitCode;
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tasklane_common::config::ConfigError;
+use tasklane_common::doctor::{self, Role, Subject};
 use tasklane_common::ledger::LedgerError;
 use tasklane_common::shutdown::Signals;
+use tasklane_common::task::QueueName;
 use tasklane_common::telemetry::{self, Metrics};
-use tasklane_producer::{ProducerArgs, Settings, StartError, StopSummary, run};
+use tasklane_producer::{Command, ProducerArgs, Settings, StartError, StopSummary, run};
 use tokio_util::sync::CancellationToken;
 
 const BAD_SETTINGS: u8 = 2;
@@ -19,6 +21,10 @@ const AT_ONCE: u8 = 130;
 
 fn main() -> ExitCode {
     let args = ProducerArgs::parse();
+    if args.command == Some(Command::Doctor) {
+        let subject = args.resolve().map(subject).map_err(|error| error.to_string());
+        return doctor::visit("tasklane-producer", args.json, subject);
+    }
     match start(&args) {
         Ok(code) => code,
         Err(error) => {
@@ -26,6 +32,17 @@ fn main() -> ExitCode {
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+/// What the doctor looks at in the name of this producer.
+fn subject(settings: Settings) -> Subject {
+    let mut queues = vec![QueueName::default()];
+    for queue in settings.rules.routes.queues() {
+        if !queues.contains(queue) {
+            queues.push(queue.clone());
+        }
+    }
+    Subject { common: settings.common, queues, role: Role::Producer }
 }
 
 fn start(args: &ProducerArgs) -> anyhow::Result<ExitCode> {

@@ -1,6 +1,6 @@
 //! Record, then publish: after the first half a task is never lost, so the second half is only a matter of speed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tasklane_common::clock;
 use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, NewTask, Priority, Task, TaskId};
+use tasklane_common::task::{Fence, NewTask, Priority, QueueName, Task, TaskId};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -37,8 +37,8 @@ pub(crate) struct Recording {
 /// What became of it.
 #[derive(Debug)]
 pub(crate) enum Receipt {
-    /// Recorded now, at this time by the ledger's clock.
-    New(Timestamp),
+    /// Recorded now, at this time by the ledger's clock, but for those for which an earlier task stands, by index.
+    New(Timestamp, Vec<(usize, TaskId)>),
     /// Recorded before, by a request with the same key and body.
     Replayed(Vec<TaskId>),
 }
@@ -55,25 +55,33 @@ pub(crate) async fn record(app: &Arc<App>, recording: Recording) -> Result<Recei
 
 async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt, ApiError> {
     let Recording { tasks, idempotency, reply_to } = recording;
-    let due: Vec<_> =
+    let mut due: Vec<_> =
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
-    let by_queue = count_by_queue(&app, &tasks);
-    let count = tasks.len() as u64;
+    let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
     let submission = Submission { tasks, idempotency, reserve: RESERVE };
     match app.gate.ask(app.gate.ledger().record(submission)).await? {
-        Recorded::New { at } => {
-            app.tally.tasks.fetch_add(count, Ordering::Relaxed);
-            for (queue, count) in by_queue {
+        Recorded::New { at, existing } => {
+            if !existing.is_empty() {
+                let left_out: HashSet<TaskId> = existing.iter().map(|(index, _)| queues[*index].0).collect();
+                due.retain(|publication| !left_out.contains(&publication.id));
+                queues.retain(|(id, _)| !left_out.contains(id));
+            }
+            app.tally.tasks.fetch_add(queues.len() as u64, Ordering::Relaxed);
+            for (queue, count) in count_by_queue(&app, &queues) {
                 metrics::counter!("tasklane_tasks_submitted_total", "queue" => queue).increment(count);
             }
             offer(&app, due).await;
-            Ok(Receipt::New(at))
+            Ok(Receipt::New(at, existing))
         }
         Recorded::Replayed(ids) => {
             metrics::counter!("tasklane_idempotent_replays_total").increment(1);
             Ok(Receipt::Replayed(ids))
         }
         Recorded::KeyReused => Err(ApiError::KeyReused),
+        Recorded::NotUnique(conflicts) => {
+            metrics::counter!("tasklane_unique_conflicts_total").increment(conflicts.len() as u64);
+            Err(ApiError::UniqueKeysTaken(conflicts))
+        }
     }
 }
 
@@ -104,10 +112,10 @@ fn publication(task: &NewTask, reply_to: &Option<String>) -> Publication {
     }
 }
 
-fn count_by_queue(app: &App, tasks: &[NewTask]) -> BTreeMap<String, u64> {
+fn count_by_queue(app: &App, queues: &[(TaskId, QueueName)]) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
-    for task in tasks {
-        *counts.entry(app.queue_labels.of(&task.queue)).or_default() += 1;
+    for (_, queue) in queues {
+        *counts.entry(app.queue_labels.of(queue)).or_default() += 1;
     }
     counts
 }
@@ -137,8 +145,9 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         run_at: task.run_at.unwrap_or(recorded_at),
         started_at: None,
         finished_at: None,
+        cancel_requested_at: None,
         worker_id: None,
         timeout_ms: task.timeout.map(clock::millis),
-        unique_key: None,
+        unique_key: task.unique.map(|unique| unique.key),
     }
 }

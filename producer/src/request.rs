@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
-use tasklane_common::task::{Json, Kind, NewTask, QueueName, TaskId};
+use tasklane_common::task::{Json, Kind, NewTask, OnConflict, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique};
 use utoipa::ToSchema;
 
 use crate::args::{self, ARGS_BYTES_MAX};
@@ -56,6 +56,16 @@ pub struct SubmitTask {
     pub run_at: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     pub tags: Option<BTreeMap<String, String>>,
+    /// Makes it the only task with this key, of all kinds and queues, until it has finished: 255 bytes at most.
+    #[schema(min_length = 1, max_length = 255, examples("report.build 2026-11"))]
+    pub unique_key: Option<String>,
+    /// For how long the key is taken instead, finished or not; a task that is not kept any more holds no key.
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    pub unique_for_ms: Option<i64>,
+    /// What happens when another task has the key: `reject` (409), `return_existing`, which answers with that task, or
+    /// `replace_waiting`, which cancels it if it waits and is refused if it runs or has finished.
+    #[schema(value_type = Option<OnConflict>)]
+    pub on_conflict: Option<String>,
 }
 
 /// What the settings add to a submission.
@@ -102,6 +112,7 @@ impl SubmitTask {
         let timed = faults.keep("run_at", run_at(self.run_at.as_deref()));
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &mut faults.0);
+        let unique = unique(self.unique_key, self.unique_for_ms, self.on_conflict.as_deref(), &mut faults);
         match (kind, queue, args, max_attempts, timeout) {
             (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout)) if faults.0.is_empty() => {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
@@ -115,6 +126,7 @@ impl SubmitTask {
                     run_at,
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
+                    unique,
                 })
             }
             _ => Err(faults.0),
@@ -168,6 +180,40 @@ fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
     Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn unique(
+    key: Option<String>,
+    window_ms: Option<i64>,
+    on_conflict: Option<&str>,
+    faults: &mut Faults,
+) -> Option<Unique> {
+    let given_conflict = on_conflict.is_some();
+    let window = faults.keep("unique_for_ms", window_ms.map(|ms| within(ms, 1, DELAY_MS_MAX)).transpose());
+    let on_conflict = faults.keep("on_conflict", on_conflict.map_or(Ok(OnConflict::default()), self::on_conflict));
+    let Some(key) = key else {
+        for (path, given) in [("unique_for_ms", window_ms.is_some()), ("on_conflict", given_conflict)] {
+            if given {
+                faults.0.push(FieldError::new(path, "needs a unique_key"));
+            }
+        }
+        return None;
+    };
+    if key.is_empty() || key.len() > UNIQUE_KEY_BYTES_MAX || has_control(&key) {
+        let rule = format!("must be 1 to {UNIQUE_KEY_BYTES_MAX} bytes without control characters");
+        faults.0.push(FieldError::new("unique_key", rule));
+    }
+    let window = window?.map(|ms| Duration::from_millis(ms.unsigned_abs()));
+    Some(Unique { key, window, on_conflict: on_conflict? })
+}
+
+fn on_conflict(name: &str) -> Result<OnConflict, String> {
+    match name {
+        "reject" => Ok(OnConflict::Reject),
+        "return_existing" => Ok(OnConflict::ReturnExisting),
+        "replace_waiting" => Ok(OnConflict::ReplaceWaiting),
+        _ => Err("must be one of reject, return_existing, replace_waiting".to_owned()),
+    }
 }
 
 fn check_tags(tags: &BTreeMap<String, String>, faults: &mut Vec<FieldError>) {

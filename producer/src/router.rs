@@ -12,7 +12,9 @@ use utoipa_axum::routes;
 
 use crate::app::App;
 use crate::error::ApiError;
-use crate::routes::{batch, docs, health, list, queues, retry, status, submit, workers};
+use crate::routes::{
+    batch, cancel, cancel_many, docs, health, list, put_schedule, queues, retry, schedules, status, submit, workers,
+};
 use crate::{admission, observe};
 
 /// The document's frame; paths and schemas are collected from the routes.
@@ -20,13 +22,14 @@ use crate::{admission, observe};
 #[openapi(
     info(
         title = "Tasklane",
-        description = "Submit tasks, look at them, run failures again. Durations are integers with `_ms` in the name, \
+        description = "Submit tasks, once or periodically, look at them, cancel them, run failures again. Durations are integers with `_ms` in the name, \
                        times are RFC 3339 in UTC, errors are RFC 9457 `application/problem+json`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     tags(
         (name = "tasks", description = "Submit and look at tasks"),
         (name = "queues", description = "What waits where"),
+        (name = "schedules", description = "What is submitted periodically"),
         (name = "workers", description = "Who is alive"),
         (name = "operations", description = "For those who run the producer"),
     ),
@@ -64,8 +67,12 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(batch::submit_batch))
         .routes(routes!(status::status))
         .routes(routes!(retry::retry))
+        .routes(routes!(cancel::cancel))
+        .routes(routes!(cancel_many::cancel_many))
         .routes(routes!(queues::list))
         .routes(routes!(queues::one))
+        .routes(routes!(schedules::list))
+        .routes(routes!(schedules::one, schedules::delete, put_schedule::put))
         .routes(routes!(workers::list))
         .split_for_parts();
     let (operations, operation) = OpenApiRouter::new()

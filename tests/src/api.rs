@@ -257,6 +257,16 @@ impl Api {
         self.send(self.client.post(self.url(path)).json(body)).await
     }
 
+    /// PUT of JSON, whatever comes.
+    pub async fn raw_put(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.send(self.client.put(self.url(path)).json(body)).await
+    }
+
+    /// DELETE, whatever comes.
+    pub async fn raw_delete(&self, path: &str) -> Result<Answer> {
+        self.send(self.client.delete(self.url(path))).await
+    }
+
     /// POST of anything, whatever comes.
     pub async fn raw_body(&self, path: &str, content_type: &str, body: impl Into<Body>) -> Result<Answer> {
         self.send(self.client.post(self.url(path)).header(CONTENT_TYPE, content_type).body(body)).await

@@ -148,6 +148,11 @@ impl Broker {
         &self.node
     }
 
+    /// The node's Erlang name.
+    pub fn name(&self) -> &str {
+        &self.identity.name
+    }
+
     /// A fresh vhost on this node.
     pub async fn vhost(&self) -> Result<Vhost> {
         Vhost::on(self.node()).await

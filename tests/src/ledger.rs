@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::Result;
+use sqlx::{Connection, PgConnection};
+use tasklane_common::rusqlite;
 use tempfile::TempDir;
 
 use crate::postgres::Database;
@@ -51,6 +53,27 @@ impl Ledger {
             Self::Sqlite(dir) => format!("sqlite://{}", Self::file(dir).display()),
             Self::Postgres(database) => database.url().to_owned(),
         }
+    }
+
+    /// Runs some SQL in the ledger's database, past everybody.
+    pub async fn execute(&self, sql: &'static str) -> Result<()> {
+        match self {
+            Self::Sqlite(dir) => rusqlite::Connection::open(Self::file(dir))?.execute_batch(sql)?,
+            Self::Postgres(database) => {
+                sqlx::raw_sql(sql).execute(&mut PgConnection::connect(database.url()).await?).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The one number that a query answers.
+    pub async fn number(&self, sql: &'static str) -> Result<i64> {
+        Ok(match self {
+            Self::Sqlite(dir) => rusqlite::Connection::open(Self::file(dir))?.query_row(sql, [], |row| row.get(0))?,
+            Self::Postgres(database) => {
+                sqlx::query_scalar(sql).fetch_one(&mut PgConnection::connect(database.url()).await?).await?
+            }
+        })
     }
 
     /// The SQLite file, of a ledger that has one.

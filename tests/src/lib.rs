@@ -8,7 +8,7 @@
 //! 2. [`stack::Stack::producer`] and [`stack::Stack::worker`] start the true binaries ([`process`]) and wait
 //!    until they are ready.
 //! 3. [`api::Api`] speaks HTTP to the producer; [`oplog`] is where the handlers of the test write down each
-//!    start and end, and where it is checked that no task ran twice.
+//!    start and end ([`history`] has the form), and where it is checked that no task ran twice.
 //! 4. Faults: a [`broker::Broker`] of the test's own can be stopped, killed and frozen; a [`proxy::Proxy`]
 //!    stands between any two programs; a [`process::Process`] takes signals.
 //! 5. Whatever was started ends with the guard that started it, also when the test fails.
@@ -31,8 +31,12 @@ pub mod process;
 pub mod proxy;
 pub mod stack;
 
+pub mod fuzz;
+
 pub mod api;
+pub mod history;
 pub mod metrics;
+pub mod nemesis;
 pub mod oplog;
 
 mod http;

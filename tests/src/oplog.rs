@@ -1,17 +1,14 @@
-//! The operation log: one line for every start and every end of a handler, and what must hold of them all.
-//!
-//! A handler appends its line in a single write to a file opened with `O_APPEND`, so that any number of processes
-//! share the file. Its clock is that of the machine since boot: the same for all processes, never set back.
+//! The operation log: the starts and ends of handlers in a [`history`], and what must hold of them all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use uuid::Uuid;
 
+use crate::history::{self, Ending, Line, Op, Run};
 use crate::wait::eventually;
 
 /// A log file and the scripts that write into it.
@@ -84,15 +81,16 @@ pub enum Step {
     End,
 }
 
-impl fmt::Display for Entry {
-    /// The line as it is in the file.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let step = match self.step {
-            Step::Start => "start",
-            Step::End => "end",
+impl Entry {
+    /// The start or end that a line tells of. A run that was dropped has no end here, as one that was killed has none.
+    fn of(line: Line) -> Option<Self> {
+        let (step, run) = match line.op {
+            Op::Start(run) => (Step::Start, run),
+            Op::End { run, how: Ending::Done | Ending::Again } => (Step::End, run),
+            _ => return None,
         };
-        let Self { task, attempt, fence, pid, at, .. } = self;
-        write!(f, "{step} {task} {attempt} {fence} {pid} {}.{:09}", at.as_secs(), at.subsec_nanos())
+        let Run { task, attempt, fence } = run;
+        Some(Self { step, task, attempt, fence, pid: line.pid, at: line.at })
     }
 }
 
@@ -113,21 +111,23 @@ impl OperationLog {
     pub fn command(&self, command: &CommandKind) -> Result<String> {
         let CommandKind { kind, body, toml } = command;
         let script = self.file.with_extension(format!("{kind}.sh"));
-        let line = |step| {
+        // The same lines as those of `history::Writer`; the clock of /proc/uptime is that since boot.
+        let line = |op| {
             format!(
-                "read -r now rest < /proc/uptime\nprintf '{step} %s %s %s %s %s\\n' \"$TASKLANE_TASK_ID\" \
-                 \"$TASKLANE_ATTEMPT\" \"$TASKLANE_FENCE\" $$ \"$now\" >> '{}'\n",
+                "read -r now rest < /proc/uptime\nprintf '{{{op},\"task\":\"%s\",\"attempt\":%s,\"fence\":%s,\
+                 \"pid\":%s,\"at_s\":%s}}\\n' \"$TASKLANE_TASK_ID\" \"$TASKLANE_ATTEMPT\" \"$TASKLANE_FENCE\" \
+                 $$ \"$now\" >> '{}'\n",
                 self.file.display()
             )
         };
-        fs::write(&script, format!("set -u\n{}{body}{}", line("start"), line("end")))?;
+        let (start, end) = (line(r#""op":"start""#), line(r#""op":"end","how":"done""#));
+        fs::write(&script, format!("set -u\n{start}{body}{end}"))?;
         Ok(format!("[[command]]\nkind = {kind:?}\nargv = [\"/bin/sh\", {:?}]\n{toml}", script.display().to_string()))
     }
 
     /// Everything logged so far, in the order of the file.
     pub fn entries(&self) -> Result<Vec<Entry>> {
-        let text = fs::read_to_string(&self.file).context("reading the operation log")?;
-        text.lines().map(|line| entry(line).with_context(|| format!("operation log: {line:?}"))).collect()
+        Ok(history::read(&self.file)?.into_iter().filter_map(Entry::of).collect())
     }
 
     /// The starts logged so far.
@@ -205,33 +205,36 @@ impl OperationLog {
     }
 }
 
-fn entry(line: &str) -> Result<Entry> {
-    let fields: Vec<&str> = line.split(' ').collect();
-    let [step, task, attempt, fence, pid, at] = fields[..] else { bail!("not six fields") };
-    let step = match step {
-        "start" => Step::Start,
-        "end" => Step::End,
-        other => bail!("the step {other:?}"),
-    };
-    let at = Duration::try_from_secs_f64(at.parse()?)?;
-    Ok(Entry { step, task: task.to_owned(), attempt: attempt.parse()?, fence: fence.parse()?, pid: pid.parse()?, at })
-}
-
 #[cfg(test)]
 mod tests {
+    use anyhow::Context;
+
     use super::*;
 
+    /// A log of lines such as `start TASK ATTEMPT FENCE PID SECONDS`.
     fn log_of(lines: &str) -> Result<(tempfile::TempDir, OperationLog)> {
         let dir = tempfile::tempdir()?;
         let log = OperationLog::create(dir.path())?;
-        fs::write(log.file(), lines)?;
+        let json = |line: &str| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let [op, task, attempt, fence, pid, at] = fields[..] else { anyhow::bail!("not six fields: {line:?}") };
+            let how = if op == "end" { r#""how":"done","# } else { "" };
+            Ok(format!(
+                r#"{{"op":"{op}",{how}"task":"{task}","attempt":{attempt},"fence":{fence},"pid":{pid},"at_s":{at}}}"#
+            ))
+        };
+        let lines = lines.lines().map(json).collect::<Result<Vec<_>>>()?;
+        fs::write(log.file(), lines.join("\n"))?;
         Ok((dir, log))
     }
 
     #[test]
-    fn a_line_reads_back_as_it_was_written() -> Result<()> {
-        let line = "start 0199 2 7 4242 12.345000000";
-        assert_eq!(entry(line)?.to_string(), line);
+    fn a_dropped_run_has_no_end_here() -> Result<()> {
+        let (_dir, log) = log_of("start a 1 1 9 1.0")?;
+        let run = Run { task: "a".to_owned(), attempt: 1, fence: 1 };
+        fs::write(log.file(), fs::read_to_string(log.file())? + "\n")?;
+        history::Writer::open(log.file(), false)?.append(Op::End { run, how: Ending::Dropped })?;
+        assert_eq!(log.entries()?.len(), 1);
         Ok(())
     }
 

@@ -70,6 +70,11 @@ impl Postgres {
         Database::create(&self.url()).await
     }
 
+    /// Is it up?
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Starts the server again after [`Postgres::stop`] or [`Postgres::crash`]: same port, same data.
     pub async fn start(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the server runs already");
@@ -104,6 +109,25 @@ impl Postgres {
     /// Ends the server without any order; it recovers from its log at the next start.
     pub async fn crash(&mut self) -> Result<()> {
         self.end(Signal::QUIT).await
+    }
+
+    /// SIGKILL to the server and all its children at once, as the kernel does when memory ends.
+    pub async fn kill(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the server is not running")?;
+        process.kill_all();
+        process.exited(STOP_LIMIT).await.map(drop)
+    }
+
+    /// SIGSTOP to the server and all its children: connections stay open, and nothing answers.
+    pub fn freeze(&self) -> Result<()> {
+        self.process.as_ref().context("the server is not running")?.signal_all(Signal::STOP);
+        Ok(())
+    }
+
+    /// Lets a frozen server go on as if no time had passed.
+    pub fn thaw(&self) -> Result<()> {
+        self.process.as_ref().context("the server is not running")?.signal_all(Signal::CONT);
+        Ok(())
     }
 
     async fn end(&mut self, signal: Signal) -> Result<()> {

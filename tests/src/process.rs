@@ -30,6 +30,7 @@ pub struct Launch {
     dir: Option<PathBuf>,
     user: Option<String>,
     parent_death: &'static str,
+    log: Option<PathBuf>,
     log_told: LogTold,
 }
 
@@ -54,6 +55,7 @@ impl Launch {
             dir: None,
             user: None,
             parent_death: "KILL",
+            log: None,
             log_told: LogTold::Always,
         }
     }
@@ -107,11 +109,23 @@ impl Launch {
         self
     }
 
+    /// Appends what the process says to a file that stays, instead of to one that goes with its guard.
+    #[must_use]
+    pub fn log_to(mut self, file: Option<PathBuf>) -> Self {
+        self.log = file;
+        self
+    }
+
     /// Starts the process.
     pub fn spawn(self) -> Result<Process> {
-        let log = NamedTempFile::with_prefix(format!("{}-", self.name)).context("creating a log file")?;
-        let output = log.as_file().try_clone()?;
-        let errors = log.as_file().try_clone()?;
+        let (output, log) = match &self.log {
+            Some(path) => (File::options().append(true).create(true).open(path)?, Log::Kept(path.clone())),
+            None => {
+                let file = NamedTempFile::with_prefix(format!("{}-", self.name)).context("creating a log file")?;
+                (file.as_file().try_clone()?, Log::Temporary(file.into_temp_path()))
+            }
+        };
+        let errors = output.try_clone()?;
         let child = self
             .command()
             .stdin(Stdio::null())
@@ -122,7 +136,7 @@ impl Launch {
             .with_context(|| format!("starting {} ({})", self.name, self.program.display()))?;
         let id = child.id().context("a child just started has an id")?;
         let pid = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id is positive")?;
-        Ok(Process { name: self.name, pid, child, ended: None, log: log.into_temp_path(), log_told: self.log_told })
+        Ok(Process { name: self.name, pid, child, ended: None, log, log_told: self.log_told })
     }
 
     /// The command line, behind `setpriv`, which makes the kernel end the process when the test process is killed
@@ -151,8 +165,26 @@ pub struct Process {
     pid: Pid,
     child: Child,
     ended: Option<ExitStatus>,
-    log: TempPath,
+    log: Log,
     log_told: LogTold,
+}
+
+/// Where a process's output is.
+#[derive(Debug)]
+enum Log {
+    /// Deleted with the guard.
+    Temporary(TempPath),
+    /// Stays.
+    Kept(PathBuf),
+}
+
+impl Log {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Temporary(path) => path,
+            Self::Kept(path) => path,
+        }
+    }
 }
 
 impl Process {
@@ -223,7 +255,7 @@ impl Process {
 
     /// All that the process has written to its standard output and error.
     pub fn log(&self) -> String {
-        fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(self.log.path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
     /// Waits until the process has written `text`.
@@ -234,10 +266,15 @@ impl Process {
 
     /// The memory of the process that is in RAM right now.
     pub fn rss_bytes(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).context("reading /proc status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc status")?;
-        let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().context("VmRSS is a number of kB")?;
-        Ok(kib * 1024)
+        rss_bytes(self.pid())
+    }
+
+    /// Sends a signal to the process and to all its descendants. One that has ended meanwhile needs none.
+    pub fn signal_all(&self, signal: Signal) {
+        let below = descendants(self.pid());
+        for pid in std::iter::once(self.pid).chain(below.into_iter().filter_map(Pid::from_raw)) {
+            let _ = kill_process(pid, signal);
+        }
     }
 
     /// SIGKILL to the process's group and to all its descendants, and waits until the process itself is gone.
@@ -274,10 +311,19 @@ impl Process {
 impl Drop for Process {
     fn drop(&mut self) {
         self.kill_all();
-        if self.log_told == LogTold::Always || std::thread::panicking() {
+        let told = self.log_told == LogTold::Always && matches!(self.log, Log::Temporary(_));
+        if told || std::thread::panicking() {
             eprintln!("---- the end of the log of {} (pid {}):\n{}\n----", self.name, self.pid(), self.log_end());
         }
     }
+}
+
+/// The memory of a process that is in RAM right now.
+pub fn rss_bytes(pid: i32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading /proc status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in /proc status")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").trim().parse().context("VmRSS is a number of kB")?;
+    Ok(kib * 1024)
 }
 
 /// Is there a process with this id, and is it more than a zombie?

@@ -15,11 +15,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::frames::{Cut, Frames};
+pub use self::frames::{Method, Side};
 use crate::port::free_port;
 use crate::wait::within;
 
+mod frames;
+
 /// How long opening and closing the proxy's port may take.
 const PORT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many ports a new proxy tries.
+const PORT_TRIES: u32 = 5;
 
 /// The most bytes a delayed direction holds back; then it stops reading.
 const HELD_BYTES: usize = 1 << 20;
@@ -52,6 +59,10 @@ struct Wire {
     seen: watch::Sender<Seen>,
     /// Cancelled to cut the present connections, and replaced for those to come.
     cut: Mutex<CancellationToken>,
+    /// The cut that waits for its AMQP method.
+    armed: Mutex<Option<(Direction, Cut)>>,
+    /// Where new connections lead.
+    server: Mutex<SocketAddr>,
 }
 
 /// What the wire does now.
@@ -76,6 +87,8 @@ struct Seen {
     listening: bool,
     open: usize,
     accepted: u64,
+    /// How many cuts at a method have been made.
+    cuts: u64,
     to_server: Passed,
     to_client: Passed,
 }
@@ -113,9 +126,11 @@ impl Proxy {
             rules: watch::Sender::new(Rules::default()),
             seen: watch::Sender::new(Seen::default()),
             cut: Mutex::new(CancellationToken::new()),
+            armed: Mutex::new(None),
+            server: Mutex::new(server),
         });
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
-        let acceptor = tokio::spawn(accept(addr, server, Arc::clone(&wire)));
+        let (addr, listener) = listen().await?;
+        let acceptor = tokio::spawn(accept(addr, listener, Arc::clone(&wire)));
         let proxy = Self { addr, wire, acceptor };
         proxy.listening(true).await?;
         Ok(proxy)
@@ -153,6 +168,26 @@ impl Proxy {
             let passed = seen.passed(direction);
             passed.cut_at = Some(passed.bytes + bytes);
         });
+    }
+
+    /// Cuts everything, once, right before or behind the next such AMQP method that comes along one way.
+    pub fn cut_at(&self, direction: Direction, side: Side, method: Method) {
+        *lock(&self.wire.armed) = Some((direction, Cut { side, method }));
+    }
+
+    /// How many cuts of [`Proxy::cut_at`] have been made so far.
+    pub fn cuts(&self) -> u64 {
+        self.wire.seen.borrow().cuts
+    }
+
+    /// Waits until `count` cuts of [`Proxy::cut_at`] have been made.
+    pub async fn cut_made(&self, count: u64, limit: Duration) -> Result<()> {
+        self.wire.until(limit, &format!("cut number {count}"), |seen| seen.cuts >= count).await
+    }
+
+    /// Leads connections to come to another server, as a load balancer does; present ones stay.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *lock(&self.wire.server) = server;
     }
 
     /// Resets all present connections (RST both ways). New ones are accepted.
@@ -216,13 +251,18 @@ impl Drop for Proxy {
 
 impl Wire {
     fn cut_all(&self) {
-        let mut token = self.token();
+        let mut token = lock(&self.cut);
         token.cancel();
         *token = CancellationToken::new();
     }
 
-    fn token(&self) -> MutexGuard<'_, CancellationToken> {
-        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How many of these bytes may pass before an armed cut; then the cut is armed no more.
+    fn cut_in(&self, direction: Direction, frames: &mut Frames, bytes: &[u8]) -> Option<usize> {
+        let mut armed = lock(&self.armed);
+        let cut = armed.as_ref().filter(|(way, _)| *way == direction).map(|(_, cut)| *cut);
+        let at = frames.cut_in(bytes, cut)?;
+        *armed = None;
+        Some(at)
     }
 
     async fn until(&self, limit: Duration, what: &str, mut holds: impl FnMut(&mut Seen) -> bool) -> Result<()> {
@@ -241,21 +281,45 @@ impl Wire {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a free port. Somebody else may take it in the moment between the look and the bind: then another one.
+async fn listen() -> Result<(SocketAddr, TcpListener)> {
+    let mut tries = 0;
+    loop {
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        match TcpListener::bind(addr).await {
+            Ok(listener) => return Ok((addr, listener)),
+            Err(error) if tries == PORT_TRIES => return Err(error).context("opening the proxy's port"),
+            Err(_) => tries += 1,
+        }
+    }
+}
+
 /// Keeps the port open as long as the rules say so, and a task running for every connection.
-async fn accept(addr: SocketAddr, server: SocketAddr, wire: Arc<Wire>) {
+async fn accept(addr: SocketAddr, listener: TcpListener, wire: Arc<Wire>) {
     let mut rules = wire.rules.subscribe();
+    let mut first = Some(listener);
     loop {
         if rules.wait_for(|rules| !rules.refuse).await.is_err() {
             return;
         }
-        // Who waits for the port to open tells that it did not.
-        let Ok(listener) = TcpListener::bind(addr).await else { return };
+        let listener = match first.take() {
+            Some(listener) => listener,
+            // Who waits for the port to open tells that it did not.
+            None => match TcpListener::bind(addr).await {
+                Ok(listener) => listener,
+                Err(_) => return,
+            },
+        };
         wire.seen.send_modify(|seen| seen.listening = true);
         loop {
             tokio::select! {
                 client = listener.accept() => {
                     if let Ok((client, _)) = client {
-                        tokio::spawn(carry(client, server, Arc::clone(&wire)));
+                        tokio::spawn(carry(client, Arc::clone(&wire)));
                     }
                 }
                 refused = rules.wait_for(|rules| rules.refuse) => {
@@ -272,8 +336,9 @@ async fn accept(addr: SocketAddr, server: SocketAddr, wire: Arc<Wire>) {
 }
 
 /// One connection, from its start to its end or cut.
-async fn carry(client: TcpStream, server: SocketAddr, wire: Arc<Wire>) {
-    let cut = wire.token().clone();
+async fn carry(client: TcpStream, wire: Arc<Wire>) {
+    let cut = lock(&wire.cut).clone();
+    let server = *lock(&wire.server);
     wire.seen.send_modify(|seen| {
         seen.accepted += 1;
         seen.open += 1;
@@ -305,11 +370,12 @@ struct Pump<'w> {
     wire: &'w Wire,
     held: VecDeque<(Instant, Vec<u8>)>,
     held_bytes: usize,
+    frames: Frames,
 }
 
 impl<'w> Pump<'w> {
     fn new(direction: Direction, wire: &'w Wire) -> Self {
-        Self { direction, wire, held: VecDeque::new(), held_bytes: 0 }
+        Self { direction, wire, held: VecDeque::new(), held_bytes: 0, frames: Frames::default() }
     }
 
     /// Carries bytes until the sender has ended and all of them are delivered.
@@ -352,9 +418,16 @@ impl<'w> Pump<'w> {
     async fn forward(&mut self, to: &mut OwnedWriteHalf) -> io::Result<()> {
         let Some((_, bytes)) = self.held.pop_front() else { return Ok(()) };
         self.held_bytes -= bytes.len();
-        let (admitted, cut) = self.wire.admit(self.direction, bytes.len());
+        let (mut admitted, mut cut) = self.wire.admit(self.direction, bytes.len());
+        let at_method = self.wire.cut_in(self.direction, &mut self.frames, &bytes[..admitted]);
+        if let Some(at) = at_method {
+            (admitted, cut) = (at, true);
+        }
         to.write_all(&bytes[..admitted]).await?;
-        self.wire.seen.send_modify(|seen| seen.passed(self.direction).bytes += admitted as u64);
+        self.wire.seen.send_modify(|seen| {
+            seen.passed(self.direction).bytes += admitted as u64;
+            seen.cuts += u64::from(at_method.is_some());
+        });
         if cut {
             self.wire.cut_all();
         }

@@ -6,6 +6,7 @@
 //! point to services that are there already.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -95,6 +96,13 @@ impl Running {
 }
 
 impl Services {
+    /// Where the PostgreSQL server listens, for a proxy before it.
+    pub fn postgres_addr(&self) -> Result<SocketAddr> {
+        let url: Url = self.postgres_url.parse().context("the URL of the PostgreSQL server")?;
+        let addr = url.socket_addrs(|| Some(5432)).context("the host of the PostgreSQL server")?;
+        addr.first().copied().context("the PostgreSQL server has an address")
+    }
+
     fn from_variables(variables: &HashMap<String, String>, held: Option<ChildStdin>) -> Result<Self> {
         let get = |key: &str| variables.get(key).with_context(|| format!("{key} is not set, though {AMQP_URL} is"));
         let amqp: Url = get(AMQP_URL)?.parse().with_context(|| format!("{AMQP_URL} is not a URL"))?;

@@ -49,10 +49,15 @@ impl Stack {
 
     /// A world on a node of the test's own, for tests that do harm to it.
     pub async fn on(node: &Node, kind: LedgerKind) -> Result<Self> {
+        Self::with(node, Ledger::fresh(kind).await?).await
+    }
+
+    /// A world on a node and with a ledger of the test's own.
+    pub async fn with(node: &Node, ledger: Ledger) -> Result<Self> {
         let vhost = Vhost::on(node).await?;
         vhost.import(&json!({"policies": definitions()?["policies"]})).await?;
         let place = tempfile::Builder::new().prefix("tasklane-test-").tempdir()?;
-        Ok(Self { vhost, ledger: Ledger::fresh(kind).await?, place })
+        Ok(Self { vhost, ledger, place })
     }
 
     /// A folder for whatever the test wants to keep.
@@ -93,8 +98,26 @@ pub struct Start<P> {
     env: Vec<(String, String)>,
     args: Vec<String>,
     config: Option<String>,
+    addr: Option<SocketAddr>,
+    log: Option<PathBuf>,
     place: PathBuf,
-    program: PhantomData<P>,
+    program: PhantomData<fn() -> P>,
+}
+
+impl<P> Clone for Start<P> {
+    fn clone(&self) -> Self {
+        let Self { binary, env, args, config, addr, log, place, program } = self;
+        Self {
+            binary: binary.clone(),
+            env: env.clone(),
+            args: args.clone(),
+            config: config.clone(),
+            addr: *addr,
+            log: log.clone(),
+            place: place.clone(),
+            program: *program,
+        }
+    }
 }
 
 impl<P: Program> Start<P> {
@@ -104,6 +127,8 @@ impl<P: Program> Start<P> {
             env: Vec::new(),
             args: Vec::new(),
             config: None,
+            addr: None,
+            log: None,
             place: stack.place().to_owned(),
             program: PhantomData,
         };
@@ -133,6 +158,20 @@ impl<P: Program> Start<P> {
         self
     }
 
+    /// Where it listens; by default on a free port, which is another one at each start.
+    #[must_use]
+    pub fn at(mut self, addr: SocketAddr) -> Self {
+        self.addr = Some(addr);
+        self
+    }
+
+    /// Appends what it says to a file that stays.
+    #[must_use]
+    pub fn log_to(mut self, file: impl Into<PathBuf>) -> Self {
+        self.log = Some(file.into());
+        self
+    }
+
     /// Starts another binary of the workspace in the same place.
     #[must_use]
     pub fn binary(mut self, name: &str) -> Self {
@@ -149,14 +188,14 @@ impl<P: Program> Start<P> {
 
     /// Starts the program and does not wait.
     pub fn spawn(self) -> Result<P> {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let addr = self.addr.map_or_else(free_addr, Ok)?;
         let process = self.launch(addr)?.spawn()?;
         P::started(process, addr)
     }
 
     /// Starts a program that is expected to end by itself; answers how it ended and what it said.
     pub async fn fail(self) -> Result<(ExitStatus, String)> {
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
+        let addr = free_addr()?;
         let mut process = self.launch(addr)?.spawn()?;
         let status = process.exited(FAIL_LIMIT).await?;
         Ok((status, process.log()))
@@ -168,6 +207,7 @@ impl<P: Program> Start<P> {
             .bare_env()
             .dir(&self.place)
             .args(self.args)
+            .log_to(self.log)
             .env(P::ADDR_VARIABLE, addr.to_string())
             .env("RUST_BACKTRACE", "1");
         if let Some(toml) = self.config {
@@ -236,6 +276,12 @@ impl Worker {
     pub async fn is_ready(&self) -> Result<bool> {
         Ok(is_ready(&self.probe).await?.is_some())
     }
+
+    /// Why it says that it is not ready; `None` when it is.
+    pub async fn problem(&self) -> Result<Option<String>> {
+        let answer = self.probe.raw_get("/readyz").await?;
+        Ok((answer.status != 200).then(|| answer.text()))
+    }
 }
 
 impl Program for Worker {
@@ -250,6 +296,11 @@ impl Program for Worker {
         let probe = &self.probe;
         self.process.ready(limit, async || is_ready(probe).await).await
     }
+}
+
+/// A port of 127.0.0.1 on which nobody listens.
+pub(crate) fn free_addr() -> Result<SocketAddr> {
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)))
 }
 
 async fn is_ready(api: &Api) -> Result<Option<()>> {

@@ -8,7 +8,7 @@ use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions,
     QueueDeleteOptions, QueuePurgeOptions,
 };
-use lapin::types::FieldTable;
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -20,6 +20,9 @@ use crate::wait::within;
 
 /// How long one small AMQP conversation of the harness may take.
 const LIMIT: Duration = Duration::from_secs(20);
+
+/// After how long without a reader a tap deletes itself.
+const TAP_EXPIRY_MS: i32 = 120_000;
 
 /// A vhost that is deleted, with its queues and connections, when this guard is dropped.
 #[derive(Debug)]
@@ -112,20 +115,28 @@ impl Vhost {
         .await
     }
 
-    /// Declares a queue bound to an exchange, as an operator who wants to see what passes.
+    /// Declares a queue bound to an exchange, as an operator who wants to see what passes: a classic one, which goes
+    /// by itself. All queues that a message is routed to take part in its confirm, and a quorum queue of 3.10 that is
+    /// dead because its node was killed too early would keep every publication from being confirmed.
     pub async fn tap(&self, exchange: &str, key: &str) -> Result<String> {
         let queue = format!("tap-{}", Uuid::now_v7().simple());
-        self.bind(&queue, exchange, key).await?;
+        let mut expiring = FieldTable::default();
+        expiring.insert("x-expires".into(), AMQPValue::LongInt(TAP_EXPIRY_MS));
+        self.declare_bound(&queue, expiring, exchange, key).await?;
         Ok(queue)
     }
 
     /// Declares a durable quorum queue (unless it is there) and binds it.
     pub async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         let mut quorum = FieldTable::default();
-        quorum.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        quorum.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+        self.declare_bound(queue, quorum, exchange, key).await
+    }
+
+    async fn declare_bound(&self, queue: &str, arguments: FieldTable, exchange: &str, key: &str) -> Result<()> {
+        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
         self.converse(async |channel| {
-            channel.queue_declare(queue.into(), durable, quorum.clone()).await?;
+            channel.queue_declare(queue.into(), durable, arguments.clone()).await?;
             let (options, none) = (QueueBindOptions::default(), FieldTable::default());
             Ok(channel.queue_bind(queue.into(), exchange.into(), key.into(), options, none).await?)
         })

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tasklane_common::config::{ConfigError, File};
+use tasklane_common::task::Guarantee;
 
 pub use self::command::CommandHandler;
 pub use self::http::HttpHandler;
@@ -53,6 +54,24 @@ fn timeout(
     }
 }
 
+/// A table's guarantee, if it can be given to what does not run inside of the worker.
+fn guarantee(
+    setting: &'static str,
+    kind: &impl std::fmt::Display,
+    guarantee: Guarantee,
+) -> Result<Guarantee, ConfigError> {
+    match guarantee {
+        Guarantee::AtLeastOnce | Guarantee::AtMostOnce => Ok(guarantee),
+        Guarantee::Transactional => Err(ConfigError::setting(
+            setting,
+            format!(
+                "kind {kind}: guarantee must be at_least_once or at_most_once: transactional is for Rust handlers, which \
+                 can write in the ledger's own transaction"
+            ),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +92,7 @@ mod tests {
             deadline: Instant::now() + Duration::from_secs(60),
             cancellation: CancellationToken::new(),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            transaction: Default::default(),
         }
     }
 
@@ -106,7 +126,7 @@ mod tests {
         let options = registry.get(&Kind::parse("a").unwrap()).unwrap().options();
         assert_eq!(options.queue.unwrap().as_str(), "slow");
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
-        assert_eq!(options.guarantee, tasklane_common::task::Guarantee::AtMostOnce);
+        assert_eq!(options.guarantee, Guarantee::AtMostOnce);
         assert!(registry.get(&Kind::parse("b").unwrap()).is_some());
     }
 
@@ -120,6 +140,14 @@ mod tests {
             ),
             ("[[command]]\nkind = 'k'\nargv = ['/dev/null']", "kind k: /dev/null is no executable file"),
             ("[[command]]\nkind = 'k'\nargv = ['sh']\ntimeout_ms = 0", "timeout_ms must be between 1 and 2592000000"),
+            (
+                "[[command]]\nkind = 'k'\nargv = ['sh']\nguarantee = 'transactional'",
+                "command: kind k: guarantee must be at_least_once or at_most_once: transactional is for Rust handlers",
+            ),
+            (
+                "[[http]]\nkind = 'k'\nurl = 'http://x/'\nguarantee = 'transactional'",
+                "http: kind k: guarantee must be at_least_once or at_most_once",
+            ),
             ("[[http]]\nkind = 'k'\nurl = 'nowhere'", "http: kind k: url: relative URL without a base"),
             ("[[http]]\nkind = 'k'\nurl = 'ftp://x/'", "url must begin with http:// or https://, not ftp:"),
             ("[[http]]\nkind = 'k'\nurl = 'http://x/'\nheaders = { 'a b' = '' }", "\"a b\" is no header name"),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use tasklane_common::backoff::Backoff;
 use tasklane_common::config::{Common, CommonArgs, ConfigError, File};
 use tasklane_common::task::QueueName;
@@ -11,13 +11,23 @@ use tasklane_common::task::QueueName;
 /// The broker closes a channel whose delivery stays unacked for so long (its default): custody must come before.
 const BROKER_ACK_TIMEOUT_MS: u64 = 1_800_000;
 
+/// Somebody waits for a cancellation.
+const CANCEL_GRACE_MAX: Duration = Duration::from_secs(60);
+
 /// Consumes tasks from RabbitMQ, runs their handlers, and settles the outcomes in the ledger.
 ///
 /// Exit codes: 0 stopped as asked; 2 bad settings; 69 the ledger cannot be used; 70 internal error; 75 the lease was
-/// lost and a handler could not be stopped, so that the process ended itself: start it again.
-#[derive(Debug, Clone, Parser)]
+/// lost and a handler could not be stopped, so that the process ended itself: start it again. Of doctor: 0 nothing to
+/// mend, 1 something to mend, 2 bad settings.
+#[derive(Debug, Clone, Default, Parser)]
 #[command(name = "tasklane-worker", version, max_term_width = 100)]
 pub struct WorkerArgs {
+    /// doctor: look at broker and ledger, say what to mend, and end [default: work]
+    #[arg(value_enum, value_name = "COMMAND")]
+    pub command: Option<Command>,
+    /// With doctor: print JSON
+    #[arg(long, requires = "command")]
+    pub json: bool,
     #[command(flatten)]
     /// What all programs have.
     pub common: CommonArgs,
@@ -42,6 +52,16 @@ pub struct WorkerArgs {
     /// How long one run may take when neither its handler nor its submission say [default: 3600000]
     #[arg(long, env = "TASKLANE_TASK_TIMEOUT_MS", value_name = "MS")]
     pub task_timeout_ms: Option<u64>,
+    /// How long a run that shall be cancelled may take to end by itself; then it is ended [default: 5000]
+    #[arg(long, env = "TASKLANE_CANCEL_GRACE_MS", value_name = "MS")]
+    pub cancel_grace_ms: Option<u64>,
+}
+
+/// What a program does instead of its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Command {
+    /// Looks at broker and ledger and says what to mend.
+    Doctor,
 }
 
 /// What a worker needs to know.
@@ -63,6 +83,8 @@ pub struct Settings {
     pub custody_after: Duration,
     /// How long one run may take when neither handler nor submission say. Defaults to 1 h.
     pub task_timeout: Duration,
+    /// How long a run that shall be cancelled may take to end by itself; at most a minute. Defaults to 5 s.
+    pub cancel_grace: Duration,
     /// How long failed attempts wait when their handler does not say.
     pub backoff: Backoff,
 }
@@ -92,6 +114,7 @@ impl WorkerArgs {
             lease_renew: millis(self.lease_renew_ms, file.lease_renew_ms, 3_000),
             custody_after: millis(self.custody_after_ms, file.custody_after_ms, 600_000),
             task_timeout: millis(self.task_timeout_ms, file.task_timeout_ms, 3_600_000),
+            cancel_grace: millis(self.cancel_grace_ms, file.cancel_grace_ms, 5_000),
             backoff: file.backoff.unwrap_or_default(),
         };
         settings.validate()?;
@@ -137,6 +160,10 @@ impl Settings {
         if self.task_timeout.is_zero() {
             return fault("task_timeout_ms", "must be at least 1, but is 0".to_owned());
         }
+        if self.cancel_grace > CANCEL_GRACE_MAX {
+            let (most, grace) = (CANCEL_GRACE_MAX.as_millis(), self.cancel_grace.as_millis());
+            return fault("cancel_grace_ms", format!("must be at most {most}, but is {grace}"));
+        }
         Ok(())
     }
 }
@@ -156,6 +183,7 @@ mod tests {
         assert!(pair.contains("lease_renew_ms is 3000 and lease_ttl_ms is 3000"), "{pair}");
         assert!(fault(&["--concurrency", "0"]).starts_with("concurrency:"));
         assert!(fault(&["--custody-after-ms", "1800000"]).starts_with("custody_after_ms:"));
+        assert!(fault(&["--cancel-grace-ms", "60001"]).starts_with("cancel_grace_ms:"));
         assert!(fault(&["--metrics-addr", "nowhere"]).contains("\"nowhere\""));
     }
 

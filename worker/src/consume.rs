@@ -18,8 +18,9 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use crate::delivery::Delivery;
-use crate::execute;
 use crate::life::Life;
+use crate::lookout::{self, Pulse};
+use crate::{cancel, execute};
 
 /// How long a delivery waits for room before everything prefetched is given back.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -50,6 +51,7 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     };
     let outcome = tokio::select! {
         outcome = consume_all(life, &connection) => outcome,
+        () = cancel::listen(life, &connection) => Ok(()),
         () = life.ended.cancelled() => Ok(()),
     };
     // Closing gives everything unacked back at once. A connection that is broken may never answer, and the next
@@ -62,15 +64,19 @@ async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>) -> Result<(
     let channel = within("channel.open", connection.create_channel()).await?;
     broker::declare_exchanges(&channel).await?;
     let _ = within("channel.close", channel.close(200, "done".into())).await;
+    let pulses: Vec<_> = life.settings.queues.iter().map(|_| Pulse::default()).collect();
     let mut pulls = Vec::new();
-    for queue in &life.settings.queues {
+    for (queue, pulse) in life.settings.queues.iter().zip(&pulses) {
         let channel = within("channel.open", connection.create_channel()).await?;
         broker::declare_queue(&channel, queue).await?;
-        pulls.push(Pull { life, connection, channel, queue }.run());
+        pulls.push(Pull { life, connection, channel, queue, pulse }.run());
     }
     life.stats.consuming.store(true, Ordering::Relaxed);
     tracing::info!(queues = life.settings.queues.len(), "consuming");
-    try_join_all(pulls).await?;
+    tokio::select! {
+        ended = try_join_all(pulls) => drop(ended?),
+        stuck = lookout::watch(life, connection, &pulses) => return Err(stuck),
+    }
     // Draining: the connection stays for the acks of what still runs.
     life.ended.cancelled().await;
     Ok(())
@@ -82,6 +88,7 @@ struct Pull<'a> {
     connection: &'a Arc<Connection>,
     channel: Channel,
     queue: &'a QueueName,
+    pulse: &'a Pulse,
 }
 
 /// Why a consumer was stopped without anything being wrong.
@@ -131,6 +138,7 @@ impl Pull<'_> {
                 biased;
                 () = self.life.draining.cancelled() => return Ok(Stopped::Draining),
                 delivery = consumer.next() => self.delivery(delivery)?,
+                () = self.pulse.refresh.notified() => return Ok(Stopped::MoreRoom),
                 _ = look.tick() => {
                     // Nothing has come: the permit is for whichever queue has work.
                     held = None;
@@ -143,6 +151,7 @@ impl Pull<'_> {
                     continue;
                 }
             };
+            self.pulse.beat();
             let permit = match held.take() {
                 Some(permit) => permit,
                 None => match timeout(PATIENCE, Arc::clone(&self.life.permits).acquire_owned()).await {

@@ -16,12 +16,16 @@ pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
 pub enum Attempted {
     /// The handler answered.
     Answered(Result<Outcome, HandlerError>),
+    /// The task is completed with this result, in the transaction of the handler's own writes.
+    Committed(Json),
     /// The handler panicked.
     Panicked(String),
     /// Its time was over.
     TimedOut(Duration),
     /// The worker is shutting down and its grace was over.
     Interrupted,
+    /// Somebody wanted it cancelled, and it was stopped.
+    Cancelled,
 }
 
 /// What the decision needs to know of the task.
@@ -42,6 +46,11 @@ pub struct Policy {
 pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition {
     match attempted {
         Attempted::Answered(Ok(Outcome::Complete(result))) => complete(result),
+        Attempted::Committed(result) => Transition::Complete { result },
+        // The run's own commit would have been noticed.
+        Attempted::Answered(Ok(Outcome::Committed(_))) => {
+            discard("final_error", failure(ErrorKind::Error, "the answer is that of another run's transaction"))
+        }
         Attempted::Answered(Ok(Outcome::Snooze(delay))) => Transition::Snooze { delay },
         Attempted::Answered(Ok(Outcome::Cancel(reason))) => {
             Transition::Cancel { reason: truncate(&reason, ERROR_BYTES_MAX) }
@@ -58,8 +67,10 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
             let message = format!("the run took longer than its {} ms", limit.as_millis());
             unknown(failure(ErrorKind::Timeout, &message), policy, random)
         }
+        // The ledger knows who wanted that and why, and keeps it.
+        Attempted::Cancelled => Transition::Cancel { reason: "cancelled in mid-run".to_owned() },
         Attempted::Interrupted => match policy.guarantee {
-            Guarantee::AtLeastOnce => Transition::Interrupt,
+            Guarantee::AtLeastOnce | Guarantee::Transactional => Transition::Interrupt,
             Guarantee::AtMostOnce => {
                 discard("interrupted", failure(ErrorKind::Error, "the worker shut down in mid-run"))
             }
@@ -68,20 +79,26 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
 }
 
 fn complete(result: Json) -> Transition {
-    let bytes = result.as_str().len();
-    if bytes > RESULT_BYTES_MAX {
-        let message = format!(
-            "the result has {bytes} bytes, but at most {RESULT_BYTES_MAX} are kept: store it elsewhere and answer its address"
-        );
-        return discard("final_error", failure(ErrorKind::Error, &message));
+    match check_result(&result) {
+        Ok(()) => Transition::Complete { result },
+        Err(message) => discard("final_error", failure(ErrorKind::Error, &message)),
     }
-    Transition::Complete { result }
+}
+
+/// Refuses what is too large to be kept, and says so.
+pub(crate) fn check_result(result: &Json) -> Result<(), String> {
+    match result.as_str().len() {
+        0..=RESULT_BYTES_MAX => Ok(()),
+        bytes => Err(format!(
+            "the result has {bytes} bytes, but at most {RESULT_BYTES_MAX} are kept: store it elsewhere and answer its address"
+        )),
+    }
 }
 
 /// The run was cut in the middle: whether it took effect is not known.
 fn unknown(error: Failure, policy: &Policy, random: f64) -> Transition {
     match policy.guarantee {
-        Guarantee::AtLeastOnce => retry(None, error, policy, random),
+        Guarantee::AtLeastOnce | Guarantee::Transactional => retry(None, error, policy, random),
         Guarantee::AtMostOnce => discard("interrupted", error),
     }
 }
@@ -117,6 +134,7 @@ mod tests {
             Just(Attempted::Panicked("oh".to_owned())),
             Just(Attempted::TimedOut(Duration::from_secs(1))),
             Just(Attempted::Interrupted),
+            Just(Attempted::Cancelled),
         ]
     }
 

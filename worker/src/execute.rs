@@ -6,15 +6,16 @@ use std::time::Duration;
 use tasklane_common::envelope::Envelope;
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
 use tasklane_common::state::State;
-use tasklane_common::task::{Kind, TaskId};
+use tasklane_common::task::{Fence, Json, Kind, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
-use crate::decide::{Policy, decide};
+use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
 use crate::life::{Life, Stats};
 use crate::run::{self, Run};
+use crate::transaction::Transaction;
 
 /// How long an outcome is offered to a ledger that is away; after that the task counts as crashed.
 const SETTLE_LIMIT: Duration = Duration::from_secs(60);
@@ -50,6 +51,8 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     drop(body);
     observe_claim(&life, &envelope, &granted, &delivery);
     let run = prepare(&life, &envelope, &granted, &options);
+    let unwanted = run.unwanted.clone();
+    let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
     let mut held = Some(delivery);
     Stats::add(&life.stats.started);
@@ -63,10 +66,20 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         backoff: options.backoff.unwrap_or(life.settings.backoff),
         guarantee: options.guarantee,
     };
+    let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(id, &kind, &granted, &transition);
-    let ends = !matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
-    let settled = settle(&life, id, &granted, transition, kind.as_str()).await;
+    let again = matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
+    // A task that may have been completed, or shall be cancelled, may have ended, and a notice too many only makes its
+    // reader look.
+    let ends = !again || transaction.is_in_doubt() || unwanted.is_cancelled();
+    let settled = if committed {
+        count_outcome(&life, &transition, kind.as_str());
+        true
+    } else {
+        let ran = Ran { id, kind: kind.as_str(), fence: granted.fence, in_doubt: transaction.is_in_doubt() };
+        settle(&life, ran, transition).await
+    };
     life.release(id);
     drop(apart);
     if settled {
@@ -194,24 +207,50 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
         traceparent: envelope.traceparent.clone(),
+        transaction: Transaction::new(life.ledger.clone()),
     };
-    Run { lease: &life.lease, interrupt: &life.interrupt, custody_after: life.settings.custody_after, cx, limit }
+    Run {
+        lease: &life.lease,
+        interrupt: &life.interrupt,
+        unwanted: life.begin_run(envelope.id, granted.fence),
+        cancel_grace: life.settings.cancel_grace,
+        custody_after: life.settings.custody_after,
+        cx,
+        limit,
+    }
+}
+
+/// A run whose outcome is to be written.
+struct Ran<'a> {
+    id: TaskId,
+    kind: &'a str,
+    fence: Fence,
+    /// Whether a transaction of the handler may have completed the task.
+    in_doubt: bool,
 }
 
 /// Writes the outcome; whether the delivery may be acked.
-async fn settle(life: &Life, id: TaskId, granted: &Granted, transition: Transition, kind: &str) -> bool {
-    let settlement = Settlement { id, fence: granted.fence, transition };
+async fn settle(life: &Life, ran: Ran<'_>, transition: Transition) -> bool {
+    let Ran { id, kind, fence, in_doubt } = ran;
+    let settlement = Settlement { id, fence, transition };
     let deadline = Instant::now() + SETTLE_LIMIT;
     loop {
-        match life.ledger.settle(settlement.clone()).await {
-            Ok(Settled::Applied) => {
-                count_outcome(life, &settlement.transition, kind);
+        let written = match life.ledger.settle(settlement.clone()).await {
+            Ok(Settled::Fenced) if in_doubt => completed_after_all(life, id, fence).await,
+            // Nothing starts again: somebody wanted it cancelled.
+            Ok(Settled::Cancelled) => Ok((Settled::Applied, Transition::Cancel { reason: String::new() })),
+            Ok(settled) => Ok((settled, settlement.transition.clone())),
+            Err(error) => Err(error),
+        };
+        match written {
+            Ok((Settled::Applied | Settled::Cancelled, transition)) => {
+                count_outcome(life, &transition, kind);
                 return true;
             }
-            Ok(Settled::Fenced) => {
+            Ok((Settled::Fenced, _)) => {
                 Stats::add(&life.stats.fenced);
                 metrics::counter!("tasklane_results_fenced_total").increment(1);
-                tracing::warn!(task.id = %id, task.fence = %granted.fence, "the result was refused: the task is not this worker's any more");
+                tracing::warn!(task.id = %id, task.fence = %fence, "the result was refused: the task is not this worker's any more");
                 return true;
             }
             Err(error) if give_up(&error, deadline) => {
@@ -222,6 +261,18 @@ async fn settle(life: &Life, id: TaskId, granted: &Granted, transition: Transiti
         }
         sleep(LEDGER_PAUSE).await;
     }
+}
+
+/// What a refused settlement means whose run may have committed: the refusal came after the commit, if there was one,
+/// so a task that is completed under this fence was completed by it, and any other is somebody else's.
+async fn completed_after_all(life: &Life, id: TaskId, fence: Fence) -> Result<(Settled, Transition), LedgerError> {
+    let task = life.ledger.get(vec![id]).await?.pop();
+    let completed = task.filter(|task| task.state == State::Completed && task.fence == fence);
+    let Some(result) = completed.map(|task| task.result.unwrap_or_else(Json::null)) else {
+        return Ok((Settled::Fenced, Transition::Interrupt));
+    };
+    tracing::info!(task.id = %id, task.fence = %fence, "the handler's transaction had committed: the task is completed");
+    Ok((Settled::Applied, Transition::Complete { result }))
 }
 
 fn give_up(error: &LedgerError, deadline: Instant) -> bool {

@@ -10,6 +10,8 @@ use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Fence, Guarantee, Json, 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::transaction::Transaction;
+
 /// The code for one kind of task.
 ///
 /// ```
@@ -87,6 +89,7 @@ pub struct TaskContext {
     pub cancellation: CancellationToken,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
+    pub(crate) transaction: Transaction,
 }
 
 /// How a run ended well.
@@ -94,11 +97,18 @@ pub struct TaskContext {
 pub enum Outcome {
     /// Done, with this result.
     Complete(Json),
+    /// Done, and recorded together with the handler's own writes: the answer of
+    /// [`TaskContext::complete_in_postgres`] and [`TaskContext::complete_in_sqlite`].
+    Committed(Committed),
     /// Not yet: try again after this time; costs no attempt.
     Snooze(Duration),
     /// Not any more, and for this reason.
     Cancel(String),
 }
+
+/// Says that a task is completed already; only a committed transaction makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Committed(pub(crate) ());
 
 impl Outcome {
     /// Done, with a result that is written as JSON.
@@ -106,9 +116,11 @@ impl Outcome {
     /// # Errors
     /// A final error when the result has no JSON form.
     pub fn complete(result: impl Serialize) -> Result<Self, HandlerError> {
-        Json::of(&result)
-            .map(Self::Complete)
-            .map_err(|error| HandlerError::discard(format!("the result has no JSON form: {error}")))
+        Self::json(&result).map(Self::Complete)
+    }
+
+    pub(crate) fn json(result: &impl Serialize) -> Result<Json, HandlerError> {
+        Json::of(result).map_err(|error| HandlerError::discard(format!("the result has no JSON form: {error}")))
     }
 
     /// Done, without a result.

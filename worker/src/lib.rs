@@ -4,8 +4,8 @@
 //! handlers of its own, only with commands and HTTP services from its settings file. To run a worker inside of another
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
-//! In the order of a task's way: [`consume`] takes a [`delivery`], [`execute`] leads it through decode, claim,
-//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`].
+//! In the order of a task's way: [`consume`] takes a [`delivery`] under the eyes of a [`lookout`], [`execute`] leads it through decode, claim,
+//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word.
 
 pub mod handler;
 pub mod registry;
@@ -14,9 +14,12 @@ pub mod worker;
 pub mod life;
 pub mod lease;
 pub mod consume;
+pub mod lookout;
+pub mod cancel;
 pub mod delivery;
 pub mod execute;
 mod run;
+mod transaction;
 pub mod decide;
 pub mod builtin;
 pub mod process_group;
@@ -24,6 +27,7 @@ pub mod readiness;
 pub mod program;
 pub mod testing;
 
-pub use handler::{Handler, HandlerError, Options, Outcome, TaskContext};
+pub use handler::{Committed, Handler, HandlerError, Options, Outcome, TaskContext};
 pub use registry::{DynHandler, Registry, RegistryBuilder, RegistryError};
+pub use tasklane_common::{rusqlite, sqlx};
 pub use worker::{Shutdown, StopSummary, Worker};

@@ -2,18 +2,19 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
-use tasklane_common::task::{QueueName, TaskId};
-use tokio::sync::Semaphore;
+use tasklane_common::task::{Fence, QueueName, TaskId};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Settings;
 use crate::lease::Lease;
+use crate::lookout::Stalled;
 use crate::registry::Registry;
 
 /// What everything in one life shares.
@@ -45,6 +46,10 @@ pub struct Life {
     pub stats: Arc<Stats>,
     /// The tasks that the ledger has granted to this life and that have not ended.
     pub claimed: Mutex<HashSet<TaskId>>,
+    /// The runs under way: their fences, and what cancels them on somebody's word.
+    pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
+    /// Is notified when the ledger has something for [`crate::cancel`].
+    pub asked: Notify,
     /// Per queue, the newest `queued_at` delivered since the last renewal.
     pub heads: Mutex<HashMap<QueueName, Timestamp>>,
 }
@@ -58,6 +63,39 @@ impl Life {
     /// Notes that a task is not held here any more.
     pub fn release(&self, id: TaskId) {
         self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        self.lock_runs().remove(&id);
+    }
+
+    /// Notes a run; its token is cancelled when somebody wants the run cancelled.
+    pub fn begin_run(&self, id: TaskId, fence: Fence) -> CancellationToken {
+        let unwanted = CancellationToken::new();
+        self.lock_runs().insert(id, (fence, unwanted.clone()));
+        unwanted
+    }
+
+    /// Cancels a run, if it is this one.
+    pub fn cancel_run(&self, id: TaskId, fence: Fence) {
+        if let Some((_, unwanted)) = self.lock_runs().get(&id).filter(|(held, _)| *held == fence)
+            && !unwanted.is_cancelled()
+        {
+            tracing::info!(task.id = %id, "somebody wants the run cancelled");
+            unwanted.cancel();
+        }
+    }
+
+    /// Whether there is a run under way.
+    pub fn runs_anything(&self) -> bool {
+        !self.lock_runs().is_empty()
+    }
+
+    /// Whether one of these tasks runs here.
+    pub fn runs_any_of(&self, ids: &[TaskId]) -> bool {
+        let runs = self.lock_runs();
+        ids.iter().any(|id| runs.contains_key(id))
+    }
+
+    fn lock_runs(&self) -> MutexGuard<'_, HashMap<TaskId, (Fence, CancellationToken)>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that a task queued at `queued_at` was delivered.
@@ -94,6 +132,8 @@ pub struct Stats {
     pub consuming: AtomicBool,
     /// Whether the lease is held at this moment.
     pub leased: AtomicBool,
+    /// The queues whose messages are ready and do not come.
+    pub stalled: Stalled,
 }
 
 impl Stats {

@@ -8,7 +8,8 @@
 //! A process group's id can go to a stranger as soon as its leader is reaped and its last member is gone. So a group
 //! is killed and forgotten, by this process and by the reaper, while its leader is still unreaped and pins the id.
 //! What is left of that race: when the worker dies, its dead leaders are reaped by the system, perhaps an instant
-//! before the reaper's kill.
+//! before the reaper's kill. And a program whose worker is killed in the instant between its start and the line to the
+//! reaper lives on; it has read nothing from its stdin by then.
 //!
 //! A process that leaves its group (`setsid`) also leaves this care.
 
@@ -95,6 +96,8 @@ impl ProcessGroups {
     /// # Errors
     /// When the program, or the reaper, cannot be started. Then nothing runs.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Group> {
+        // Before there is anything to guard: the reaper learns of the group as soon as it exists.
+        self.live().guard()?;
         // Listens before the child exists: its end cannot be missed.
         let child_ended = unix::signal(SignalKind::child())?;
         let child = command.process_group(0).spawn()?;
@@ -212,6 +215,11 @@ impl Live {
             return Ok(());
         }
         self.start_reaper()
+    }
+
+    /// Sees to a reaper, be there groups or not.
+    fn guard(&mut self) -> io::Result<()> {
+        if self.reaper.is_some() { Ok(()) } else { self.start_reaper() }
     }
 
     fn start_reaper(&mut self) -> io::Result<()> {

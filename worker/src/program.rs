@@ -30,12 +30,13 @@ use anyhow::Context;
 use clap::Parser;
 use secrecy::ExposeSecret;
 use tasklane_common::config::File;
+use tasklane_common::doctor::{self, Role, Subject};
 use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
 
 use crate::builtin;
-use crate::config::{Settings, WorkerArgs};
+use crate::config::{Command, Settings, WorkerArgs};
 use crate::process_group::ProcessGroups;
 use crate::registry::{Registry, RegistryBuilder};
 use crate::worker::{Shutdown, Worker};
@@ -68,6 +69,10 @@ where
     let groups = ProcessGroups::default();
     let prepared =
         args.common.read_file().map_err(anyhow::Error::from).and_then(|file| prepare(&args, &file, handlers, &groups));
+    if args.command == Some(Command::Doctor) {
+        let subject = prepared.map(|(settings, registry)| subject(settings, &registry));
+        return doctor::visit(&name(), args.json, subject.map_err(|error| format!("{error:#}")));
+    }
     let (settings, registry) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return fail(EXIT_SETTINGS, &error),
@@ -92,6 +97,19 @@ fn prepare(
     telemetry::init_logging(&settings.common)?;
     let registry = builtin::register(handlers(Registry::builder()), file, groups)?.build()?;
     Ok((settings, registry))
+}
+
+/// What the doctor looks at in the name of this worker.
+fn subject(settings: Settings, registry: &Registry) -> Subject {
+    let Settings { concurrency, lease_ttl, lease_renew, custody_after, .. } = settings;
+    let mut queues = settings.queues;
+    for queue in registry.queues() {
+        if !queues.contains(&queue) {
+            queues.push(queue);
+        }
+    }
+    let role = Role::Worker { concurrency, lease_ttl, lease_renew, custody_after };
+    Subject { common: settings.common, queues, role }
 }
 
 async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> ExitCode {
@@ -139,9 +157,13 @@ async fn hear(mut signals: Signals, shutdown: Shutdown) {
 }
 
 fn fail(code: u8, error: &anyhow::Error) -> ExitCode {
-    let program = std::env::current_exe().ok();
-    let name =
-        program.as_deref().and_then(|path| path.file_name()).map_or("worker".into(), |name| name.to_string_lossy());
-    eprintln!("{name}: {error:#}");
+    eprintln!("{}: {error:#}", name());
     ExitCode::from(code)
+}
+
+/// The name of this program, which need not be `tasklane-worker`.
+fn name() -> String {
+    let program = std::env::current_exe().ok();
+    let file = program.as_deref().and_then(|path| path.file_name());
+    file.map_or("worker".to_owned(), |name| name.to_string_lossy().into_owned())
 }

@@ -23,6 +23,10 @@ impl AsyncReadiness for Readiness {
         if !self.stats.leased.load(Ordering::Relaxed) {
             return Some("the worker has no lease".to_owned());
         }
+        // Before the connection: that is being made anew because of this.
+        if let Some(queue) = self.stats.stalled.any() {
+            return Some(format!("messages are ready in queue {queue} and there is room, but none is delivered"));
+        }
         if !self.stats.consuming.load(Ordering::Relaxed) {
             return Some("the worker is not consuming: the broker is away".to_owned());
         }

@@ -24,6 +24,9 @@ const STOP_GRACE: Duration = Duration::from_secs(6);
 pub(crate) struct Run<'a> {
     pub(crate) lease: &'a Lease,
     pub(crate) interrupt: &'a CancellationToken,
+    /// Is cancelled when somebody wants the run cancelled.
+    pub(crate) unwanted: CancellationToken,
+    pub(crate) cancel_grace: Duration,
     pub(crate) custody_after: Duration,
     pub(crate) cx: TaskContext,
     pub(crate) limit: Duration,
@@ -31,7 +34,7 @@ pub(crate) struct Run<'a> {
 
 type Answer = Result<Outcome, HandlerError>;
 
-/// Runs to the end; `None` when the lease was lost before, and the outcome is nobody's here.
+/// Runs to the end; `None` when the lease was lost before anything was committed, and the outcome is nobody's here.
 ///
 /// The delivery in `held` is acked early when the run takes long: from then on the ledger alone has custody, and no
 /// ack timeout of the broker can hit.
@@ -56,8 +59,9 @@ pub(crate) async fn run(
         tokio::select! {
             answer = &mut running => break Some(ended(answer)),
             () = run.lease.lost().cancelled() => break drop_now(&run, running).await,
-            () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit)).await,
-            () = run.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted).await,
+            () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit), STOP_GRACE).await,
+            () = run.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted, STOP_GRACE).await,
+            () = run.unwanted.cancelled() => break stop(&run, running, Attempted::Cancelled, run.cancel_grace).await,
             () = &mut custody, if held.is_some() => {
                 if let Some(delivery) = held.take() {
                     delivery.ack().await;
@@ -66,7 +70,7 @@ pub(crate) async fn run(
         }
     };
     metrics::histogram!("tasklane_task_run_seconds", "kind" => kind).record(began.elapsed().as_secs_f64());
-    attempted
+    run.cx.transaction.judge(attempted)
 }
 
 fn ended(answer: Result<Answer, JoinError>) -> Attempted {
@@ -86,10 +90,10 @@ fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 /// Asks the handler to stop, and drops it when it does not. What it completes nevertheless counts.
-async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted) -> Option<Attempted> {
+async fn stop(run: &Run<'_>, mut running: JoinHandle<Answer>, reason: Attempted, grace: Duration) -> Option<Attempted> {
     run.cx.cancellation.cancel();
     tokio::select! {
-        answer = timeout(STOP_GRACE, &mut running) => match answer {
+        answer = timeout(grace, &mut running) => match answer {
             Ok(Ok(Ok(outcome))) => return Some(Attempted::Answered(Ok(outcome))),
             Ok(_) => return Some(reason),
             Err(_) => {}

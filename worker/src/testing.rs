@@ -1,4 +1,5 @@
-//! For tests of handlers: one run through the worker's own pipeline, without broker and ledger.
+//! For tests of handlers: one run through the worker's own pipeline, without a broker, and without a ledger unless the
+//! handler writes in its transactions.
 //!
 //! ```
 //! use tasklane_worker::testing::TestTask;
@@ -26,13 +27,14 @@
 //! # }
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tasklane_common::clock::since_boot;
-use tasklane_common::ledger::Transition;
-use tasklane_common::task::{Fence, Json, Kind, TaskId, WorkerId};
+use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +43,7 @@ use crate::handler::{Handler, HandlerError, TaskContext};
 use crate::lease::Lease;
 use crate::registry::DynHandler;
 use crate::run::{Run, run};
+use crate::transaction::Transaction;
 
 /// A lease that no test outlives.
 const LEASE_TTL: Duration = Duration::from_secs(86_400);
@@ -53,6 +56,7 @@ pub struct TestTask {
     pub context: TaskContext,
     /// How long the run may take. Defaults to the handler's own timeout, or a minute.
     pub timeout: Duration,
+    ledger: Option<SharedLedger>,
 }
 
 /// How a run ended, and what it means.
@@ -91,8 +95,18 @@ impl TestTask {
             deadline: Instant::now() + timeout,
             cancellation: CancellationToken::new(),
             traceparent: None,
+            transaction: Transaction::default(),
         };
-        Self { handler, context, timeout }
+        Self { handler, context, timeout, ledger: None }
+    }
+
+    /// Gives the handler a ledger for its transactions, such as that of `ledger::open("sqlite:///tmp/test.db")`, with the
+    /// tables that it writes to.
+    ///
+    /// Every run is then of a task of its own, recorded and claimed there; whatever the handler commits is committed.
+    #[must_use]
+    pub fn with_ledger(self, ledger: SharedLedger) -> Self {
+        Self { ledger: Some(ledger), ..self }
     }
 
     /// Runs the handler once, as a worker does: within its time, its panics caught, its end decided. Backoff has no
@@ -113,12 +127,62 @@ impl TestTask {
     }
 
     async fn attempt(&self, args: Json) -> Attempted {
-        let cx = TaskContext { deadline: Instant::now() + self.timeout, ..self.context.clone() };
+        let mut cx = TaskContext {
+            deadline: Instant::now() + self.timeout,
+            transaction: Transaction::default(),
+            ..self.context.clone()
+        };
+        if let Some(ledger) = &self.ledger {
+            match claimed(ledger, &cx.kind, &args).await {
+                Ok((id, fence)) => (cx.id, cx.fence, cx.transaction) = (id, fence, Transaction::new(ledger.clone())),
+                Err(error) => return Attempted::Answered(Err(error)),
+            }
+        }
         let lease = Lease::new(WorkerId::new(), LEASE_TTL, since_boot());
         let interrupt = CancellationToken::new();
-        let limits = Run { lease: &lease, interrupt: &interrupt, custody_after: LEASE_TTL, cx, limit: self.timeout };
+        let limits = Run {
+            lease: &lease,
+            interrupt: &interrupt,
+            unwanted: CancellationToken::new(),
+            cancel_grace: self.timeout,
+            custody_after: LEASE_TTL,
+            cx,
+            limit: self.timeout,
+        };
         // Nothing ends this lease.
         run(limits, Arc::clone(&self.handler), args, &mut None).await.unwrap_or(Attempted::Interrupted)
+    }
+}
+
+/// Records a task and claims it, as producer and worker do.
+async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(TaskId, Fence), HandlerError> {
+    let (id, worker) = (TaskId::new(), WorkerId::new());
+    let task = NewTask {
+        id,
+        kind: kind.clone(),
+        queue: QueueName::default(),
+        args: args.clone(),
+        max_attempts: 1,
+        timeout: None,
+        run_at: None,
+        tags: BTreeMap::new(),
+        traceparent: None,
+        unique: None,
+    };
+    let record = WorkerRecord {
+        id: worker,
+        host: "test".to_owned(),
+        queues: Vec::new(),
+        kinds: vec![kind.clone()],
+        concurrency: 1,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL }).await?;
+    ledger.register(record, LEASE_TTL).await?;
+    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, crashes_below: i32::MAX };
+    match ledger.claim(request).await? {
+        Claim::Granted(granted) => Ok((id, granted.fence)),
+        Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),
     }
 }
 
@@ -152,7 +216,8 @@ impl TestRun {
 mod tests {
     use super::*;
     use crate::handler::{Options, Outcome};
-    use tasklane_common::task::Guarantee;
+    use tasklane_common::ledger;
+    use tasklane_common::state::State;
 
     struct Obey(Guarantee);
 
@@ -199,5 +264,99 @@ mod tests {
         let mut once = TestTask::new(Obey(Guarantee::AtMostOnce));
         once.timeout = Duration::from_millis(50);
         assert!(!once.run("sleep").await.has_next());
+    }
+
+    /// Counts in the ledger's database, and then does as it was told.
+    struct Count;
+
+    impl Handler for Count {
+        const KIND: &'static str = "count";
+        type Args = String;
+
+        async fn handle(&self, word: String, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+            let told = word.clone();
+            let committed = cx
+                .complete_in_sqlite(move |db| {
+                    db.execute("UPDATE counter SET n = n + 1", [])?;
+                    // What is forbidden stays so, whatever the work makes of the error.
+                    let _ = match told.as_str() {
+                        "fail" => return Err(HandlerError::discard("as told")),
+                        "panic" => panic!("as told"),
+                        "begin" => db.execute_batch("COMMIT"),
+                        "pragma" => db.pragma_update(None, "synchronous", "OFF"),
+                        "steal" => db.execute_batch("UPDATE tasks SET state = 5"),
+                        "loop" => db.query_row(ENDLESS, [], |_| Ok(())),
+                        "loop and write" => db.execute(ENDLESS_WRITE, []).map(|_| ()),
+                        _ => Ok(()),
+                    };
+                    Ok(db.query_row("SELECT sum(n) FROM counter", [], |row| row.get::<_, i64>(0))?)
+                })
+                .await?;
+            match word.as_str() {
+                "complete and fail" => Err(HandlerError::discard("too late")),
+                "complete and panic" => panic!("too late"),
+                "complete twice" => cx.complete_in_sqlite(|_| Ok(0)).await,
+                _ => Ok(committed),
+            }
+        }
+    }
+
+    const ENDLESS: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n";
+    const ENDLESS_WRITE: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) INSERT INTO counter SELECT i FROM n";
+
+    struct OnPostgres;
+
+    impl Handler for OnPostgres {
+        const KIND: &'static str = "count";
+        type Args = ();
+
+        async fn handle(&self, _args: (), cx: &TaskContext) -> Result<Outcome, HandlerError> {
+            cx.complete_in_postgres(async |connection| {
+                let n: i64 = crate::sqlx::query_scalar("SELECT 1::bigint").fetch_one(connection).await?;
+                Ok(n)
+            })
+            .await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_transaction_counts_and_nothing_that_comes_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ledger.db");
+        let ledger = ledger::open(&format!("sqlite://{}", path.display())).await.unwrap();
+        let db = crate::rusqlite::Connection::open(&path).unwrap();
+        db.execute_batch("CREATE TABLE counter (n INTEGER NOT NULL); INSERT INTO counter VALUES (0)").unwrap();
+        let counted = || db.query_row("SELECT sum(n) FROM counter", [], |row| row.get::<_, i64>(0)).unwrap();
+        let task = TestTask::new(Count).with_ledger(ledger.clone());
+        for (n, word) in (1..).zip(["complete", "complete and fail", "complete and panic", "complete twice"]) {
+            let run = task.run(word).await;
+            assert_eq!((run.result(), counted()), (Some(n.to_string().as_str()), n), "{word}: {run:?}");
+        }
+        for (word, message) in [
+            ("fail", "as told"),
+            ("panic", "the handler panicked: as told"),
+            ("begin", "a work must not begin or end a transaction: it is in one"),
+            ("pragma", "a work must not use pragmas: they would stay set for the ledger"),
+            ("steal", "a work must not write to the ledger's own tables"),
+            ("loop", "the work took longer than its 1 s, for which nobody else could write"),
+            ("loop and write", "the work took longer than its 1 s, for which nobody else could write"),
+        ] {
+            let run = task.run(word).await;
+            assert_eq!((run.error(), counted()), (Some(message), 4), "{word}: {run:?}");
+        }
+        let query = || ledger::ListQuery { limit: 100, state: Some(State::Completed), ..Default::default() };
+        assert_eq!(ledger.list(query()).await.unwrap().tasks.len(), 4);
+
+        let wrong = TestTask::new(OnPostgres).with_ledger(ledger.clone()).run(&()).await;
+        assert_eq!(
+            wrong.error(),
+            Some(
+                "complete_in_postgres needs a ledger on PostgreSQL, and this worker's is on SQLite: use complete_in_sqlite"
+            )
+        );
+        let none = TestTask::new(OnPostgres).run(&()).await;
+        assert_eq!(none.error(), Some("this test has no ledger: give it one with TestTask::with_ledger"));
+        assert!(!wrong.has_next() && !none.has_next());
     }
 }

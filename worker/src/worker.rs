@@ -11,7 +11,7 @@ use tasklane_common::ledger::{SharedLedger, WorkerRecord};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::task::WorkerId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,7 +21,7 @@ use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
 use crate::process_group::ProcessGroups;
 use crate::registry::Registry;
-use crate::{consume, readiness};
+use crate::{cancel, consume, readiness};
 
 const LEDGER_PAUSE: Duration = Duration::from_millis(500);
 /// How long interrupted handlers and their outcomes get after the grace: longer than a command's SIGTERM and SIGKILL.
@@ -156,6 +156,8 @@ impl Worker {
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
             claimed: Mutex::new(HashSet::new()),
+            runs: Mutex::new(HashMap::new()),
+            asked: Notify::new(),
             heads: Mutex::new(HashMap::new()),
         }
     }
@@ -176,6 +178,10 @@ impl Worker {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { lease::renew(&life, period, &life.ended).await }
         });
+        let cancelling = tokio::spawn({
+            let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
+            async move { cancel::watch(&life, period).await }
+        });
         let consuming = tokio::spawn(consume::run(Arc::clone(&life)));
         tokio::select! {
             () = life.lease.lost().cancelled() => {}
@@ -193,8 +199,8 @@ impl Worker {
         }
         let left_running = life.lease.running();
         life.ended.cancel();
-        // Both end with the life.
-        let _ = tokio::join!(renewing, consuming);
+        // All end with the life.
+        let _ = tokio::join!(renewing, cancelling, consuming);
         left_running
     }
 

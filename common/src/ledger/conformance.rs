@@ -15,13 +15,18 @@
 //! Time is waited for, never assumed to have passed: each wait names its condition and has a limit.
 
 pub mod afterlife;
+pub mod cancel;
 pub mod claim;
 pub mod lease;
+pub mod model;
 pub mod publish;
 pub mod read;
 pub mod record;
+pub mod schedule;
 pub mod settle;
 pub mod sharing;
+pub mod transact;
+pub mod unique;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -34,6 +39,7 @@ use super::{
     Claim, ClaimRequest, Failure, Granted, Ledger, Refusal, Settled, Settlement, SharedLedger, Submission, Transition,
     WorkerRecord,
 };
+use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// How long a condition may take to come true.
@@ -85,6 +91,10 @@ macro_rules! suite {
                 discarding_keeps_reason_and_error, a_stale_fence_changes_nothing, one_of_two_settlements_is_applied,
                 only_the_newest_errors_are_kept, any_text_can_be_settled, crashes_are_counted,
             }
+            transact {
+                work_and_completion_commit_together, a_failing_work_leaves_nothing_and_the_task_running,
+                a_stale_fence_rolls_the_work_back, one_of_two_transactions_commits, many_at_once_add_up,
+            }
             publish {
                 a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
@@ -96,6 +106,23 @@ macro_rules! suite {
                 an_ended_lease_cannot_be_renewed, retiring_abandons_at_once, an_abandoned_task_is_told_in_full,
                 the_old_holder_of_a_rescued_task_is_fenced, live_workers_are_listed,
             }
+            cancel {
+                a_waiting_task_is_cancelled_at_once, a_cancelled_task_is_never_granted, a_relay_forgets_what_is_cancelled,
+                a_running_task_is_asked_first, only_its_own_worker_is_told, what_would_start_again_is_cancelled,
+                what_is_final_stays_as_it_is, the_request_of_a_dead_worker_is_kept, the_first_to_ask_counts,
+                what_has_ended_is_left_alone, a_replayed_task_is_wanted_again, many_are_cancelled_together,
+            }
+            schedule {
+                a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
+                schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
+                a_jittered_task_is_scheduled, a_stale_firing_writes_nothing, a_tick_that_comes_back_gets_no_second_task,
+                an_unfinished_task_skips_the_next_tick, missed_ticks_are_counted,
+            }
+            unique {
+                a_key_is_held_until_the_end, a_window_is_held_whatever_becomes_of_the_task, an_existing_task_is_answered,
+                a_waiting_task_is_replaced, a_conflict_leaves_nothing_behind, a_repetition_is_no_conflict,
+                a_replay_needs_its_key, a_pruned_task_holds_nothing,
+            }
             read {
                 unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed,
                 tags_match_exactly, big_tasks_come_in_more_pages, queues_are_counted, the_ledger_answers_a_ping,
@@ -106,11 +133,31 @@ macro_rules! suite {
             }
         }
 
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn every_history_agrees_with_the_model() {
+            let store = $store().await;
+            $crate::ledger::conformance::model::every_history_agrees_with_the_model(&store.handles).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn no_key_ever_has_two_unfinished_tasks() {
+            let store = $store().await;
+            $crate::ledger::conformance::unique::no_key_ever_has_two_unfinished_tasks(&store.handles).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn one_of_all_unique_tasks_stands() {
+            let store = $store().await;
+            let [one, other] = &store.handles;
+            $crate::ledger::conformance::unique::one_of_all_unique_tasks_stands(&**one, &**other).await;
+        }
+
         mod sharing {
             use super::*;
             $crate::ledger::conformance::suite! { @sharing $store;
                 one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
-                a_lease_ended_by_one_is_lost_for_the_other, every_task_runs_once_under_load,
+                a_lease_ended_by_one_is_lost_for_the_other, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
+                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first,
             }
         }
     };
@@ -160,6 +207,7 @@ pub fn new_task() -> NewTask {
         run_at: None,
         tags: BTreeMap::new(),
         traceparent: None,
+        unique: None,
     }
 }
 
@@ -282,4 +330,12 @@ pub fn cancel() -> Transition {
 /// A handler's error.
 pub fn failure(message: &str) -> Failure {
     Failure { message: message.to_owned(), kind: ErrorKind::Error }
+}
+
+/// Asks for a task's cancellation; answers its state before.
+pub async fn cancelled(ledger: &dyn Ledger, id: TaskId, reason: &str) -> State {
+    let before = ledger.cancel(vec![id], reason.to_owned()).await.unwrap();
+    let [(of, state)] = before[..] else { panic!("one task: {before:?}") };
+    assert_eq!(of, id);
+    state
 }

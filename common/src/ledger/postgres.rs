@@ -6,10 +6,10 @@
 //!
 //! # Connections
 //!
-//! A process opens at most twelve, each when it is first needed: two for each of the lanes that record, claim and
-//! settle, one for each of the other two lanes, one for leases, so that a renewal never waits behind bulk writes, and
-//! three for everything else. A producer uses up to six of them, a worker up to ten: plan the server's
-//! `max_connections` by that. A broken connection is replaced at the next use; the calls it broke answer
+//! A process opens at most sixteen, each when it is first needed: two for each of the lanes that record, claim and
+//! settle, one for each of the other two lanes, one for leases, so that a renewal never waits behind bulk writes, four
+//! for the transactions of handlers, and three for everything else. A producer uses up to six of them, a worker up to
+//! ten, or fourteen with transactional handlers: plan the server's `max_connections` by that. A broken connection is replaced at the next use; the calls it broke answer
 //! [`LedgerError::Unavailable`], and whether their writes happened is unknown.
 
 mod afterlife;
@@ -22,16 +22,22 @@ mod publish;
 mod read;
 mod record;
 mod rows;
+mod schedules;
 mod schema;
 mod settle;
 #[cfg(test)]
 mod tests;
+pub(crate) mod vitals;
+mod transact;
+mod unique;
 
 use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
 use tokio::time::timeout;
+use uuid::Uuid;
 
 use self::afterlife::Walk;
 use self::claim::Claiming;
@@ -42,9 +48,11 @@ use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Claim, ClaimRequest, Due, Ledger, LedgerError, ListQuery, Page, QueueCounts, Recorded,
-    Renewal, Renewed, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError,
+    ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
+    Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 
@@ -52,6 +60,12 @@ use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
+
+/// How many tasks one statement cancels.
+const CANCELS_MAX: usize = 512;
+
+/// Connections for the transactions of handlers: so many of them can be under way in one process.
+const TRANSACTIONS: usize = 4;
 
 /// The ledger on a server.
 pub struct PostgresLedger {
@@ -62,6 +76,7 @@ pub struct PostgresLedger {
     put_back: Lane<PutBack>,
     leases: Connections,
     shared: Connections,
+    transactions: Connections,
     pruning: Walk,
 }
 
@@ -84,6 +99,7 @@ impl PostgresLedger {
             put_back: Lane::start(own(1)),
             leases: own(1),
             shared,
+            transactions: Connections::new(connections::for_transactions(url)?, TRANSACTIONS),
             pruning: Walk::default(),
         })
     }
@@ -124,8 +140,9 @@ impl Ledger for PostgresLedger {
         if submission.tasks.is_empty() {
             return Err(LedgerError::Unsuitable("a submission has at least one task".to_owned()));
         }
-        if submission.idempotency.is_some() && submission.tasks.len() > 1 {
-            return again(|| record::record_keyed_batch(&self.shared, &submission)).await;
+        let several_under_a_key = submission.idempotency.is_some() && submission.tasks.len() > 1;
+        if several_under_a_key || submission.tasks.iter().any(|task| task.unique.is_some()) {
+            return again(|| record::record_alone(&self.shared, &submission)).await;
         }
         within(self.record.write(submission)).await
     }
@@ -182,8 +199,20 @@ impl Ledger for PostgresLedger {
         again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError> {
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
         again(|| afterlife::replay(&self.shared, id)).await
+    }
+
+    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
+        let mut before = Vec::with_capacity(ids.len());
+        for some in ids.chunks(CANCELS_MAX) {
+            before.extend(again(|| afterlife::cancel(&self.shared, some, &reason)).await?);
+        }
+        Ok(before)
+    }
+
+    async fn cancelling(&self, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, LedgerError> {
+        again(|| lease::cancelling(&self.shared, worker)).await
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
@@ -204,6 +233,36 @@ impl Ledger for PostgresLedger {
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         again(|| lease::workers(&self.shared)).await
+    }
+
+    async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError> {
+        let definition = change.definition.to_json()?;
+        let revision = Uuid::now_v7();
+        again(|| schedules::change(&self.shared, &change, &definition, revision)).await
+    }
+
+    async fn delete_schedule(&self, name: ScheduleName) -> Result<bool, LedgerError> {
+        again(|| schedules::delete(&self.shared, &name)).await
+    }
+
+    async fn schedule(&self, name: ScheduleName) -> Result<(Timestamp, Option<Schedule>), LedgerError> {
+        again(|| schedules::one(&self.shared, &name)).await
+    }
+
+    async fn schedules(&self, after: Option<ScheduleName>, limit: u32) -> Result<SchedulePage, LedgerError> {
+        again(|| schedules::page(&self.shared, after.as_ref(), limit)).await
+    }
+
+    async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError> {
+        again(|| schedules::due(&self.shared, limit)).await
+    }
+
+    async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
+        again(|| schedules::fire(&self.shared, &firing)).await
+    }
+
+    fn native(&self) -> Native<'_> {
+        Native::Postgres(self)
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {

@@ -5,9 +5,14 @@
 //! boot has ended. The file must lie on a local file system.
 
 mod read;
+mod record;
+mod schedules;
 mod schema;
 #[cfg(test)]
 mod tests;
+pub(crate) mod vitals;
+mod transact;
+mod unique;
 mod write;
 mod writer;
 
@@ -17,18 +22,23 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use jiff::Timestamp;
+use uuid::Uuid;
 
 use self::read::Readers;
 use self::writer::Writer;
+use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Due, Ledger, LedgerError, ListQuery, Page, QueueCounts, Recorded, Renewal, Renewed,
-    Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError, ListQuery, Native,
+    Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
+    Submission, Worker, WorkerRecord,
 };
+use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 
-/// How many tasks one `mark_queued` call writes before others get their turn.
-const MARKS_MAX: usize = 512;
+/// How many tasks one `mark_queued` or `cancel` call writes before others get their turn.
+const TURN_ROWS_MAX: usize = 512;
 
 /// The ledger in a file.
 pub struct SqliteLedger {
@@ -66,11 +76,11 @@ impl fmt::Debug for SqliteLedger {
 #[async_trait]
 impl Ledger for SqliteLedger {
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError> {
-        self.writer.write(submission.tasks.len(), move |db| write::record(db, &submission)).await
+        self.writer.write(submission.tasks.len(), move |db| record::record(db, &submission)).await
     }
 
     async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
-        for some in published.chunks(MARKS_MAX) {
+        for some in published.chunks(TURN_ROWS_MAX) {
             let some = some.to_vec();
             self.writer.write(some.len(), move |db| write::mark_queued(db, &some)).await?;
         }
@@ -133,8 +143,21 @@ impl Ledger for SqliteLedger {
         Ok(pruned)
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Option<State>, LedgerError> {
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
         self.writer.write(1, move |db| write::replay(db, id)).await
+    }
+
+    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
+        let mut before = Vec::with_capacity(ids.len());
+        for some in ids.chunks(TURN_ROWS_MAX) {
+            let (some, reason) = (some.to_vec(), reason.clone());
+            before.extend(self.writer.write(some.len(), move |db| write::cancel(db, &some, &reason)).await?);
+        }
+        Ok(before)
+    }
+
+    async fn cancelling(&self, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, LedgerError> {
+        self.readers.read(move |db| read::cancelling(db, worker)).await
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
@@ -156,6 +179,36 @@ impl Ledger for SqliteLedger {
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         let boot_id = self.boot_id.clone();
         self.readers.read(move |db| read::workers(db, &boot_id)).await
+    }
+
+    async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError> {
+        let definition = change.definition.to_json()?;
+        let revision = Uuid::now_v7();
+        self.writer.write(1, move |db| schedules::change(db, &change, &definition, revision)).await
+    }
+
+    async fn delete_schedule(&self, name: ScheduleName) -> Result<bool, LedgerError> {
+        self.writer.write(1, move |db| schedules::delete(db, &name)).await
+    }
+
+    async fn schedule(&self, name: ScheduleName) -> Result<(Timestamp, Option<Schedule>), LedgerError> {
+        self.readers.read(move |db| Ok((timestamp(wall_ms()), schedules::one(db, &name)?))).await
+    }
+
+    async fn schedules(&self, after: Option<ScheduleName>, limit: u32) -> Result<SchedulePage, LedgerError> {
+        self.readers.read(move |db| schedules::page(db, after.as_ref(), limit)).await
+    }
+
+    async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError> {
+        self.readers.read(move |db| schedules::due(db, limit)).await
+    }
+
+    async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
+        self.writer.write(firing.tasks.len() + 1, move |db| schedules::fire(db, &firing)).await
+    }
+
+    fn native(&self) -> Native<'_> {
+        Native::Sqlite(self)
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {

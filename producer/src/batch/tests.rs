@@ -17,7 +17,9 @@ fn document(text: &str) -> Result<Collected, ApiError> {
 
 fn lines(parts: &[&[u8]]) -> Result<Collected, ApiError> {
     let (mut batch, mut lines) = (batch(), Lines::default());
-    parts.iter().for_each(|part| lines.feed(part, &mut batch));
+    if parts.iter().any(|part| lines.feed(part, &mut batch).is_break()) {
+        return batch.finish();
+    }
     lines.finish(&mut batch);
     batch.finish()
 }
@@ -68,11 +70,15 @@ fn only_the_first_faults_are_named() {
 
 #[test]
 fn a_line_without_end_is_refused() {
-    let (mut batch, mut lines) = (batch(), Lines::default());
-    lines.feed(&vec![b'x'; LINE_BYTES_MAX], &mut batch);
-    assert!(!lines.is_overlong());
-    lines.feed(b"x", &mut batch);
-    assert!(lines.is_overlong());
+    let (mut batch, mut cut) = (batch(), Lines::default());
+    assert!(cut.feed(&vec![b'x'; LINE_BYTES_MAX], &mut batch).is_continue());
+    assert!(cut.feed(b"x", &mut batch).is_break());
+    assert_eq!(paths(batch.finish()), ["line 1"]);
+    let spaces = [vec![b' '; LINE_BYTES_MAX + 1], b"\n{\"kind\":\"a\"}".to_vec()].concat();
+    for cut in [0, 1, LINE_BYTES_MAX + 1] {
+        let (first, second) = spaces.split_at(cut);
+        assert_eq!(paths(lines(&[first, second])), ["line 1"], "cut at {cut}");
+    }
 }
 
 #[test]

@@ -47,9 +47,9 @@ pub(crate) struct BatchAccepted {
 /// One task of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct BatchEntry {
-    /// The task.
+    /// The task: with `return_existing` perhaps an earlier one with the same unique key.
     id: TaskId,
-    /// Where it stands; null when a replayed task ended so long ago that it is no longer kept.
+    /// Where it stands; null when an earlier task ended so long ago that it is no longer kept.
     state: Option<TaskState>,
 }
 
@@ -69,6 +69,7 @@ pub(crate) struct BatchEntry {
             ("Idempotent-Replayed" = Option<bool>, description = "`true` when nothing new was recorded"),
         )),
         (status = 400, description = "Not JSON, or a header that does not fit", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Other tasks hold unique keys; the answer names them", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is of neither type", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "Tasks that do not fit, or an idempotency key used with another body", body = Problem, content_type = "application/problem+json"),
@@ -98,9 +99,14 @@ pub(crate) async fn submit_batch(
     let submitted: Vec<_> = tasks.iter().map(|task| (task.id, task.run_at)).collect();
     let receipt = record::record(&app, Recording { tasks, idempotency, reply_to: None }).await?;
     match receipt {
-        Receipt::New(at) => {
+        Receipt::New(at, existing) => {
             let entry = |(id, run_at)| BatchEntry { id, state: Some(first_state(run_at, at)) };
-            Ok(answer(submitted.into_iter().map(entry).collect(), false))
+            let mut entries: Vec<_> = submitted.into_iter().map(entry).collect();
+            let standing = look_up(&app, existing.iter().map(|(_, id)| *id).collect()).await?;
+            for ((index, _), entry) in existing.into_iter().zip(standing) {
+                entries[index] = entry;
+            }
+            Ok(answer(entries, false))
         }
         Receipt::Replayed(ids) => Ok(answer(look_up(&app, ids).await?, true)),
     }
@@ -119,11 +125,7 @@ async fn document(reader: &mut Reader, mut batch: Batch) -> Result<Collected, Ap
 async fn lines(reader: &mut Reader, mut batch: Batch) -> Result<Collected, ApiError> {
     let mut lines = Lines::default();
     while let Some(part) = reader.next().await? {
-        lines.feed(&part, &mut batch);
-        if lines.is_overlong() {
-            batch.refuse_line(lines.number() + 1);
-        }
-        if batch.is_decided() || lines.is_overlong() {
+        if lines.feed(&part, &mut batch).is_break() {
             reader.discard().await;
             return batch.finish();
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use tasklane_common::ledger::Replayed;
 use tasklane_common::state::{Event, next};
 use tasklane_common::task::Task;
 
@@ -22,7 +23,7 @@ use crate::wait::find;
     responses(
         (status = 202, description = "It will run again", body = Task),
         (status = 404, description = "No such task", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It has not failed", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has not failed, or another task holds its unique key", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -31,8 +32,11 @@ pub(crate) async fn retry(
     Path(id): Path<String>,
 ) -> Result<(StatusCode, Json<Task>), ApiError> {
     let id = extract::task_id(&id)?;
-    let before = app.gate.ask(app.gate.ledger().replay(id)).await?;
-    let before = before.ok_or_else(|| ApiError::UnknownTask(id.to_string()))?;
+    let before = match app.gate.ask(app.gate.ledger().replay(id)).await? {
+        Replayed::Unknown => return Err(ApiError::UnknownTask(id.to_string())),
+        Replayed::KeyHeld(holder) => return Err(ApiError::UniqueKeyTaken(holder)),
+        Replayed::From(before) => before,
+    };
     if next(before, Event::Replay).is_none() {
         return Err(ApiError::NotRetryable(before));
     }

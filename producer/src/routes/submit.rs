@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use tasklane_common::task::{NewTask, Task};
@@ -22,6 +22,9 @@ use crate::{extract, trace_context};
 
 /// The largest args, and room for the other fields.
 const BODY_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
+
+/// The response header that says that another task with the same unique key stands for this one.
+const EXISTING_HEADER: HeaderName = HeaderName::from_static("unique-existing");
 
 /// Submit a task
 ///
@@ -40,9 +43,11 @@ const BODY_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
         (status = 202, description = "Recorded; it has not ended yet", body = Task, headers(
             ("Location" = String, description = "Where to ask for the task"),
             ("Idempotent-Replayed" = Option<bool>, description = "`true` when nothing new was recorded"),
+            ("Unique-Existing" = Option<bool>, description = "`true` when this is the earlier task with the same unique key"),
         )),
         (status = 200, description = "It has ended within `wait_ms`", body = Task),
         (status = 400, description = "Not JSON, or a parameter or header that does not fit", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Another task holds the unique key: `task_id` names it", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "The body is not `application/json`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A field does not fit, or the idempotency key was used with another body", body = Problem, content_type = "application/problem+json"),
@@ -70,39 +75,67 @@ pub(crate) async fn submit(
     let mut wait = wait.map(|time| app.waits.begin(time)).transpose()?;
     let reply_to = wait.as_mut().and_then(|wait| wait.expect_notice(&app, task.id));
     let recording = Recording { tasks: vec![task.clone()], idempotency, reply_to };
-    let receipt = record::record(&app, recording).await?;
+    let receipt = record::record(&app, recording).await.map_err(of_one)?;
     drop(reader);
-    let (mut task, replayed) = recorded(&app, task, receipt).await?;
+    let (mut task, origin) = recorded(&app, task, receipt).await?;
     if let Some(mut wait) = wait.filter(|_| !task.state.is_final()) {
         place.leave();
-        if replayed {
+        if origin != Origin::New {
             wait.expect_nothing();
         }
         task = wait.end_of(&app, task.id).await?;
     }
     let status = if waits && task.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    Ok(answer(&task, status, replayed))
+    Ok(answer(&task, status, origin))
 }
 
-/// The task to answer with, and whether it was there before.
-async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, bool), ApiError> {
-    match receipt {
-        Receipt::New(at) => Ok((as_recorded(task, at), false)),
-        Receipt::Replayed(ids) => {
-            let id = ids.into_iter().next().ok_or_else(|| ApiError::Internal("a replay without a task".to_owned()))?;
-            find(app, id).await.map(|task| (task, true))
-        }
+/// Where the task of an answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// This request.
+    New,
+    /// An earlier one with the same idempotency key.
+    Replayed,
+    /// An earlier one with the same unique key.
+    Existing,
+}
+
+fn of_one(error: ApiError) -> ApiError {
+    match error {
+        ApiError::UniqueKeysTaken(conflicts) => match conflicts[..] {
+            [(_, holder)] => ApiError::UniqueKeyTaken(holder),
+            _ => ApiError::UniqueKeysTaken(conflicts),
+        },
+        other => other,
     }
 }
 
-fn answer(task: &Task, status: StatusCode, replayed: bool) -> Response {
+/// The task to answer with.
+async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, Origin), ApiError> {
+    let (id, origin) = match receipt {
+        Receipt::New(at, existing) => match existing[..] {
+            [] => return Ok((as_recorded(task, at), Origin::New)),
+            [(_, holder), ..] => (holder, Origin::Existing),
+        },
+        Receipt::Replayed(ids) => {
+            let id = ids.into_iter().next().ok_or_else(|| ApiError::Internal("a replay without a task".to_owned()))?;
+            (id, Origin::Replayed)
+        }
+    };
+    find(app, id).await.map(|task| (task, origin))
+}
+
+fn answer(task: &Task, status: StatusCode, origin: Origin) -> Response {
     let mut response = (status, Json(task)).into_response();
     let headers = response.headers_mut();
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/tasks/{}", task.id)) {
         headers.insert(header::LOCATION, location);
     }
-    if replayed {
-        headers.insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
-    }
+    let said = match origin {
+        Origin::New => return response,
+        Origin::Replayed => REPLAYED_HEADER,
+        Origin::Existing => EXISTING_HEADER,
+    };
+    headers.insert(said, HeaderValue::from_static("true"));
     response
 }

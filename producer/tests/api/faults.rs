@@ -24,5 +24,9 @@ async fn a_ledger_that_is_away_is_told_at_once() {
     for path in ["/v1/tasks", "/v1/queues", "/v1/workers", "/v1/tasks/0190f3c0-0000-7000-8000-000000000000"] {
         assert_eq!(api.get(path).await.status, 503, "{path}");
     }
+    for path in ["/v1/tasks/0190f3c0-0000-7000-8000-000000000000/cancel", "/v1/tasks/cancel"] {
+        let body = if path.ends_with("tasks/cancel") { r#"{"kind":"a"}"# } else { "" };
+        assert_eq!(api.post(path, body).await.status, 503, "{path}");
+    }
     assert_eq!(api.get("/healthz").await.status, 200);
 }

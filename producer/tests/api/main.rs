@@ -1,11 +1,14 @@
 //! Every body and error of the API, over a real SQLite ledger, while the broker is away.
 
 #[cfg(test)]
+mod schedules;
+#[cfg(test)]
 mod support;
 
 mod submit;
 mod batch;
 mod look;
 mod retry;
+mod cancel;
 mod faults;
 mod openapi;

@@ -11,7 +11,7 @@ use tasklane_common::completion::Completions;
 use tasklane_common::config::RouteTable;
 use tasklane_common::ledger::{self, Claim, ClaimRequest, Settled, Settlement, Transition, WorkerRecord};
 use tasklane_common::publisher::Publisher;
-use tasklane_common::task::{Guarantee, Kind, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Kind, QueueName, TaskId, WorkerId};
 use tasklane_common::telemetry::Metrics;
 use tasklane_producer::app::{App, Parts};
 use tasklane_producer::request::Rules;
@@ -73,6 +73,14 @@ impl Api {
         self.send(json(path).body(body.into()).unwrap()).await
     }
 
+    pub(crate) async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(json(path).method(Method::PUT).body(body.into()).unwrap()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(Request::delete(path).body(Body::empty()).unwrap()).await
+    }
+
     /// Posts under an idempotency key.
     pub(crate) async fn post_once(&self, path: &str, key: &str, body: &str) -> Answer {
         self.send(json(path).header("idempotency-key", key).body(body.to_owned().into()).unwrap()).await
@@ -97,12 +105,18 @@ impl Api {
 
     /// Runs a task as a worker would, as far as the ledger sees it.
     pub(crate) async fn run(&self, id: TaskId, transition: Transition) {
+        let settlement = Settlement { id, fence: self.start_run(id).await, transition };
+        assert_eq!(self.app.gate.ledger().settle(settlement).await.unwrap(), Settled::Applied);
+    }
+
+    /// Takes a task as a worker does.
+    pub(crate) async fn start_run(&self, id: TaskId) -> Fence {
         let worker = self.worker().await;
-        let ledger = self.app.gate.ledger();
         let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX };
-        let Claim::Granted(granted) = ledger.claim(request).await.unwrap() else { panic!("the claim was refused") };
-        let settlement = Settlement { id, fence: granted.fence, transition };
-        assert_eq!(ledger.settle(settlement).await.unwrap(), Settled::Applied);
+        match self.app.gate.ledger().claim(request).await.unwrap() {
+            Claim::Granted(granted) => granted.fence,
+            Claim::Refused(reason) => panic!("the claim was refused: {reason:?}"),
+        }
     }
 
     /// Enters a worker.

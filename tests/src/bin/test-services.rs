@@ -19,7 +19,7 @@ use tasklane_tests::services::{READY, Running};
 use tasklane_tests::within;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 
 /// How long the command may take to end after a signal before it is killed.
 const GRACE: Duration = Duration::from_secs(20);
@@ -39,16 +39,37 @@ async fn main() -> Result<ExitCode> {
     }
 }
 
+/// SIGINT and SIGTERM, from the first moment on: none is lost between two waits.
+struct Stop {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+}
+
+impl Stop {
+    fn listen() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The next of them.
+    async fn told(&mut self) -> Signal {
+        tokio::select! {
+            _ = self.interrupt.recv() => Signal::INT,
+            _ = self.terminate.recv() => Signal::TERM,
+        }
+    }
+}
+
 /// Starts the services; a signal meanwhile ends what has been started.
-async fn start() -> Result<Option<Running>> {
+async fn start(stop: &mut Stop) -> Result<Option<Running>> {
     tokio::select! {
         running = Running::start() => running.map(Some),
-        signal = stop_signal() => signal.map(|_| None),
+        _ = stop.told() => Ok(None),
     }
 }
 
 async fn hold() -> Result<ExitCode> {
-    let Some(running) = start().await? else { return Ok(ExitCode::from(STOPPED)) };
+    let mut stop = Stop::listen()?;
+    let Some(running) = start(&mut stop).await? else { return Ok(ExitCode::from(STOPPED)) };
     let mut stdout = std::io::stdout();
     for (key, value) in running.variables() {
         writeln!(stdout, "{key}={value}")?;
@@ -59,7 +80,7 @@ async fn hold() -> Result<ExitCode> {
     let mut ignored = [0; 64];
     tokio::select! {
         () = async { while matches!(input.read(&mut ignored).await, Ok(1..)) {} } => {}
-        signal = stop_signal() => drop(signal?),
+        _ = stop.told() => {}
     }
     drop(running);
     // The runtime would wait for the thread that reads standard input, which a signal does not wake.
@@ -67,7 +88,8 @@ async fn hold() -> Result<ExitCode> {
 }
 
 async fn run(command: &[OsString]) -> Result<ExitCode> {
-    let Some(running) = start().await? else { return Ok(ExitCode::from(STOPPED)) };
+    let mut stop = Stop::listen()?;
+    let Some(running) = start(&mut stop).await? else { return Ok(ExitCode::from(STOPPED)) };
     let (program, args) = command.split_first().context("a command")?;
     let mut child = Command::new(program)
         .args(args)
@@ -79,19 +101,9 @@ async fn run(command: &[OsString]) -> Result<ExitCode> {
             let code = status?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
             return Ok(ExitCode::from(code));
         }
-        signal = stop_signal() => pass_on(signal?, &mut child).await?,
+        signal = stop.told() => pass_on(signal, &mut child).await?,
     }
     Ok(ExitCode::from(STOPPED))
-}
-
-/// The first SIGINT or SIGTERM.
-async fn stop_signal() -> Result<Signal> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _ = interrupt.recv() => Ok(Signal::INT),
-        _ = terminate.recv() => Ok(Signal::TERM),
-    }
 }
 
 /// Ends the command. A terminal sends SIGINT to all of its foreground group, so the command has that one already.

@@ -1,41 +1,61 @@
 //! A worker with handlers for tests: they do nothing, take their time, fail, panic, or block, and log that they did.
 //!
-//! With `TASKLANE_TEST_OPLOG` each start and end is a line in that file, in the form of the harness's `oplog`.
+//! With `TASKLANE_TEST_OPLOG` each start, effect and end is a line of that history; with `TASKLANE_TEST_OPLOG_SYNC` each
+//! line is synced to disk.
 
 #![expect(clippy::panic, reason = "one of the handlers panics on purpose")]
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::Deserialize;
 use serde_json::json;
 use tasklane_common::task::Guarantee;
-use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext};
+use tasklane_tests::history::{Ending, Op, Run, Writer};
+use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext, sqlx};
 
-static OPLOG: LazyLock<Option<File>> = LazyLock::new(|| {
+static OPLOG: LazyLock<Option<Writer>> = LazyLock::new(|| {
     let path = std::env::var_os("TASKLANE_TEST_OPLOG")?;
-    OpenOptions::new().append(true).create(true).open(path).ok()
+    Writer::open(Path::new(&path), std::env::var_os("TASKLANE_TEST_OPLOG_SYNC").is_some()).ok()
 });
 
-fn log(step: &str, cx: &TaskContext) {
-    let Some(mut file) = OPLOG.as_ref() else { return };
-    let now = clock_gettime(ClockId::Boottime);
-    let line = format!(
-        "{step} {} {} {} {} {}.{:09}\n",
-        cx.id,
-        cx.attempt,
-        cx.fence,
-        std::process::id(),
-        now.tv_sec,
-        now.tv_nsec
-    );
-    // One write under 4 KiB with O_APPEND: lines of several processes do not mix.
-    if let Err(error) = file.write_all(line.as_bytes()) {
-        eprintln!("the operation log cannot be written: {error}");
+/// One run in the log: begun when this is made, and dropped if nobody says how it ended.
+struct Logged {
+    run: Run,
+    ended: bool,
+}
+
+impl Logged {
+    fn start(cx: &TaskContext) -> Self {
+        let run = Run { task: cx.id.to_string(), attempt: cx.attempt.unsigned_abs(), fence: cx.fence.0.unsigned_abs() };
+        log(Op::Start(run.clone()));
+        Self { run, ended: false }
+    }
+
+    fn effect(&self) {
+        log(Op::Effect(self.run.clone()));
+    }
+
+    fn end(mut self, how: Ending) {
+        self.ended = true;
+        log(Op::End { run: self.run.clone(), how });
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        if !self.ended {
+            log(Op::End { run: self.run.clone(), how: Ending::Dropped });
+        }
+    }
+}
+
+fn log(op: Op) {
+    let Some(writer) = OPLOG.as_ref() else { return };
+    if let Err(error) = writer.append(op) {
+        eprintln!("the operation log cannot be written: {error:#}");
         std::process::abort();
     }
 }
@@ -54,6 +74,8 @@ struct Wish {
     panics: bool,
     /// Blocks its thread, and does not listen to anybody.
     blocks: bool,
+    /// Ends with an error as soon as it is asked to stop.
+    heeds: bool,
     /// How long the first claim's snooze is; 0 is none.
     snooze_ms: u64,
     /// What it answers; by default, which run answers.
@@ -61,11 +83,16 @@ struct Wish {
 }
 
 async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-    log("start", cx);
+    let logged = Logged::start(cx);
     let again = wish.work_again_ms.filter(|_| cx.fence.0 > 1);
     let work = Duration::from_millis(again.unwrap_or(wish.work_ms));
     if wish.blocks {
         std::thread::sleep(work);
+    } else if wish.heeds {
+        tokio::select! {
+            () = tokio::time::sleep(work) => {}
+            () = cx.cancellation.cancelled() => return Err(HandlerError::retry("asked to stop")),
+        }
     } else {
         tokio::time::sleep(work).await;
     }
@@ -75,7 +102,11 @@ async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         _ if wish.snooze_ms > 0 && cx.fence.0 == 1 => Ok(Outcome::Snooze(Duration::from_millis(wish.snooze_ms))),
         _ => Outcome::complete(wish.answer.unwrap_or_else(|| json!({"pid": std::process::id(), "fence": cx.fence}))),
     };
-    log("end", cx);
+    let done = matches!(answer, Ok(Outcome::Complete(_)));
+    if done {
+        logged.effect();
+    }
+    logged.end(if done { Ending::Done } else { Ending::Again });
     answer
 }
 
@@ -105,6 +136,46 @@ impl Handler for AtMostOnce {
     }
 }
 
+/// Counts in a table of the ledger's database, in the transaction of its own completion.
+struct Count;
+
+impl Handler for Count {
+    const KIND: &'static str = "test.count";
+    type Args = Wish;
+
+    fn options(&self) -> Options {
+        Options { guarantee: Guarantee::Transactional, ..Options::default() }
+    }
+
+    async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        let logged = Logged::start(cx);
+        tokio::time::sleep(Duration::from_millis(wish.work_ms)).await;
+        let counted = match std::env::var("TASKLANE_LEDGER_URL") {
+            Ok(url) if url.starts_with("sqlite:") => count_in_sqlite(cx).await,
+            _ => count_in_postgres(cx).await,
+        };
+        // Its effect is in the database, where it can be counted.
+        logged.end(if counted.is_ok() { Ending::Done } else { Ending::Again });
+        counted
+    }
+}
+
+async fn count_in_sqlite(cx: &TaskContext) -> Result<Outcome, HandlerError> {
+    cx.complete_in_sqlite(|db| {
+        let sql = "UPDATE counter SET n = n + 1 RETURNING n";
+        Ok(db.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0))?)
+    })
+    .await
+}
+
+async fn count_in_postgres(cx: &TaskContext) -> Result<Outcome, HandlerError> {
+    cx.complete_in_postgres(async |connection| {
+        let sql = "UPDATE counter SET n = n + 1 RETURNING n";
+        Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(connection).await?)
+    })
+    .await
+}
+
 struct Exit;
 
 impl Handler for Exit {
@@ -113,11 +184,13 @@ impl Handler for Exit {
 
     /// Takes its whole worker down, as a task that runs out of memory does.
     async fn handle(&self, _args: serde_json::Value, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-        log("start", cx);
+        let _logged = Logged::start(cx);
         std::process::abort();
     }
 }
 
 fn main() -> ExitCode {
-    tasklane_worker::program::main(|handlers| handlers.handler(AtLeastOnce).handler(AtMostOnce).handler(Exit))
+    tasklane_worker::program::main(|handlers| {
+        handlers.handler(AtLeastOnce).handler(AtMostOnce).handler(Count).handler(Exit)
+    })
 }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tasklane_tests::api::Api;
 use tasklane_tests::ledger::LedgerKind;
+use tasklane_tests::on_both_ledgers;
 use tasklane_tests::process::{Launch, Process, binary};
 use tasklane_tests::stack::{Producer, Stack};
 
@@ -97,6 +98,16 @@ async fn idempotent_books_once() -> Result<()> {
     let printed = run("idempotent", &stack, &producer, &[]).await?;
     assert!(printed.contains("the balance is 1000 cents"), "{printed}");
     Ok(())
+}
+
+on_both_ledgers! {
+    async fn transactional_books_once(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let producer = stack.producer().start().await?;
+        let printed = run("transactional", &stack, &producer, &[]).await?;
+        assert!(printed.contains("2 attempts, and the balance is 2000 cents"), "{printed}");
+        Ok(())
+    }
 }
 
 #[tokio::test]

@@ -1,13 +1,29 @@
 //! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
 
 mod broker_away;
+mod cancel;
+mod cli;
 mod crash;
+mod cron;
+mod doctor;
 mod examples;
+mod faults_broker;
+mod faults_clock;
+mod faults_cluster;
+mod faults_cuts;
+mod faults_handlers;
+mod faults_ledger;
+mod faults_load;
+mod faults_restart;
+mod fuzz;
 mod harness;
+mod liveness;
 mod load;
 mod main_job;
 mod requests;
 mod settings;
 mod messages;
+mod nemesis;
 mod shutdown;
 mod smoke;
+mod transactional;

@@ -156,7 +156,7 @@ async fn a_newer_ledger_on_postgres_is_refused() -> Result<()> {
 }
 
 /// A database without tables whose `user_version` is this one; byte by byte as SQLite's file format has it.
-fn empty_sqlite_file(user_version: u32) -> Vec<u8> {
+pub(crate) fn empty_sqlite_file(user_version: u32) -> Vec<u8> {
     let mut page = vec![0; 4096];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"SQLite format 3\0");

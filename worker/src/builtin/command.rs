@@ -79,7 +79,7 @@ impl CommandHandler {
             queue: table.queue.clone(),
             timeout: super::timeout("command", &table.kind, table.timeout_ms)?,
             backoff: None,
-            guarantee: table.guarantee,
+            guarantee: super::guarantee("command", &table.kind, table.guarantee)?,
         };
         Ok(Self { program: program.clone(), arguments: arguments.to_vec(), options, groups })
     }

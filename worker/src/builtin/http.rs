@@ -62,7 +62,7 @@ impl HttpHandler {
             queue: table.queue.clone(),
             timeout: super::timeout("http", &table.kind, table.timeout_ms)?,
             backoff: None,
-            guarantee: table.guarantee,
+            guarantee: super::guarantee("http", &table.kind, table.guarantee)?,
         };
         Ok(Self {
             client: client(&url).map_err(|error| fault(HandlerError::from(error).to_string()))?,

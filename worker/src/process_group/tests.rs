@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use rustix::process::{kill_process, test_kill_process_group};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
 use super::*;
@@ -234,7 +235,10 @@ async fn helper_process() {
     if task == "leased" {
         groups.prove_lease(LEASE_TTL, LEASE_TTL);
     }
-    let mut group = groups.spawn(&mut shell(FAMILY, &witness)).unwrap();
+    let mut family = shell(&format!("read -r go; {FAMILY}"), &witness);
+    let mut group = groups.spawn(family.stdin(Stdio::piped())).unwrap();
+    // Only now may the worker be killed: the reaper knows the group.
+    group.pipes().stdin.unwrap().write_all(b"go\n").await.unwrap();
     let mut renewals = tokio::time::interval(LEASE_TTL / 5);
     loop {
         tokio::select! {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, run, until, worker};
-use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Submission, Transition};
+use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Replayed, Submission, Transition};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, TaskId};
 
@@ -16,13 +16,13 @@ pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
     let crash = || Failure { kind: ErrorKind::Crash, ..failure("died") };
     run(ledger, id, holder, Transition::Retry { delay: NOW, error: crash() }).await;
     run(ledger, id, holder, Transition::Discard { reason: "poison".to_owned(), error: crash() }).await;
-    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Discarded));
+    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Discarded));
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.attempt, task.max_attempts), (State::Accepted, 2, 3));
     assert_eq!((task.reason, task.finished_at, task.errors.len()), (None, None, 2));
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(2))]);
-    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Accepted), "it waits already");
+    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Accepted), "it waits already");
     let grant = granted(ledger, id, holder).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(3), 3, 3));
     ledger.retire(holder).await.unwrap();
@@ -33,7 +33,7 @@ pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
 pub async fn a_cancelled_task_can_be_replayed(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
     run(ledger, id, holder, cancel()).await;
-    assert_eq!(ledger.replay(id).await.unwrap(), Some(State::Cancelled));
+    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Cancelled));
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.max_attempts, task.reason), (State::Accepted, 3, None));
     run(ledger, id, holder, complete()).await;
@@ -47,10 +47,10 @@ pub async fn only_failures_are_replayed(ledger: &dyn Ledger) {
     granted(ledger, running, holder).await;
     for (id, state) in [(completed, State::Completed), (running, State::Running), (waiting, State::Accepted)] {
         let before = get(ledger, id).await;
-        assert_eq!(ledger.replay(id).await.unwrap(), Some(state));
+        assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(state));
         assert_eq!(get(ledger, id).await, before);
     }
-    assert_eq!(ledger.replay(TaskId::new()).await.unwrap(), None);
+    assert_eq!(ledger.replay(TaskId::new()).await.unwrap(), Replayed::Unknown);
 }
 
 async fn pruned(ledger: &dyn Ledger, expected: u64) {

@@ -103,6 +103,7 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
         max_attempts: 7,
         crashes: 0,
         guarantee: Guarantee::AtMostOnce,
+        cancel_requested: false,
     });
     assert_eq!(found, expected.collect::<Vec<_>>());
     assert_eq!(ledger.abandoned(3).await.unwrap().len(), 3, "bounded");

@@ -20,7 +20,7 @@ pub async fn what_was_recorded_can_be_read(ledger: &dyn Ledger) {
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         ..new_task()
     };
-    let Recorded::New { at } = ledger.record(submission(vec![task.clone()])).await.unwrap() else {
+    let Recorded::New { at, .. } = ledger.record(submission(vec![task.clone()])).await.unwrap() else {
         panic!("a task without a key is new")
     };
     let found = get(ledger, task.id).await;

@@ -1,6 +1,6 @@
 //! Two handles of one ledger, as two processes have them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -8,9 +8,13 @@ use futures::future::join_all;
 use futures::join;
 
 use super::{
-    HOUR, claim, complete, get, granted, new_task, recorded, refused, retry, run, settle, until, worker, worker_for,
+    HOUR, cancelled, claim, complete, get, granted, new_task, recorded, refused, retry, run, schedule, settle, until,
+    worker, worker_for,
 };
-use crate::ledger::{Claim, Idempotency, Ledger, Recorded, Refusal, Renewal, Renewed, Settled, Submission};
+use crate::ledger::{
+    Changed, Claim, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
+    Submission,
+};
 use crate::state::State;
 use crate::task::{TaskId, WorkerId};
 
@@ -80,6 +84,33 @@ pub async fn a_lease_ended_by_one_is_lost_for_the_other(here: &dyn Ledger, there
     assert_eq!(settle(here, ids[0], fence, complete()).await, Settled::Fenced);
 }
 
+/// A cancellation, a claim and a completion at the same time: whatever comes first, what was told is true.
+pub async fn cancel_claim_and_completion_leave_one_truth(here: &dyn Ledger, there: &dyn Ledger) {
+    let worker = worker(here).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for id in recorded(here, 60, |_| {}).await {
+        let run = async {
+            match claim(here, id, worker).await {
+                Claim::Granted(granted) => Some(settle(here, id, granted.fence, complete()).await),
+                Claim::Refused(reason) => {
+                    assert_eq!(reason, Refusal::Finished);
+                    None
+                }
+            }
+        };
+        let (settled, before) = tokio::join!(run, cancelled(there, id, "asked"));
+        let task = get(there, id).await;
+        let expected = match before {
+            State::Accepted => (None, State::Cancelled, 0),
+            State::Running | State::Completed => (Some(Settled::Applied), State::Completed, 1),
+            other => panic!("{other}"),
+        };
+        assert_eq!((settled, task.state, task.attempt), expected, "cancelled when it was {before}");
+        seen.insert(before);
+    }
+    assert!(seen.contains(&State::Accepted), "some came too early to start: {seen:?}");
+}
+
 /// Everything at once through both handles, every task offered to both: each starts once and completes.
 pub async fn every_task_runs_once_under_load(here: &dyn Ledger, there: &dyn Ledger) {
     let starts: Mutex<BTreeMap<TaskId, u32>> = Mutex::default();
@@ -105,4 +136,62 @@ pub async fn every_task_runs_once_under_load(here: &dyn Ledger, there: &dyn Ledg
     let tasks = there.get(ids.clone()).await.unwrap();
     assert!(tasks.len() == ids.len() && tasks.iter().all(|task| task.state == State::Completed));
     assert_eq!(there.next_due().await.unwrap(), None);
+}
+
+/// Ten of each process fire the same ticks at the same moment: each tick has one task, and none is left out.
+pub async fn every_tick_is_fired_once_by_all(here: &dyn Ledger, there: &dyn Ledger) {
+    schedule::made(here, "a", 100).await;
+    let (first, last) = (100, 125);
+    let fire = async |ledger: &dyn Ledger| {
+        let mut won = 0;
+        loop {
+            let seen = schedule::now(ledger, "a").await;
+            let at = seen.next_at.unwrap().as_second();
+            if at > last {
+                return won;
+            }
+            match ledger.fire(schedule::firing(&seen, &[at], at + 1)).await.unwrap() {
+                Fired::Recorded(1) => won += 1,
+                Fired::Overtaken => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    let won = join!(join_all((0..10).map(|_| fire(here))), join_all((0..10).map(|_| fire(there))));
+    let won: i64 = won.0.into_iter().chain(won.1).sum();
+    assert_eq!(won, last - first + 1);
+    let tasks = schedule::tasks(there, "a").await;
+    let ticks: BTreeSet<_> = tasks.iter().map(|task| task.tags["tick"].clone()).collect();
+    let expected: BTreeSet<_> = (first..=last).map(|second| schedule::tick(second).to_string()).collect();
+    assert_eq!((tasks.len(), &ticks), (expected.len(), &expected));
+    assert_eq!(schedule::now(here, "a").await.ticks.fired, won);
+}
+
+/// A definition is replaced while its tick is fired: the tick is of one definition, and the schedule goes on by the new one.
+pub async fn one_of_a_change_and_a_firing_comes_first(here: &dyn Ledger, there: &dyn Ledger) {
+    for round in 0..20 {
+        let text = format!("s{round}");
+        let read = schedule::made(here, &text, 100).await;
+        let stays = round % 2 == 0;
+        let mut definition = schedule::definition();
+        definition.task.tags.insert("of".to_owned(), "the new one".to_owned());
+        let change = ScheduleChange {
+            name: read.name.clone(),
+            replaces: Some(read.revision),
+            definition,
+            next: if stays { NextTick::Stays } else { NextTick::At(schedule::tick(1_000)) },
+        };
+        let (fired, changed) = join!(here.fire(schedule::firing(&read, &[100], 110)), there.change_schedule(change));
+        assert!(matches!(changed.unwrap(), Changed::Applied(_)));
+        let seen = schedule::now(here, &text).await;
+        let count = match fired.unwrap() {
+            Fired::Recorded(1) => 1,
+            Fired::Overtaken => 0,
+            other => panic!("{other:?}"),
+        };
+        let next = if stays { 100 + 10 * count as i64 } else { 1_000 };
+        assert_eq!(seen.next_at, Some(schedule::tick(next)), "a change takes no firing back");
+        assert_eq!(schedule::tasks(there, &text).await.len(), count);
+        assert_eq!(seen.ticks.fired, count as i64);
+    }
 }

@@ -55,7 +55,8 @@ JOIN tasks t ON t.id = a.id";
 const TAKE_CUSTODY: &str = "
 UPDATE tasks SET state = $3, due_at = run_at, queued_at = NULL
 WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER BY id FOR UPDATE)
-  AND run_at > tasklane_now()";
+  AND run_at > tasklane_now()
+RETURNING id";
 
 type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
 
@@ -142,7 +143,11 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
         reasons.insert(id, reason);
     }
     if !early.is_empty() {
-        take_custody(connection, early).await?;
+        let taken = take_custody(connection, &early).await?;
+        // What was cancelled, published or fell due in between has another answer by now: its claim is tried again.
+        for id in early.into_iter().filter(|id| !taken.contains(id)) {
+            reasons.insert(id, None);
+        }
     }
     Ok(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))).collect())
 }
@@ -152,18 +157,18 @@ fn reason(state: State, due: bool, alive: bool, suspect: bool) -> Option<Refusal
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
         _ if !due => Some(Refusal::NotDue),
-        _ if !alive => Some(Refusal::LeaseLost),
         _ if suspect => Some(Refusal::Suspect),
+        _ if !alive => Some(Refusal::LeaseLost),
         _ => None,
     }
 }
 
-async fn take_custody(connection: &mut PgConnection, early: Vec<Uuid>) -> Result<(), Fault> {
-    sqlx::query(TAKE_CUSTODY)
+async fn take_custody(connection: &mut PgConnection, early: &[Uuid]) -> Result<Vec<Uuid>, Fault> {
+    let taken = sqlx::query_scalar(TAKE_CUSTODY)
         .bind(early)
         .bind(codes_for(Event::Strand))
         .bind(State::Accepted.code())
-        .execute(connection)
+        .fetch_all(connection)
         .await?;
-    Ok(())
+    Ok(taken)
 }

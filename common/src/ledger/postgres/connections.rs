@@ -26,16 +26,21 @@ const PROBE_LIMIT: Duration = Duration::from_secs(1);
 const IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// What every session is told at its start.
-const SESSION: [(&str, &str); 12] = [
-    // Shorter than `CALL_TIMEOUT`: the server stops before its caller gives up.
-    ("statement_timeout", "4500"),
+const SESSION: [(&str, &str); 4] = [
     // Rows locked by a machine that vanished are free again soon.
-    ("idle_in_transaction_session_timeout", "5000"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_keepalives_interval", "5"),
     ("tcp_keepalives_count", "3"),
     // The conditional writes rely on re-checking a row after waiting for its lock, which only this level does.
     ("default_transaction_isolation", "read committed"),
+];
+
+/// What the sessions of the ledger's own statements are told besides.
+const OWN: [(&str, &str); 8] = [
+    // Shorter than `CALL_TIMEOUT`: the server stops before its caller gives up.
+    ("statement_timeout", "4500"),
+    // The ledger never pauses inside a transaction, unless it is gone.
+    ("idle_in_transaction_session_timeout", "5000"),
     // One plan for each statement, always through an index. A plan made while the table was small must not
     // scan it when it has grown, and statistics always lag behind a queue. Compiling a plan would cost more than
     // running it, and the switched-off scans look expensive enough to trigger that.
@@ -46,6 +51,11 @@ const SESSION: [(&str, &str); 12] = [
     ("jit", "off"),
     ("max_parallel_workers_per_gather", "0"),
 ];
+
+/// What the sessions for the transactions of handlers are told besides. How a handler's statements are planned is the
+/// server's affair; each gets a plan of its own, so that the completion's never was made for a smaller table.
+const TRANSACTIONS: [(&str, &str); 2] =
+    [("idle_in_transaction_session_timeout", "30000"), ("plan_cache_mode", "force_custom_plan")];
 
 /// At most so many connections to one server, opened when needed.
 pub(super) struct Connections {
@@ -129,8 +139,17 @@ impl DerefMut for Lent<'_> {
     }
 }
 
-/// Reads an address as libpq would, and adds what this ledger wants of its sessions.
+/// Reads an address as libpq would, and adds what this ledger wants of its own sessions.
 pub(super) fn options(url: &str) -> Result<PgConnectOptions, LedgerError> {
+    Ok(parse(url)?.options(OWN))
+}
+
+/// As [`options`], for sessions in which handlers write.
+pub(super) fn for_transactions(url: &str) -> Result<PgConnectOptions, LedgerError> {
+    Ok(parse(url)?.options(TRANSACTIONS))
+}
+
+fn parse(url: &str) -> Result<PgConnectOptions, LedgerError> {
     // The parser's own words could quote the password, so they are left out unless they are known not to.
     let options: PgConnectOptions = url.parse().map_err(|error: sqlx::Error| {
         let said = error.to_string();

@@ -46,10 +46,15 @@ const END_LEASES: &str = "UPDATE workers SET dead = true WHERE NOT dead AND expi
 
 /// A claim that commits after this look is found by the next one.
 const ABANDONED: &str = "
-SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee
+SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee,
+       t.cancel_requested_at IS NOT NULL
 FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id
 WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
 LIMIT $1";
+
+/// Asked all the time, so it has an index of its own, which is empty nearly always.
+pub(super) const CANCELLING: &str = "
+SELECT id, fence FROM tasks WHERE worker_id = $1 AND state = 3 AND cancel_requested_at IS NOT NULL";
 
 const WORKERS: &str = "
 SELECT id, host, queues, kinds, concurrency, running, version, started_at, clock.now - renewed_at
@@ -97,14 +102,22 @@ pub(super) async fn retire(connections: &Connections, worker: WorkerId) -> Resul
     Ok(())
 }
 
-type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16);
+pub(super) async fn cancelling(connections: &Connections, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, Fault> {
+    let mut lent = connections.lend().await?;
+    let rows: Vec<(Uuid, i64)> = sqlx::query_as(CANCELLING).bind(worker.0).fetch_all(&mut *lent).await?;
+    lent.keep();
+    Ok(rows.into_iter().map(|(id, fence)| (TaskId(id), Fence(fence))).collect())
+}
+
+type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool);
 
 pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<Vec<Abandoned>, Fault> {
     let mut lent = connections.lend().await?;
     sqlx::query(END_LEASES).execute(&mut *lent).await?;
     let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     lent.keep();
-    let abandoned = rows.into_iter().map(|(id, kind, fence, worker, attempt, max_attempts, crashes, guarantee)| {
+    let abandoned = rows.into_iter().map(|row| {
+        let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested) = row;
         Ok(Abandoned {
             id: TaskId(id),
             kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
@@ -114,6 +127,7 @@ pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<V
             max_attempts,
             crashes,
             guarantee: guarantee_of(guarantee)?,
+            cancel_requested,
         })
     });
     abandoned.collect()

@@ -8,8 +8,12 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size, TRIES};
+use super::rows::codes_for;
+use super::unique;
 use crate::clock::{millis, timestamp};
+use crate::ledger::unique::{Plan, decide, keys, replaced_by};
 use crate::ledger::{Idempotency, Recorded, Submission};
+use crate::state::{Event, State};
 use crate::task::{NewTask, TaskId};
 
 /// Equal keys meet in the unique index: the later statement waits there for the earlier one to commit, then leaves
@@ -17,16 +21,17 @@ use crate::task::{NewTask, TaskId};
 const INSERT: &str = r#"
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 INSERT INTO tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-                   idempotency_key, idempotency_hash, traceparent)
+                   idempotency_key, idempotency_hash, traceparent, unique_key)
 SELECT n.id, n.kind, n.queue,
        CASE WHEN n.run_at > clock.now THEN 1 ELSE 0 END,  -- scheduled, accepted
        n.args, n.tags, n.max_attempts, clock.now,
        GREATEST(n.run_at, clock.now),
        CASE WHEN n.run_at > clock.now THEN n.run_at ELSE clock.now + n.reserve_ms END,
-       n.timeout_ms, n.key, n.hash, n.traceparent
+       n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key
 FROM clock, UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
-                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[])
-     AS n (id, kind, queue, args, tags, max_attempts, run_at, reserve_ms, timeout_ms, key, hash, traceparent)
+                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[])
+     AS n (id, kind, queue, args, tags, max_attempts, run_at, reserve_ms, timeout_ms, key, hash, traceparent,
+           unique_key)
 ORDER BY n.key COLLATE "C", n.id
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
@@ -34,6 +39,20 @@ RETURNING id, created_at"#;
 const BY_KEY: &str = "
 SELECT idempotency_key, id, idempotency_hash FROM tasks
 WHERE idempotency_key = ANY($1) AND idempotency_key IS NOT NULL";
+
+const REPLACE: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT t.id, r.reason
+    FROM UNNEST($1::uuid[], $2::text[]) AS r (id, reason) JOIN tasks t ON t.id = r.id
+    WHERE t.state = ANY($3)
+    ORDER BY t.id
+    FOR UPDATE OF t
+)
+UPDATE tasks t
+SET state = $4, due_at = NULL, reason = l.reason, finished_at = clock.now, cancel_requested_at = clock.now
+FROM clock, locked l
+WHERE t.id = l.id";
 
 /// Submissions of any size without a key, and single tasks with one, share a statement.
 pub(super) struct Record;
@@ -62,7 +81,7 @@ impl Bulk for Record {
             let earlier = find_earlier(connection, open.iter().map(|&index| &items[index]), &created).await?;
             for index in open {
                 let submission = &items[index];
-                let new = created_at(submission, &created).map(|at| Recorded::New { at: timestamp(at) });
+                let new = created_at(submission, &created).map(new);
                 answers[index] = new.or_else(|| replayed(submission, &earlier));
             }
         }
@@ -75,25 +94,74 @@ fn vanishing() -> Fault {
     Fault::Collided("the idempotency key's earlier task is being deleted".to_owned())
 }
 
-/// Records several tasks under one key, alone in a transaction: when one row is left out, all are.
-pub(super) async fn record_keyed_batch(connections: &Connections, submission: &Submission) -> Result<Recorded, Fault> {
+fn new(at: i64) -> Recorded {
+    Recorded::New { at: timestamp(at), existing: Vec::new() }
+}
+
+/// Records a submission alone in a transaction: several tasks under one key, of which all are left out when one is, or
+/// tasks that must be the only ones of their unique keys.
+pub(super) async fn record_alone(connections: &Connections, submission: &Submission) -> Result<Recorded, Fault> {
     let mut lent = connections.lend().await?;
     for _ in 0..TRIES {
         let mut transaction = lent.begin().await?;
-        let created = insert(&mut transaction, [submission]).await?;
-        if let Some(at) = created_at(submission, &created) {
-            transaction.commit().await?;
-            lent.keep();
-            return Ok(Recorded::New { at: timestamp(at) });
+        let recorded = try_to_record(&mut transaction, submission).await?;
+        match recorded {
+            Some(Recorded::New { .. }) => transaction.commit().await?,
+            _ => transaction.rollback().await?,
         }
-        transaction.rollback().await?;
-        let earlier = find_earlier(&mut lent, [submission], &HashMap::new()).await?;
-        if let Some(replayed) = replayed(submission, &earlier) {
+        if let Some(recorded) = recorded {
             lent.keep();
-            return Ok(replayed);
+            return Ok(recorded);
         }
     }
     Err(vanishing())
+}
+
+/// `None` when others came in between. Only what is `New` is to be committed.
+async fn try_to_record(connection: &mut PgConnection, submission: &Submission) -> Result<Option<Recorded>, Fault> {
+    let unique_keys = keys(submission);
+    if !unique_keys.is_empty() {
+        unique::lock(connection, &unique_keys).await?;
+    }
+    // Before the unique keys are judged: a repeated request must not stand in its own way.
+    let earlier = find_earlier(connection, [submission], &HashMap::new()).await?;
+    if let Some(replayed) = replayed(submission, &earlier) {
+        return Ok(Some(replayed));
+    }
+    if unique_keys.is_empty() {
+        let created = insert(connection, [submission]).await?;
+        return Ok(created_at(submission, &created).map(new));
+    }
+    let holders = unique::holders(connection, &unique_keys).await?;
+    let Plan { fresh, existing, replaced } = match decide(submission, &holders) {
+        Ok(plan) => plan,
+        Err(conflicts) => return Ok(Some(Recorded::NotUnique(conflicts))),
+    };
+    if !replace(connection, &replaced).await? {
+        return Ok(None);
+    }
+    let created = insert(connection, [&fresh]).await?;
+    let unique = fresh.tasks.iter().filter_map(|task| task.unique.as_ref().map(|unique| (task.id, unique)));
+    let taken: Vec<_> = unique.map(|(id, unique)| (unique.key.as_str(), id, unique.window)).collect();
+    unique::take(connection, &taken).await?;
+    let nothing_fresh = fresh.tasks.is_empty().then(crate::clock::wall_ms);
+    let at = created_at(&fresh, &created).or(nothing_fresh);
+    Ok(at.map(|at| Recorded::New { at: timestamp(at), existing }))
+}
+
+/// Cancels waiting tasks in favour of others; false when one of them has started or ended in the meantime.
+async fn replace(connection: &mut PgConnection, replaced: &[(TaskId, TaskId)]) -> Result<bool, Fault> {
+    if replaced.is_empty() {
+        return Ok(true);
+    }
+    let cancelled = sqlx::query(REPLACE)
+        .bind(replaced.iter().map(|(old, _)| old.0).collect::<Vec<_>>())
+        .bind(replaced.iter().map(|(_, new)| replaced_by(*new)).collect::<Vec<_>>())
+        .bind(codes_for(Event::Claim))
+        .bind(State::Cancelled.code())
+        .execute(connection)
+        .await?;
+    Ok(cancelled.rows_affected() == replaced.len() as u64)
 }
 
 /// The first row of a keyed submission has the client's key itself, so that a single task and a batch under the same
@@ -108,7 +176,7 @@ fn created_at(submission: &Submission, created: &HashMap<Uuid, i64>) -> Option<i
     submission.tasks.first().filter(|_| all).and_then(|task| created.get(&task.id.0).copied())
 }
 
-async fn insert(
+pub(super) async fn insert(
     connection: &mut PgConnection,
     submissions: impl IntoIterator<Item = &Submission>,
 ) -> Result<HashMap<Uuid, i64>, Fault> {
@@ -137,6 +205,7 @@ struct Columns<'a> {
     keys: Vec<Option<String>>,
     hashes: Vec<Option<&'a [u8]>>,
     traceparents: Vec<Option<&'a str>>,
+    unique_keys: Vec<Option<&'a str>>,
 }
 
 type Insertion<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Uuid, i64), sqlx::postgres::PgArguments>;
@@ -157,6 +226,7 @@ impl<'a> Columns<'a> {
         self.keys.push(idempotency.map(|given| row_key(&given.key, index)));
         self.hashes.push(idempotency.map(|given| given.fingerprint.as_slice()));
         self.traceparents.push(task.traceparent.as_deref());
+        self.unique_keys.push(task.unique.as_ref().map(|unique| unique.key.as_str()));
         Ok(())
     }
 
@@ -174,6 +244,7 @@ impl<'a> Columns<'a> {
             .bind(self.keys)
             .bind(self.hashes)
             .bind(self.traceparents)
+            .bind(self.unique_keys)
     }
 }
 

@@ -20,11 +20,12 @@ pub(super) const fn guarantee_code(guarantee: Guarantee) -> i16 {
     match guarantee {
         Guarantee::AtLeastOnce => 0,
         Guarantee::AtMostOnce => 1,
+        Guarantee::Transactional => 2,
     }
 }
 
 pub(super) fn guarantee_of(code: i16) -> Result<Guarantee, Fault> {
-    [Guarantee::AtLeastOnce, Guarantee::AtMostOnce]
+    [Guarantee::AtLeastOnce, Guarantee::AtMostOnce, Guarantee::Transactional]
         .into_iter()
         .find(|guarantee| guarantee_code(*guarantee) == code)
         .ok_or_else(|| Fault::corrupt(format!("{code} is not a guarantee")))
@@ -63,6 +64,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         run_at: time("run_at")?,
         started_at: optional_time("started_at")?,
         finished_at: optional_time("finished_at")?,
+        cancel_requested_at: optional_time("cancel_requested_at")?,
         worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
         timeout_ms: row.try_get("timeout_ms")?,
         unique_key: row.try_get("unique_key")?,

@@ -10,7 +10,12 @@ use super::fault::Fault;
 use crate::ledger::{LedgerError, SCHEMA_VERSION};
 
 /// Step `n` leads from version `n` to `n + 1`. Never change one that was released: add the next.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/postgres/0001_ledger.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/postgres/0001_ledger.sql"),
+    include_str!("../migrations/postgres/0002_cancel.sql"),
+    include_str!("../migrations/postgres/0003_schedules.sql"),
+    include_str!("../migrations/postgres/0004_unique.sql"),
+];
 const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
 
 /// The advisory lock that one migrating process holds: any number, the same in every release.
@@ -18,7 +23,7 @@ const LOCK: i64 = 0x7461_736b_6c61_6e65;
 /// How long a start may wait for another process's migration and do its own.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(60);
 /// The oldest server that has all that the statements use.
-const SERVER_VERSION_MIN: i32 = 130_000;
+pub(super) const SERVER_VERSION_MIN: i32 = 130_000;
 
 /// Checks the server and makes the schema that of this build.
 pub(super) async fn prepare(connections: &Connections) -> Result<(), LedgerError> {
@@ -61,7 +66,7 @@ async fn version(connection: &mut PgConnection) -> Result<i64, LedgerError> {
     Ok(found)
 }
 
-async fn found_version(connection: &mut PgConnection) -> Result<i64, Fault> {
+pub(super) async fn found_version(connection: &mut PgConnection) -> Result<i64, Fault> {
     let exists = "SELECT to_regclass('schema_version') IS NOT NULL";
     if !sqlx::query_scalar(exists).fetch_one(&mut *connection).await? {
         return Ok(0);

@@ -1,6 +1,6 @@
 //! Settling: the outcome of a run, if the fence still holds.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -16,6 +16,9 @@ use crate::task::{ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, TaskId, truncate};
 /// A stale holder's fence is lower than the row's, and a second settlement finds the row no longer running: either
 /// way no row matches, and nothing changes. A claim cannot come between the look and the write: the row is locked.
 ///
+/// Where the task's cancellation was requested a run leads to no other start: it `stops` instead. A request that comes at
+/// this moment is before the lock, and seen, or after it, and finds the task no longer running.
+///
 /// The new error is put together by hand: jsonb would refuse an escaped NUL, and json never looks inside strings.
 const SETTLE: &str = r#"
 WITH clock AS MATERIALIZED (
@@ -23,7 +26,8 @@ WITH clock AS MATERIALIZED (
     FROM (SELECT tasklane_now() AS now) once
 ),
 locked AS MATERIALIZED (
-    SELECT o.*
+    SELECT o.*, o.delay_ms IS NOT NULL AND t.cancel_requested_at IS NOT NULL AS stops,
+           CASE WHEN t.cancel_requested_at IS NULL THEN o.delay_ms END AS wait_ms
     FROM UNNEST($1::uuid[], $2::bigint[], $3::smallint[], $4::integer[], $5::bigint[], $6::text[], $7::text[],
                 $8::text[], $9::integer[])
          AS o (id, fence, state, attempts, delay_ms, result, reason, error, crashes)
@@ -33,12 +37,14 @@ locked AS MATERIALIZED (
     FOR UPDATE OF t
 )
 UPDATE tasks t
-SET state = l.state, attempt = t.attempt + l.attempts, crashes = t.crashes + l.crashes,
-    result = l.result, reason = l.reason,
-    run_at = COALESCE(clock.now + l.delay_ms, t.run_at),
-    due_at = clock.now + l.delay_ms,
-    queued_at = CASE WHEN l.delay_ms IS NULL THEN t.queued_at END,
-    finished_at = CASE WHEN l.delay_ms IS NULL THEN clock.now END,
+SET state = CASE WHEN l.stops THEN $12 ELSE l.state END,
+    attempt = t.attempt + CASE WHEN l.stops THEN 0 ELSE l.attempts END, crashes = t.crashes + l.crashes,
+    result = l.result,
+    reason = CASE WHEN t.cancel_requested_at IS NOT NULL AND (l.stops OR l.state = $12) THEN t.reason ELSE l.reason END,
+    run_at = COALESCE(clock.now + l.wait_ms, t.run_at),
+    due_at = clock.now + l.wait_ms,
+    queued_at = CASE WHEN l.wait_ms IS NULL THEN t.queued_at END,
+    finished_at = CASE WHEN l.wait_ms IS NULL THEN clock.now END,
     errors = CASE WHEN l.error IS NULL THEN t.errors ELSE (
         SELECT json_agg(kept.error ORDER BY kept.place)::text
         FROM (
@@ -52,7 +58,7 @@ SET state = l.state, attempt = t.attempt + l.attempts, crashes = t.crashes + l.c
     ) END
 FROM clock, locked l
 WHERE t.id = l.id
-RETURNING t.id"#;
+RETURNING t.id, l.stops"#;
 
 /// Settlements of different tasks share a statement.
 pub(super) struct Settling;
@@ -79,7 +85,7 @@ impl Bulk for Settling {
 
     async fn write(connection: &mut PgConnection, items: &[Settlement]) -> Answers<Settled> {
         let outcomes = items.iter().map(|item| outcome(&item.transition)).collect::<Result<Vec<_>, _>>()?;
-        let applied: Vec<Uuid> = sqlx::query_scalar(SETTLE)
+        let applied: Vec<(Uuid, bool)> = sqlx::query_as(SETTLE)
             .bind(items.iter().map(|item| item.id.0).collect::<Vec<_>>())
             .bind(items.iter().map(|item| item.fence.0).collect::<Vec<_>>())
             .bind(outcomes.iter().map(|outcome| outcome.state.code()).collect::<Vec<_>>())
@@ -91,11 +97,14 @@ impl Bulk for Settling {
             .bind(outcomes.iter().map(|outcome| outcome.crashes).collect::<Vec<_>>())
             .bind(State::Running.code())
             .bind(i64::try_from(ERRORS_KEPT).unwrap_or(i64::MAX - 1))
+            .bind(State::Cancelled.code())
             .fetch_all(connection)
             .await?;
-        let applied: HashSet<Uuid> = applied.into_iter().collect();
-        let answer = |item: &Settlement| {
-            if applied.contains(&item.id.0) { Settled::Applied } else { Settled::Fenced }
+        let applied: HashMap<Uuid, bool> = applied.into_iter().collect();
+        let answer = |item: &Settlement| match applied.get(&item.id.0) {
+            Some(false) => Settled::Applied,
+            Some(true) => Settled::Cancelled,
+            None => Settled::Fenced,
         };
         Ok(items.iter().map(|item| Ok(answer(item))).collect())
     }

@@ -100,14 +100,15 @@ fn parsed_or<T, E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
+/// Reads a state column.
+pub(super) fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> {
     let code: i16 = row.get(column)?;
     State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
 }
 
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key";
+     t.unique_key, t.cancel_requested_at";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -129,6 +130,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         run_at: timestamp(row.get(13)?),
         started_at: time(14)?,
         finished_at: time(15)?,
+        cancel_requested_at: time(19)?,
         worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
         timeout_ms: row.get(17)?,
         unique_key: row.get(18)?,
@@ -257,6 +259,16 @@ pub(super) fn workers(db: &Connection, boot_id: &str) -> rusqlite::Result<Vec<Wo
         })
     })?;
     workers.collect()
+}
+
+/// The runs of a worker that shall be cancelled.
+pub(super) fn cancelling(db: &Connection, worker: WorkerId) -> rusqlite::Result<Vec<(TaskId, Fence)>> {
+    // By name: the planner knows no numbers, and the index of all running tasks would do as well for it.
+    let mut statement = db.prepare_cached(
+        "SELECT id, fence FROM tasks INDEXED BY tasks_cancelling
+         WHERE worker_id = ?1 AND state = 3 AND cancel_requested_at IS NOT NULL",
+    )?;
+    statement.query_map([worker.0.as_bytes().as_slice()], |row| Ok((id_of(row, 0)?, Fence(row.get(1)?))))?.collect()
 }
 
 /// How long until the next task is due.

@@ -5,13 +5,19 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
+use super::writer::is_busy;
 use crate::ledger::{LedgerError, SCHEMA_VERSION};
 
 /// One SQL script a schema version, in order; a script is never changed after its release.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_ledger.sql")];
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
+    include_str!("../migrations/sqlite/0001_ledger.sql"),
+    include_str!("../migrations/sqlite/0002_cancel.sql"),
+    include_str!("../migrations/sqlite/0003_schedules.sql"),
+    include_str!("../migrations/sqlite/0004_unique.sql"),
+];
 
 /// The first release without the bug that can corrupt a WAL which two connections reset at once.
-const SQLITE_MIN: i32 = 3_051_003;
+pub(super) const SQLITE_MIN: i32 = 3_051_003;
 
 /// How often a writer asks for the lock before it gives up: about 5 s.
 const LOCK_TRIES_MAX: i32 = 20_000;
@@ -45,12 +51,27 @@ fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_handler(Some(wait_for_lock))?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
+    use_wal(connection)?;
     // FULL syncs the log at every commit: what a caller was told survives a power cut.
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -8_000)?;
     connection.set_prepared_statement_cache_capacity(64);
+    super::transact::confine(connection)?;
     Ok(())
+}
+
+/// Changes a new file to a write-ahead log.
+///
+/// When several connections try at once, SQLite tells all but one that the file is locked, without asking the busy
+/// handler: two that wait for each other would wait for ever.
+fn use_wal(connection: &Connection) -> rusqlite::Result<()> {
+    let mut tries = 0;
+    loop {
+        match connection.pragma_update(None, "journal_mode", "WAL") {
+            Err(error) if is_busy(&error) && wait_for_lock(tries) => tries += 1,
+            done => return done,
+        }
+    }
 }
 
 fn prepare_reader(connection: &Connection) -> rusqlite::Result<()> {

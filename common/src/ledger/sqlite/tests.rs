@@ -1,9 +1,10 @@
 //! The conformance suite over SQLite, and what only SQLite promises.
 
 use super::*;
-use crate::ledger::conformance::{Store, suite};
-use crate::ledger::{SCHEMA_VERSION, open};
+use crate::ledger::conformance::{Store, cancelled, get, granted, one, retry, suite, worker};
+use crate::ledger::{SCHEMA_VERSION, Transacted, open};
 use crate::state::{Event, TRANSITIONS};
+use crate::task::Json;
 
 async fn store() -> Store {
     let folder = tempfile::tempdir().unwrap();
@@ -23,7 +24,49 @@ async fn a_newer_schema_is_refused_in_clear_words() {
     let error = SqliteLedger::open(&path).await.unwrap_err();
     let told = error.to_string();
     assert!(matches!(error, LedgerError::NewerSchema { .. }), "{told}");
-    assert!(told.contains("schema version 2, but this release knows only up to 1"), "{told}");
+    let versions = format!("schema version {}, but this release knows only up to {SCHEMA_VERSION}", SCHEMA_VERSION + 1);
+    assert!(told.contains(&versions), "{told}");
+}
+
+/// What an earlier release has recorded goes on under this one.
+#[tokio::test]
+async fn an_older_schema_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    raw.execute_batch(include_str!("../migrations/sqlite/0001_ledger.sql")).unwrap();
+    raw.pragma_update(None, "user_version", 1).unwrap();
+    let id = TaskId::new();
+    let insert = "INSERT INTO tasks (id, kind, queue, state, max_attempts, created_at, run_at, due_at)
+                  VALUES (?1, 'test.work', 'default', 2, 3, 1, 1, NULL)";
+    raw.execute(insert, [id.0.as_bytes().as_slice()]).unwrap();
+    raw.execute("INSERT INTO task_args (id, args) VALUES (?1, '{}')", [id.0.as_bytes().as_slice()]).unwrap();
+    drop(raw);
+    let ledger = SqliteLedger::open(&path).await.unwrap();
+    assert_eq!(get(&ledger, id).await.cancel_requested_at, None);
+    assert_eq!(cancelled(&ledger, id, "old").await, State::Queued);
+    assert_eq!(get(&ledger, id).await.state, State::Cancelled);
+}
+
+/// Producers and workers are often started by one command, on a file that is not there yet.
+#[test]
+fn processes_that_start_at_once_on_a_new_file_all_open_it() {
+    const AT_ONCE: usize = 8;
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..100 {
+        let path = folder.path().join(format!("{round}.db"));
+        let ready = std::sync::Barrier::new(AT_ONCE);
+        std::thread::scope(|scope| {
+            let open = || {
+                ready.wait();
+                schema::open_writer(&path)
+            };
+            let opening: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(open)).collect();
+            for one in opening {
+                one.join().unwrap().unwrap();
+            }
+        });
+    }
 }
 
 #[tokio::test]
@@ -60,6 +103,8 @@ fn the_codes_in_the_sql_are_those_of_the_machine() {
     assert_eq!(from(Event::PutBack), [0, 1, 2, 4]);
     assert_eq!(from(Event::MarkQueued), [0, 1, 4]);
     assert_eq!(from(Event::Strand), [2]);
+    assert_eq!(from(Event::Cancel), [0, 1, 2, 3, 4]);
+    assert_eq!(State::Cancelled.code(), 6);
     assert_eq!(from(Event::Replay), [6, 7]);
     assert_eq!(from(Event::Complete), [3]);
     assert_eq!(State::ALL.into_iter().filter(|state| state.is_final()).map(State::code).min(), Some(5));
@@ -76,4 +121,49 @@ async fn a_write_that_fails_takes_nobody_along() {
     let (before, failed, after) = tokio::join!(good("before"), bad, good("after"));
     assert_eq!((before.unwrap(), after.unwrap()), (1, 1));
     assert!(failed.unwrap_err().to_string().contains("nowhere"));
+}
+
+/// Its caller has given up while the work was under way: the settlement passes behind it, and finds what it did.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_waits_behind_a_transaction_of_unknown_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(&folder.path().join("ledger.db")).await.unwrap();
+    let (id, worker) = (one(&ledger).await, worker(&ledger).await);
+    let fence = granted(&ledger, id, worker).await.fence;
+    let (finish, told) = std::sync::mpsc::channel::<()>();
+    let transacted = ledger
+        .transact(id, fence, move |_| {
+            told.recv().unwrap();
+            Ok::<_, ()>(Json::of(&"late").unwrap())
+        })
+        .await;
+    assert!(matches!(transacted, Transacted::Unknown(_)), "{transacted:?}");
+    let settlement = Settlement { id, fence, transition: retry(Duration::ZERO, "no answer") };
+    let (settled, ()) = tokio::join!(ledger.settle(settlement), async { finish.send(()).unwrap() });
+    let task = get(&ledger, id).await;
+    assert_eq!((settled.unwrap(), task.state, task.fence), (Settled::Fenced, State::Completed, fence));
+    assert_eq!(task.result.unwrap().as_str(), "\"late\"");
+}
+
+/// Works that take their time share a transaction only until others have waited long enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_transactions_let_a_renewal_pass() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = SqliteLedger::open(&folder.path().join("ledger.db")).await.unwrap();
+    let holder = worker(&ledger).await;
+    let slow = |_: &rusqlite::Connection| {
+        std::thread::sleep(Duration::from_millis(150));
+        Err::<Json, _>(())
+    };
+    let works = futures::future::join_all((0..16).map(|_| ledger.transact(TaskId::new(), Fence(0), slow)));
+    let renewals = async {
+        for _ in 0..4 {
+            let began = std::time::Instant::now();
+            let renewal = Renewal { worker: holder, ttl: Duration::from_secs(60), running: 0, heads: Vec::new() };
+            assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held);
+            assert!(began.elapsed() < Duration::from_millis(750), "a renewal took {:?}", began.elapsed());
+        }
+    };
+    let (ended, ()) = tokio::join!(works, renewals);
+    assert!(ended.iter().all(|it| matches!(it, Transacted::Failed(()))), "{ended:?}");
 }

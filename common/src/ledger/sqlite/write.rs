@@ -5,98 +5,20 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
+use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Idempotency, Recorded, Refusal, Renewal, Renewed, Settled,
-    Settlement, Submission, Transition, WorkerRecord,
+    Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
+    Transition, WorkerRecord,
 };
-use crate::state::State;
+use crate::state::{Event, State, next};
 use crate::task::{
-    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId,
-    truncate,
+    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, QueueName, TaskId, WorkerId, truncate,
 };
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
 fn boot_ms() -> i64 {
     millis(since_boot())
-}
-
-pub(super) fn record(db: &Connection, submission: &Submission) -> rusqlite::Result<Recorded> {
-    if let Some(idempotency) = &submission.idempotency
-        && let Some(earlier) = recorded_before(db, idempotency, submission.tasks.len())?
-    {
-        return Ok(earlier);
-    }
-    let now = wall_ms();
-    let single = submission.tasks.len() == 1;
-    for (index, task) in submission.tasks.iter().enumerate() {
-        let key = submission.idempotency.as_ref().map(|idempotency| row_key(&idempotency.key, index, single));
-        insert(db, task, now, submission, key)?;
-    }
-    Ok(Recorded::New { at: timestamp(now) })
-}
-
-/// The rows of a keyed batch have keys of their own; the separator cannot be part of a client's key.
-fn row_key(key: &str, index: usize, single: bool) -> String {
-    if single { key.to_owned() } else { format!("{key}\u{1f}{index}") }
-}
-
-fn recorded_before(db: &Connection, given: &Idempotency, tasks: usize) -> rusqlite::Result<Option<Recorded>> {
-    // The key may have been used for one task or for a batch: look for the first row of either.
-    let mut by_key = db.prepare_cached("SELECT id, idempotency_hash FROM tasks WHERE idempotency_key = ?1")?;
-    let mut find =
-        |key: &str| by_key.query_row([key], |row| Ok((id_of(row, 0)?, row.get::<_, Option<Vec<u8>>>(1)?))).optional();
-    let first = match find(&given.key)? {
-        Some(single) => Some((single, true)),
-        None => find(&row_key(&given.key, 0, false))?.map(|first| (first, false)),
-    };
-    let Some(((id, hash), single)) = first else { return Ok(None) };
-    if hash.as_deref() != Some(given.fingerprint.as_slice()) {
-        return Ok(Some(Recorded::KeyReused));
-    }
-    if single {
-        return Ok(Some(Recorded::Replayed(vec![id])));
-    }
-    let ids = (0..tasks).map(|index| Ok(find(&row_key(&given.key, index, false))?.map(|(id, _)| id)));
-    let ids: rusqlite::Result<Vec<_>> = ids.collect();
-    Ok(Some(Recorded::Replayed(ids?.into_iter().flatten().collect())))
-}
-
-fn insert(
-    db: &Connection,
-    task: &NewTask,
-    now: i64,
-    submission: &Submission,
-    key: Option<String>,
-) -> rusqlite::Result<()> {
-    let run_at = task.run_at.map_or(now, |at| at.as_millisecond().max(now));
-    let (state, due_at) =
-        if run_at > now { (State::Scheduled, run_at) } else { (State::Accepted, now + millis(submission.reserve)) };
-    let tags = (!task.tags.is_empty()).then(|| serde_json::json!(task.tags).to_string());
-    let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
-    db.prepare_cached(
-        "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-             idempotency_key, idempotency_hash, traceparent)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-    )?
-    .execute(params![
-        task.id.0.as_bytes().as_slice(),
-        task.kind.as_str(),
-        task.queue.as_str(),
-        state.code(),
-        tags,
-        task.max_attempts,
-        now,
-        run_at,
-        due_at,
-        task.timeout.map(millis),
-        key,
-        hash,
-        task.traceparent,
-    ])?;
-    db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")?
-        .execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;
-    Ok(())
 }
 
 pub(super) fn mark_queued(db: &Connection, published: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
@@ -161,16 +83,38 @@ fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Resul
         None => Refusal::Unknown,
         Some((Some(State::Running), ..)) => Refusal::Held,
         Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
-        Some((_, run_at, _)) if run_at > now => Refusal::NotDue,
+        Some((Some(state), run_at, _)) if run_at > now => {
+            if state == State::Queued {
+                take_custody(db, request.id)?;
+            }
+            Refusal::NotDue
+        }
         Some((_, _, crashes)) if crashes >= request.crashes_below => Refusal::Suspect,
         Some(_) => Refusal::LeaseLost,
     })
+}
+
+/// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is acked, so
+/// the row must be published again.
+fn take_custody(db: &Connection, id: TaskId) -> rusqlite::Result<()> {
+    db.prepare_cached("UPDATE tasks SET state = 0, due_at = run_at, queued_at = NULL WHERE id = ?1 AND state = 2")?
+        .execute([id.0.as_bytes().as_slice()])?;
+    Ok(())
 }
 
 pub(super) fn guarantee_code(guarantee: Guarantee) -> i16 {
     match guarantee {
         Guarantee::AtLeastOnce => 0,
         Guarantee::AtMostOnce => 1,
+        Guarantee::Transactional => 2,
+    }
+}
+
+fn guarantee_of(code: i16) -> Guarantee {
+    match code {
+        1 => Guarantee::AtMostOnce,
+        2 => Guarantee::Transactional,
+        _ => Guarantee::AtLeastOnce,
     }
 }
 
@@ -207,13 +151,19 @@ impl<'a> Outcome<'a> {
 
 pub(super) fn settle(db: &Connection, settlement: &Settlement) -> rusqlite::Result<Settled> {
     let now = wall_ms();
-    let outcome = Outcome::of(&settlement.transition, now);
+    let mut outcome = Outcome::of(&settlement.transition, now);
+    // Only what would start again is asked for, so that nothing is asked for a task that completes.
+    let cancelled = outcome.run_at.is_some() && is_cancel_requested(db, settlement.id)?;
+    if cancelled {
+        outcome = Outcome { state: State::Cancelled, attempt: 0, run_at: None, ..outcome };
+    }
     let crashes = i32::from(outcome.error.is_some_and(|error| error.kind == ErrorKind::Crash));
     let finished_at = outcome.run_at.is_none().then_some(now);
     let changed = db
         .prepare_cached(
             "UPDATE tasks SET state = ?3, attempt = attempt + ?4, run_at = coalesce(?5, run_at), due_at = ?5,
-                 finished_at = ?6, result = ?7, reason = ?8, crashes = crashes + ?9
+                 finished_at = ?6, result = ?7, crashes = crashes + ?9,
+                 reason = iif(?3 = 6 AND cancel_requested_at IS NOT NULL, reason, ?8)
              WHERE id = ?1 AND fence = ?2 AND state = 3",
         )?
         .execute(params![
@@ -233,7 +183,12 @@ pub(super) fn settle(db: &Connection, settlement: &Settlement) -> rusqlite::Resu
     if let Some(error) = outcome.error {
         append_error(db, settlement.id, error, now)?;
     }
-    Ok(Settled::Applied)
+    Ok(if cancelled { Settled::Cancelled } else { Settled::Applied })
+}
+
+fn is_cancel_requested(db: &Connection, id: TaskId) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT EXISTS (SELECT 1 FROM tasks WHERE id = ?1 AND cancel_requested_at IS NOT NULL)")?
+        .query_row([id.0.as_bytes().as_slice()], |row| row.get(0))
 }
 
 /// Appends to the errors and lets the oldest go, in the same transaction as the fenced write before it.
@@ -251,9 +206,11 @@ fn append_error(db: &Connection, id: TaskId, failure: &Failure, now: i64) -> rus
 }
 
 pub(super) fn put_back(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<()> {
-    // The raised fence voids the late mark of the publication that is given back.
+    // The raised fence voids the late mark of the publication that is given back. A task whose own time is later
+    // still waits for it.
     db.prepare_cached(
-        "UPDATE tasks SET state = 0, due_at = ?2, fence = fence + 1 WHERE id = ?1 AND state IN (0, 1, 2, 4)",
+        "UPDATE tasks SET state = 0, due_at = max(?2, run_at), queued_at = NULL, fence = fence + 1
+         WHERE id = ?1 AND state IN (0, 1, 2, 4)",
     )?
     .execute(params![id.0.as_bytes().as_slice(), wall_ms() + millis(delay)])?;
     Ok(())
@@ -316,7 +273,8 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
     db.prepare_cached("UPDATE workers SET dead = 1 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)")?
         .execute(params![boot_id, boot_ms()])?;
     let mut statement = db.prepare_cached(
-        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee FROM tasks
+        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL
+         FROM tasks
          WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)
          LIMIT ?1",
     )?;
@@ -329,7 +287,8 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
             attempt: row.get(4)?,
             max_attempts: row.get(5)?,
             crashes: row.get(6)?,
-            guarantee: if row.get::<_, i16>(7)? == 1 { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce },
+            guarantee: guarantee_of(row.get(7)?),
+            cancel_requested: row.get(8)?,
         })
     })?;
     rows.collect()
@@ -394,39 +353,72 @@ pub(super) fn prune(
     let cutoff = wall_ms() - millis(retention);
     let after = after.map_or([0; 16], |id| *id.0.as_bytes());
     let mut statement = db.prepare_cached(
-        "SELECT id, state >= 5 AND finished_at < ?2, created_at FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
+        "SELECT id, state >= 5 AND finished_at < ?2, created_at, unique_key FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
     )?;
     let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
-        Ok((id_of(row, 0)?, row.get::<_, Option<bool>>(1)?.unwrap_or(false), row.get::<_, i64>(2)?))
+        let finished = row.get::<_, Option<bool>>(1)?.unwrap_or(false);
+        Ok((id_of(row, 0)?, finished, row.get::<_, i64>(2)?, row.get::<_, Option<String>>(3)?))
     })?;
     let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
     let mut pruned = 0;
-    for (id, _, _) in rows.iter().filter(|(_, finished, _)| *finished) {
+    for (id, _, _, key) in rows.iter().filter(|(_, finished, ..)| *finished) {
+        if let Some(key) = key {
+            unique::forget(db, key, *id)?;
+        }
         for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
             db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
         }
         pruned += 1;
     }
     // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
-    let next = rows.last().filter(|(_, _, created_at)| rows.len() == scan as usize && *created_at < cutoff);
+    let next = rows.last().filter(|(_, _, created_at, _)| rows.len() == scan as usize && *created_at < cutoff);
     db.prepare_cached(
         "DELETE FROM workers WHERE dead = 1 AND started_at < ?1
              AND NOT EXISTS (SELECT 1 FROM tasks WHERE state = 3 AND worker_id = workers.id)",
     )?
     .execute([wall_ms() - 3_600_000])?;
-    Ok((pruned, next.map(|(id, _, _)| *id)))
+    Ok((pruned, next.map(|(id, ..)| *id)))
 }
 
-pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Option<State>> {
-    let code: Option<i16> = db
-        .prepare_cached("SELECT state FROM tasks WHERE id = ?1")?
-        .query_row([id.0.as_bytes().as_slice()], |row| row.get(0))
+pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {
+    let now = wall_ms();
+    let mut find = db.prepare_cached("SELECT state FROM tasks WHERE id = ?1")?;
+    // The first request for a run counts, and its worker may have heard of it.
+    let mut cancel = db.prepare_cached(
+        "UPDATE tasks SET state = iif(state = 3, 3, 6), due_at = NULL, finished_at = iif(state = 3, NULL, ?2),
+             reason = ?3, cancel_requested_at = ?2
+         WHERE id = ?1 AND (state IN (0, 1, 2, 4) OR state = 3 AND cancel_requested_at IS NULL)",
+    )?;
+    let mut before = Vec::with_capacity(ids.len());
+    for id in ids {
+        let code: Option<i16> = find.query_row([id.0.as_bytes().as_slice()], |row| row.get(0)).optional()?;
+        if let Some(state) = code.and_then(State::from_code) {
+            cancel.execute(params![id.0.as_bytes().as_slice(), now, reason])?;
+            before.push((*id, state));
+        }
+    }
+    Ok(before)
+}
+
+pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> {
+    let row: Option<(i16, Option<String>)> = db
+        .prepare_cached("SELECT state, unique_key FROM tasks WHERE id = ?1")?
+        .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
+    let Some((code, key)) = row else { return Ok(Replayed::Unknown) };
+    let state = State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code.into()))?;
+    if let Some(key) = key.filter(|_| next(state, Event::Replay).is_some()) {
+        match unique::holder(db, &key, wall_ms())? {
+            Some(holder) if holder.id != id => return Ok(Replayed::KeyHeld(holder.id)),
+            Some(_) => {}
+            None => unique::take(db, &key, id, None)?,
+        }
+    }
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
-             crashes = 0, finished_at = NULL, reason = NULL
+             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
     .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;
-    Ok(code.and_then(State::from_code))
+    Ok(Replayed::From(state))
 }

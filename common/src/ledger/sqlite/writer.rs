@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -14,6 +15,8 @@ use crate::ledger::{CALL_TIMEOUT, LedgerError};
 
 /// Row writes that go into one transaction: bounds how long other processes wait for the file's lock.
 const BATCH_ROWS_MAX: u32 = 512;
+/// How long writes go on joining a transaction: bounds how long a renewal waits, whatever handlers do in theirs.
+const BATCH_TIME_MAX: Duration = Duration::from_millis(100);
 /// Row writes that may wait; callers beyond wait for room.
 const WAITING_ROWS_MAX: u32 = 16_384;
 
@@ -83,6 +86,12 @@ impl Shared {
             inbox.normal.push_back(job)
         }
         self.filled.notify_one();
+    }
+
+    /// Gives back what did not fit; it keeps its turn.
+    fn put_back(&self, jobs: Vec<Job>) {
+        let mut inbox = self.lock();
+        jobs.into_iter().rev().for_each(|job| inbox.normal.push_front(job));
     }
 
     /// Blocks until writes wait; `None` when the ledger is closed and everything is written.
@@ -177,12 +186,15 @@ fn write_batches(connection: &Connection, shared: &Shared) {
         }
         metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
         match commit(connection, &mut batch) {
-            Ok(()) => batch.into_iter().for_each(|job| job.write.answer(Ok(()))),
+            Ok(written) => {
+                shared.put_back(batch.split_off(written));
+                batch.into_iter().for_each(|job| job.write.answer(Ok(())));
+            }
             // A write that cannot succeed must not take its neighbours along.
-            Err(error) if batch.len() > 1 && !is_busy(&error) => {
+            Err(error) if !is_busy(&error) => {
                 for mut job in batch {
                     let outcome = commit(connection, std::slice::from_mut(&mut job));
-                    job.write.answer(outcome.map_err(|error| failure(&error)));
+                    job.write.answer(outcome.map(|_| ()).map_err(|error| failure(&error)));
                 }
             }
             Err(error) => batch.into_iter().for_each(|job| job.write.answer(Err(failure(&error)))),
@@ -190,12 +202,13 @@ fn write_batches(connection: &Connection, shared: &Shared) {
     }
 }
 
-fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<()> {
+/// Commits the batch, or as much of its beginning as there is time for; answers how many writes that were.
+fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> {
     // IMMEDIATE takes the write lock first: a transaction that reads and then writes could meet a lock it must not wait for.
     connection.execute_batch("BEGIN IMMEDIATE")?;
-    let outcome = batch.iter_mut().try_for_each(|job| job.write.apply(connection));
-    match outcome.and_then(|()| connection.execute_batch("COMMIT")) {
-        Ok(()) => Ok(()),
+    let applied = apply(connection, batch);
+    match applied.and_then(|written| connection.execute_batch("COMMIT").map(|()| written)) {
+        Ok(written) => Ok(written),
         Err(error) => {
             // Some errors roll back by themselves, and then this one has nothing to do.
             let _ = connection.execute_batch("ROLLBACK");
@@ -204,7 +217,18 @@ fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<()> {
     }
 }
 
-fn is_busy(error: &rusqlite::Error) -> bool {
+fn apply(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> {
+    let began = Instant::now();
+    for (index, job) in batch.iter_mut().enumerate() {
+        job.write.apply(connection)?;
+        if began.elapsed() >= BATCH_TIME_MAX {
+            return Ok(index + 1);
+        }
+    }
+    Ok(batch.len())
+}
+
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked))
 }
 

@@ -17,7 +17,7 @@ CREATE TABLE tasks (
     max_attempts     integer  NOT NULL,
     fence            bigint   NOT NULL DEFAULT 0,
     crashes          integer  NOT NULL DEFAULT 0,
-    guarantee        smallint,              -- of the newest claim: 0 at_least_once, 1 at_most_once
+    guarantee        smallint,              -- of the newest claim: 0 at_least_once, 1 at_most_once, 2 transactional
     result           text,                  -- JSON
     errors           text,                  -- JSON array; null when empty
     reason           text,

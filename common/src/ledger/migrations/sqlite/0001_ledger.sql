@@ -10,7 +10,7 @@ CREATE TABLE tasks (
     max_attempts     INTEGER NOT NULL,
     fence            INTEGER NOT NULL DEFAULT 0,
     crashes          INTEGER NOT NULL DEFAULT 0,
-    guarantee        INTEGER,              -- of the newest claim: 0 at_least_once, 1 at_most_once
+    guarantee        INTEGER,              -- of the newest claim: 0 at_least_once, 1 at_most_once, 2 transactional
     result           TEXT,                 -- JSON
     errors           TEXT,                 -- JSON array; null when empty
     reason           TEXT,

@@ -1,0 +1,146 @@
+//! The parts of the API's answers that are shown to people. What a newer producer adds is passed over.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// A task.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Task {
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) queue: String,
+    pub(crate) state: String,
+    pub(crate) args: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub(crate) tags: BTreeMap<String, String>,
+    pub(crate) attempt: i64,
+    pub(crate) max_attempts: i64,
+    pub(crate) result: Option<Box<RawValue>>,
+    #[serde(default)]
+    pub(crate) errors: Vec<AttemptError>,
+    pub(crate) reason: Option<String>,
+    pub(crate) created_at: Timestamp,
+    pub(crate) run_at: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+    pub(crate) finished_at: Option<Timestamp>,
+    pub(crate) cancel_requested_at: Option<Timestamp>,
+    pub(crate) worker_id: Option<String>,
+    pub(crate) timeout_ms: Option<i64>,
+}
+
+impl Task {
+    /// Whether it will not move again by itself.
+    pub(crate) fn has_ended(&self) -> bool {
+        matches!(self.state.as_str(), "completed" | "cancelled" | "discarded")
+    }
+}
+
+/// A failed attempt.
+#[derive(Debug, Deserialize)]
+pub(crate) struct AttemptError {
+    pub(crate) attempt: i64,
+    pub(crate) at: Timestamp,
+    pub(crate) message: String,
+    pub(crate) kind: String,
+}
+
+/// A page of tasks, as JSON each.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TaskPage {
+    pub(crate) tasks: Vec<Box<RawValue>>,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// The answer to a batch, as JSON each.
+#[derive(Debug, Deserialize)]
+pub(crate) struct BatchAccepted {
+    pub(crate) tasks: Vec<Box<RawValue>>,
+}
+
+/// What has an id.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Identified {
+    pub(crate) id: String,
+}
+
+/// How far a cancellation by a filter has come.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CancelledTasks {
+    pub(crate) cancelled: u64,
+    pub(crate) requested: u64,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// A queue.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Queue {
+    pub(crate) name: String,
+    pub(crate) counts: BTreeMap<String, u64>,
+    pub(crate) oldest_waiting_ms: Option<i64>,
+    pub(crate) broker_depth: Option<u64>,
+    pub(crate) consumers: Option<u64>,
+    #[serde(default)]
+    pub(crate) paused: bool,
+}
+
+impl Queue {
+    /// How many tasks are in a state.
+    pub(crate) fn count(&self, state: &str) -> u64 {
+        self.counts.get(state).copied().unwrap_or_default()
+    }
+}
+
+/// All queues.
+#[derive(Debug, Deserialize)]
+pub(crate) struct QueueList {
+    pub(crate) queues: Vec<Queue>,
+}
+
+/// A live worker.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Worker {
+    pub(crate) id: String,
+    pub(crate) host: String,
+    pub(crate) queues: Vec<String>,
+    pub(crate) kinds: Vec<String>,
+    pub(crate) concurrency: i64,
+    pub(crate) running: i64,
+    pub(crate) version: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) lease_age_ms: i64,
+}
+
+/// All live workers.
+#[derive(Debug, Deserialize)]
+pub(crate) struct WorkerList {
+    pub(crate) workers: Vec<Worker>,
+}
+
+/// What the producer stands on.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Readiness {
+    pub(crate) ledger: bool,
+    pub(crate) broker: bool,
+    pub(crate) stopping: bool,
+}
+
+/// An error, RFC 9457.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Problem {
+    pub(crate) title: String,
+    pub(crate) detail: String,
+    pub(crate) code: String,
+    pub(crate) errors: Vec<FieldError>,
+    pub(crate) instance: Option<String>,
+}
+
+/// A place in a request, and what is wrong there.
+#[derive(Debug, Deserialize)]
+pub(crate) struct FieldError {
+    pub(crate) path: String,
+    pub(crate) message: String,
+}

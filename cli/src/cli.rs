@@ -1,0 +1,348 @@
+//! The command line: commands, flags, and their help.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use jiff::Timestamp;
+use url::Url;
+use uuid::Uuid;
+
+use crate::failure::Exit;
+use crate::input::{self, Pair};
+
+/// The states that a list can be narrowed to.
+const STATES: [&str; 8] =
+    ["accepted", "scheduled", "queued", "running", "retryable", "completed", "cancelled", "discarded"];
+
+const SUBMIT_EXAMPLES: &str = "Examples:
+  tasklane submit report.build month=2026-11 dry=true --queue reports --delay 5m --tag team=blue
+  tasklane submit mail --args @mail.json --wait 30s
+  id=$(tasklane submit mail to=ada --quiet) && tasklane wait \"$id\"";
+
+const BATCH_EXAMPLES: &str = "Examples:
+  tasklane batch tasks.ndjson
+  jq -c '.[] | {kind: \"mail\", args: .}' people.json | tasklane batch --key november";
+
+const CANCEL_EXAMPLES: &str = "Examples:
+  tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --reason 'wrong month'
+  tasklane cancel --kind report.build --tag team=blue --dry-run";
+
+/// Submit, look at, wait for and cancel Tasklane's tasks, over a producer's HTTP API.
+#[derive(Debug, Parser)]
+#[command(name = "tasklane", version, max_term_width = 100, after_long_help = exit_codes())]
+pub(crate) struct Cli {
+    /// What every command knows.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The heading of the flags that every command knows.
+const FOR_ALL: &str = "Options of every command";
+
+/// What every command knows.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// The producer's address
+    #[arg(
+        long, global = true, help_heading = FOR_ALL, env = "TASKLANE_URL", hide_env_values = true, value_name = "URL",
+        default_value = "http://127.0.0.1:8080", value_parser = input::producer_url
+    )]
+    pub(crate) url: Url,
+    /// Print the API's JSON: one document, or one a line where there are several
+    #[arg(long, global = true, help_heading = FOR_ALL)]
+    pub(crate) json: bool,
+    /// Colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, help_heading = FOR_ALL, value_enum, value_name = "WHEN", default_value_t = When::Auto)]
+    pub(crate) color: When,
+}
+
+/// When there are colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Submit a task, and wait for its end if asked to
+    #[command(after_help = SUBMIT_EXAMPLES)]
+    Submit(Submit),
+    /// Submit a file of tasks, one JSON object a line
+    #[command(after_help = BATCH_EXAMPLES)]
+    Batch(Batch),
+    /// Show tasks
+    Get(Ids),
+    /// Wait until tasks have ended; the exit code says how
+    Wait(Wait),
+    /// Show a task until it ends, or the queues until Ctrl-C, again and again
+    Watch(Watch),
+    /// List tasks, newest first
+    List(List),
+    /// Cancel tasks, by id or all that meet a filter
+    #[command(after_help = CANCEL_EXAMPLES)]
+    Cancel(Cancel),
+    /// Run cancelled or discarded tasks again
+    Retry(Ids),
+    /// Show what waits where
+    Queues(Queues),
+    /// Show the live workers
+    Workers,
+    /// Look at the producer, its workers and queues, and say what to mend
+    Doctor,
+    /// Print completions for a shell
+    Completions(Completions),
+}
+
+/// A task to be submitted.
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// The work to do, such as report.build
+    pub(crate) kind: String,
+    /// The args, one by one: a value that is JSON is taken as such, any other as a string
+    #[arg(value_name = "KEY=VALUE", value_parser = input::pair)]
+    pub(crate) pairs: Vec<Pair>,
+    /// All args at once: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON", conflicts_with = "pairs", allow_hyphen_values = true)]
+    pub(crate) args: Option<String>,
+    /// The queue that carries it [default: as the producer's routes say]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// How long it waits before its first start, such as 5m
+    #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
+    pub(crate) delay: Option<Duration>,
+    /// When it may start, such as 2030-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
+    /// How long one run may take [default: the handler decides]
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// How often it may start [default: the producer's setting]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_attempts: Option<u32>,
+    /// A label to find it by; may be repeated
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = input::pair)]
+    pub(crate) tags: Vec<Pair>,
+    /// Idempotency key: the same key and task again give the same task [default: a new one]
+    #[arg(long, value_name = "KEY", value_parser = input::key)]
+    pub(crate) key: Option<String>,
+    /// Wait so long for its end, and show it
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) wait: Option<Duration>,
+    /// Print the id only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// A file of tasks.
+#[derive(Debug, Args)]
+pub(crate) struct Batch {
+    /// The file; - is standard input
+    #[arg(default_value = "-", hide_default_value = true)]
+    pub(crate) file: PathBuf,
+    /// How many tasks are recorded together, all or none
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) chunk: u32,
+    /// Name of this run: the same file again under the same name records nothing twice [default: a new one]
+    #[arg(long, value_name = "KEY", value_parser = input::run_key)]
+    pub(crate) key: Option<String>,
+    /// Print the ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Tasks by their ids.
+#[derive(Debug, Args)]
+pub(crate) struct Ids {
+    /// The tasks
+    #[arg(value_name = "ID", required = true)]
+    pub(crate) ids: Vec<Uuid>,
+}
+
+/// Tasks to wait for.
+#[derive(Debug, Args)]
+pub(crate) struct Wait {
+    /// The tasks
+    #[command(flatten)]
+    pub(crate) ids: Ids,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = input::duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// What to look at.
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// The task; left out, the queues
+    pub(crate) id: Option<Uuid>,
+    /// How often to look
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = input::duration)]
+    pub(crate) every: Duration,
+    /// How long to look [default: until the task has ended, or Ctrl-C]
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
+/// Which tasks.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub(crate) struct Filter {
+    /// Only in this state
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATES))]
+    pub(crate) state: Option<String>,
+    /// Only of this kind
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<String>,
+    /// Only of this queue
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// Only with this tag
+    #[arg(long, value_name = "KEY=VALUE", value_parser = input::pair)]
+    pub(crate) tag: Option<Pair>,
+}
+
+impl Filter {
+    /// The tag as the API has it in filters.
+    pub(crate) fn tag(&self) -> Option<String> {
+        self.tag.as_ref().map(|Pair { key, value }| format!("{key}:{value}"))
+    }
+}
+
+/// A list of tasks.
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Which tasks.
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// How many tasks at most
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: u64,
+    /// All tasks, however many
+    #[arg(long, conflicts_with = "limit")]
+    pub(crate) all: bool,
+    /// Print the ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+/// Tasks to be cancelled.
+#[derive(Debug, Args)]
+pub(crate) struct Cancel {
+    /// The tasks; or give a filter
+    #[arg(
+        value_name = "ID",
+        required_unless_present_any = ["state", "kind", "queue", "tag"],
+        conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes"]
+    )]
+    pub(crate) ids: Vec<Uuid>,
+    /// Which tasks.
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Who wants that, or why; shown with the tasks
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+    /// Only count what the filter meets
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not ask before cancelling by a filter
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Queues.
+#[derive(Debug, Args)]
+pub(crate) struct Queues {
+    /// This one only
+    #[arg(value_parser = input::path_name)]
+    pub(crate) name: Option<String>,
+}
+
+/// Which shell.
+#[derive(Debug, Args)]
+pub(crate) struct Completions {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+fn exit_codes() -> String {
+    let mut text = "Exit codes:\n".to_owned();
+    for exit in Exit::ALL {
+        text.push_str(&format!("  {:>3}  {}\n", exit.code(), exit.meaning()));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, ErrorKind> {
+        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let mut text = command.render_long_help().to_string();
+        for subcommand in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let mut subcommand = subcommand.clone().term_width(100);
+            let help = subcommand.render_help();
+            text.push_str(&format!("\n==== {}\n\n{help}", subcommand.get_name()));
+        }
+        let trimmed: Vec<_> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!(trimmed.join("\n"));
+    }
+
+    #[test]
+    fn a_submission_as_in_the_manual() {
+        let line =
+            "tasklane submit report.build month=2026-11 dry=true --queue reports --delay 5m --tag team=blue --wait 30s";
+        let Command::Submit(submit) = parse(line).unwrap().command else { panic!("another command") };
+        assert_eq!((submit.kind.as_str(), submit.pairs.len(), submit.tags.len()), ("report.build", 2, 1));
+        assert_eq!((submit.delay, submit.wait), (Some(Duration::from_secs(300)), Some(Duration::from_secs(30))));
+        let Command::Submit(submit) = parse("tasklane submit mail --args -").unwrap().command else {
+            panic!("another")
+        };
+        assert_eq!(submit.args.as_deref(), Some("-"));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for (line, kind) in [
+            ("tasklane submit a x=1 --args {}", ErrorKind::ArgumentConflict),
+            ("tasklane submit a --delay 1s --at 2030-01-31T08:00:00Z", ErrorKind::ArgumentConflict),
+            ("tasklane submit a --delay 5", ErrorKind::ValueValidation),
+            ("tasklane submit a word", ErrorKind::ValueValidation),
+            ("tasklane get", ErrorKind::MissingRequiredArgument),
+            ("tasklane get x", ErrorKind::ValueValidation),
+            ("tasklane cancel", ErrorKind::MissingRequiredArgument),
+            ("tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --kind a", ErrorKind::ArgumentConflict),
+            ("tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --dry-run", ErrorKind::ArgumentConflict),
+            ("tasklane list --state done", ErrorKind::InvalidValue),
+            ("tasklane list --all --limit 3", ErrorKind::ArgumentConflict),
+            ("tasklane batch --chunk 0", ErrorKind::ValueValidation),
+            ("tasklane queues ..", ErrorKind::ValueValidation),
+            ("tasklane workers --url nowhere", ErrorKind::ValueValidation),
+        ] {
+            assert_eq!(parse(line).err(), Some(kind), "{line}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! One command, one file.
+
+mod submit;
+mod batch;
+mod get;
+mod wait;
+mod watch;
+mod list;
+mod cancel;
+mod retry;
+mod queues;
+mod workers;
+mod doctor;
+
+use clap::CommandFactory;
+use uuid::Uuid;
+
+use crate::cli::{Cli, Command};
+use crate::client::Client;
+use crate::failure::{Exit, Failure};
+use crate::output::Output;
+
+/// What every command works with.
+pub(crate) struct Context<'o> {
+    client: Client,
+    output: &'o Output,
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Why it was not done.
+pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
+    let cx = &Context { client: Client::new(&cli.global.url)?, output };
+    match cli.command {
+        Command::Submit(submit) => submit::run(cx, submit).await,
+        Command::Batch(batch) => batch::run(cx, batch).await,
+        Command::Get(ids) => get::run(cx, &ids.ids).await,
+        Command::Wait(wait) => wait::run(cx, &wait).await,
+        Command::Watch(watch) => watch::run(cx, &watch).await,
+        Command::List(list) => list::run(cx, &list).await,
+        Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
+        Command::Retry(ids) => retry::run(cx, &ids.ids).await,
+        Command::Queues(queues) => queues::run(cx, queues.name.as_deref()).await,
+        Command::Workers => workers::run(cx).await,
+        Command::Doctor => doctor::run(cx).await,
+        Command::Completions(completions) => {
+            let mut script = Vec::new();
+            clap_complete::generate(completions.shell, &mut Cli::command(), "tasklane", &mut script);
+            output.text(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
+        }
+    }
+}
+
+impl Context<'_> {
+    /// Does something with each task; what fails for one does not keep the others from it. The greatest code counts.
+    async fn each(
+        &self,
+        ids: &[Uuid],
+        mut act: impl AsyncFnMut(&str) -> Result<Exit, Failure>,
+    ) -> Result<Exit, Failure> {
+        let mut worst = Exit::Done;
+        for id in ids {
+            worst = worst.max(self.one_of_many(act(&id.to_string()).await)?);
+        }
+        Ok(worst)
+    }
+
+    /// Says why it failed for one of many.
+    ///
+    /// # Errors
+    /// When it will fail for all others, too.
+    fn one_of_many(&self, outcome: Result<Exit, Failure>) -> Result<Exit, Failure> {
+        match outcome {
+            Err(failure) if matches!(failure.exit, Exit::NotFound | Exit::Refused) => Ok(self.output.failure(&failure)),
+            other => other,
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What a person writes on a command line, read: durations, `key=value`, args, addresses. Pure but for reading files.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{Span, SpanRelativeTo};
+use serde::ser::{SerializeMap, Serializer};
+use serde_json::value::RawValue;
+use url::Url;
+
+use crate::failure::Failure;
+
+/// The largest args that the API takes, in bytes; more than that is not read.
+const ARGS_BYTES_MAX: u64 = 1024 * 1024;
+/// The longest idempotency key.
+const KEY_BYTES_MAX: usize = 255;
+/// The longest number of a line.
+const RUN_LINE_BYTES_MAX: usize = 20;
+
+/// One `key=value`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pair {
+    /// Before the first `=`.
+    pub(crate) key: String,
+    /// After it.
+    pub(crate) value: String,
+}
+
+/// Reads `key=value`; the value may be empty and may hold further `=`.
+pub(crate) fn pair(text: &str) -> Result<Pair, String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok(Pair { key: key.to_owned(), value: value.to_owned() }),
+        _ => Err("must be key=value".to_owned()),
+    }
+}
+
+/// Reads a duration such as `30s`, `5m`, `1h 30m`, `2d`, `500ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let rule = || "must be a duration such as 500ms, 30s, 5m, 2h or 1d".to_owned();
+    let span: Span = text.parse().map_err(|_| rule())?;
+    let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| rule())?;
+    Duration::try_from(length).map_err(|_| "must not be negative".to_owned())
+}
+
+/// Reads the address of a producer; it may have a path, if a proxy puts it below one.
+pub(crate) fn producer_url(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("must be a URL such as http://127.0.0.1:8080: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
+        return Err("must begin with http:// or https:// and a host".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("must have neither ? nor #".to_owned());
+    }
+    Ok(url)
+}
+
+/// Reads the name of a queue where it becomes a part of a path.
+pub(crate) fn path_name(text: &str) -> Result<String, String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.bytes().all(fits) {
+        return Err("must be a name of A-Z a-z 0-9 _ - and dots".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads an idempotency key.
+pub(crate) fn key(text: &str) -> Result<String, String> {
+    visible_ascii(text, KEY_BYTES_MAX)
+}
+
+/// Reads the key of a whole run, which becomes a part of its requests' keys.
+pub(crate) fn run_key(text: &str) -> Result<String, String> {
+    visible_ascii(text, KEY_BYTES_MAX - 1 - RUN_LINE_BYTES_MAX)
+}
+
+fn visible_ascii(text: &str, bytes_max: usize) -> Result<String, String> {
+    if text.is_empty() || text.len() > bytes_max || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(format!("must be 1 to {bytes_max} characters of visible ASCII"));
+    }
+    Ok(text.to_owned())
+}
+
+/// A JSON object of pairs in their order: a value that is JSON is taken as such, any other as a string.
+///
+/// # Errors
+/// When a key comes twice.
+pub(crate) fn object(pairs: &[Pair]) -> Result<Box<RawValue>, Failure> {
+    let mut text = Vec::new();
+    let written = (|| {
+        let mut serializer = serde_json::Serializer::new(&mut text);
+        let mut map = serializer.serialize_map(Some(pairs.len()))?;
+        for Pair { key, value } in pairs {
+            match serde_json::from_str::<&RawValue>(value) {
+                Ok(json) => map.serialize_entry(key, json)?,
+                Err(_) => map.serialize_entry(key, value)?,
+            }
+        }
+        SerializeMap::end(map)
+    })();
+    for (index, pair) in pairs.iter().enumerate() {
+        if pairs[..index].iter().any(|earlier| earlier.key == pair.key) {
+            return Err(Failure::usage(format!("{} is given twice", pair.key)));
+        }
+    }
+    let text =
+        written.map_err(|error| error.to_string()).and_then(|()| String::from_utf8(text).map_err(|_| String::new()));
+    text.and_then(|text| RawValue::from_string(text).map_err(|error| error.to_string())).map_err(Failure::usage)
+}
+
+/// Reads `--args`: JSON itself, `@file`, or `-` for standard input.
+///
+/// # Errors
+/// When it cannot be read, is too large, or is not JSON.
+pub(crate) fn args(given: &str) -> Result<Box<RawValue>, Failure> {
+    let (text, place) = match given.strip_prefix('@') {
+        Some(path) => (limited(open(Path::new(path))?, path)?, path),
+        None if given == "-" => (limited(std::io::stdin(), "standard input")?, "standard input"),
+        None => (given.to_owned(), "--args"),
+    };
+    RawValue::from_string(text).map_err(|error| {
+        Failure::usage(format!("{place} is not JSON: {error}"))
+            .hint("give JSON, @file, - for standard input, or key=value after the kind")
+    })
+}
+
+/// Opens a file that the user named.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))
+}
+
+fn limited(input: impl Read, place: &str) -> Result<String, Failure> {
+    let mut text = String::new();
+    // Room for spaces around the JSON that the API need not see.
+    let read = input.take(2 * ARGS_BYTES_MAX + 1).read_to_string(&mut text);
+    read.map_err(|error| Failure::usage(format!("cannot read {place}: {error}")))?;
+    let trimmed = text.trim();
+    if trimmed.len() as u64 > ARGS_BYTES_MAX {
+        return Err(Failure::usage(format!("{place} is larger than the {ARGS_BYTES_MAX} bytes that args may have")));
+    }
+    Ok(trimmed.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn of(pairs: &[&str]) -> Result<String, String> {
+        let pairs: Vec<_> = pairs.iter().map(|text| pair(text).unwrap()).collect();
+        object(&pairs).map(|json| json.get().to_owned()).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn values_are_json_where_they_parse() {
+        let json = of(&[
+            "n=1",
+            "b=true",
+            "s=2026-11",
+            "q=\"1\"",
+            "l=[1, 2]",
+            "e=",
+            "x=a=b",
+            "z=007",
+            "big=12345678901234567890123",
+        ]);
+        let expected = r#"{"n":1,"b":true,"s":"2026-11","q":"1","l":[1, 2],"e":"","x":"a=b","z":"007","big":12345678901234567890123}"#;
+        assert_eq!(json.unwrap(), expected);
+        assert_eq!(of(&[]).unwrap(), "{}");
+        assert_eq!(of(&["a=1", "a=2"]).unwrap_err(), "a is given twice");
+        for bad in ["", "=", "=1", "word"] {
+            assert!(pair(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn durations_are_friendly() {
+        for (text, ms) in [
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h 30m", 5_400_000),
+            ("2d", 172_800_000),
+            ("500ms", 500),
+            ("PT1S", 1000),
+        ] {
+            assert_eq!(duration(text).unwrap().as_millis(), ms, "{text}");
+        }
+        for bad in ["", "30", "-5s", "soon", "1y", "1mo", "5 potatoes"] {
+            assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_http() {
+        assert!(producer_url("https://ops.example/tasklane").is_ok());
+        for bad in ["127.0.0.1:8080", "localhost", "ftp://a", "http://a?b", "http://a#b", "http://"] {
+            assert!(producer_url(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn path_names_cannot_climb() {
+        assert!(path_name("reports-2_x").is_ok());
+        for bad in ["", ".", "..", "a/b", "a b", "%2e", "ä"] {
+            assert!(path_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        /// Whatever stands behind `=`, the object is JSON with that key, and a string says what was typed.
+        #[test]
+        fn any_pair_is_json(name in "[^=]{1,8}", value in any::<String>()) {
+            let json = object(&[pair(&format!("{name}={value}")).unwrap()]).unwrap();
+            let parsed: Result<serde_json::Value, _> = serde_json::from_str(json.get());
+            if let Ok(parsed) = parsed && let Some(text) = parsed[&name].as_str() {
+                prop_assert!(text == value || value.contains('"'));
+            }
+        }
+    }
+}

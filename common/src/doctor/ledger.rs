@@ -1,0 +1,253 @@
+//! The ledger: whether it can be used, and whether it keeps what it commits.
+
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::timeout;
+
+use super::file_system::FileSystem;
+use super::{Finding, LOOK_LIMIT};
+use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
+
+/// A clock that is further off shows in `run_at` and `delay_ms`.
+const CLOCK_OFF_MAX: f64 = 1.0;
+/// What one process may open.
+const CONNECTIONS_OF_PROCESS: i64 = 12;
+/// Less free space than this is soon used up.
+const FREE_BYTES_MIN: u64 = 1 << 30;
+
+pub(super) async fn look(url: &SecretString) -> Vec<Finding> {
+    let url = url.expose_secret();
+    if let Some(path) = url.strip_prefix("sqlite://") {
+        let path = PathBuf::from(path);
+        // A dead file system holds its caller for ever: then this one's thread is left to it.
+        let looking = timeout(LOOK_LIMIT, tokio::task::spawn_blocking(move || look_at_file(&path))).await;
+        return match looking {
+            Ok(Ok(findings)) => findings,
+            Ok(Err(error)) => vec![Finding::fail("ledger.connection", error.to_string(), "report this")],
+            Err(_) => {
+                let advice = "is the file system alive? A ledger belongs on a local disk";
+                vec![Finding::fail("ledger.connection", "the file does not answer within 5 s", advice)]
+            }
+        };
+    }
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return look_at_server(url).await;
+    }
+    let scheme = url.split_once("://").map_or("none", |(scheme, _)| scheme);
+    let error = LedgerError::Address(format!("its scheme is {scheme}"));
+    vec![Finding::fail("ledger.connection", error.to_string(), "set TASKLANE_LEDGER_URL")]
+}
+
+async fn look_at_server(url: &str) -> Vec<Finding> {
+    let vitals = match postgres::vitals::look(url).await {
+        Ok(vitals) => vitals,
+        Err(error) => {
+            let advice = "is the server up, are address, user, password and database right?";
+            return vec![Finding::fail("ledger.connection", error.to_string(), advice)];
+        }
+    };
+    vec![
+        Finding::ok("ledger.connection", "PostgreSQL answers"),
+        server_version(&vitals),
+        schema(vitals.schema, vitals.may_create),
+        durability(&vitals),
+        writable(&vitals),
+        clock(vitals.clock_ahead, vitals.clock_error),
+        connections(vitals.connections, i64::from(vitals.max_connections)),
+    ]
+}
+
+fn server_version(vitals: &postgres::vitals::Vitals) -> Finding {
+    let check = "ledger.version";
+    let (version, least, encoding) = (vitals.version, vitals.version_min, &vitals.encoding);
+    if version < least {
+        return Finding::fail(check, format!("PostgreSQL {version}"), format!("upgrade to {least} or newer"));
+    }
+    if encoding != "UTF8" {
+        let advice = "create the database with ENCODING 'UTF8'";
+        return Finding::fail(check, format!("PostgreSQL {version}, encoding {encoding}"), advice);
+    }
+    Finding::ok(check, format!("PostgreSQL {version}"))
+}
+
+fn schema(found: i64, may_create: bool) -> Finding {
+    let check = "ledger.schema";
+    if found > SCHEMA_VERSION {
+        let message = format!("version {found}, and this release knows only up to {SCHEMA_VERSION}");
+        return Finding::fail(check, message, "start a release at least as new as the one that wrote it");
+    }
+    if found < SCHEMA_VERSION && !may_create {
+        let message = format!("version {found} of {SCHEMA_VERSION}, and the user may not create tables");
+        return Finding::fail(check, message, "GRANT CREATE ON SCHEMA … TO the user, or migrate as the owner");
+    }
+    match found {
+        0 => Finding::ok(check, "none yet: the first start makes it"),
+        found if found < SCHEMA_VERSION => {
+            Finding::ok(check, format!("version {found}: the next start brings it up to {SCHEMA_VERSION}"))
+        }
+        found => Finding::ok(check, format!("version {found}")),
+    }
+}
+
+/// What is answered with 2xx must be on disk.
+fn durability(vitals: &postgres::vitals::Vitals) -> Finding {
+    let settings = [
+        ("fsync", &vitals.fsync),
+        ("full_page_writes", &vitals.full_page_writes),
+        ("synchronous_commit", &vitals.synchronous_commit),
+    ];
+    let off: Vec<_> =
+        settings.iter().filter(|(_, value)| *value == "off").map(|(name, _)| format!("{name}=off")).collect();
+    if off.is_empty() {
+        return Finding::ok("ledger.durability", format!("synchronous_commit={}", vitals.synchronous_commit));
+    }
+    let advice = "a crash of the server loses commits: switch it on in postgresql.conf, and look for ALTER ROLE and ALTER DATABASE … SET";
+    Finding::fail("ledger.durability", off.join(", "), advice)
+}
+
+fn writable(vitals: &postgres::vitals::Vitals) -> Finding {
+    let check = "ledger.writable";
+    if vitals.in_recovery {
+        return Finding::fail(check, "the server is a standby", "name the primary, or target_session_attrs=read-write");
+    }
+    if vitals.read_only {
+        return Finding::fail(check, "default_transaction_read_only=on", "switch it off for this user and database");
+    }
+    Finding::ok(check, "the server takes writes")
+}
+
+fn clock(ahead: f64, error: f64) -> Finding {
+    let message = format!("the server's clock is {ahead:+.3} s off this machine's (±{error:.3} s)");
+    if ahead.abs() - error > CLOCK_OFF_MAX {
+        let advice = "leases do not mind, run_at and the times shown do: let NTP set both clocks";
+        return Finding::warn("ledger.clock", message, advice);
+    }
+    Finding::ok("ledger.clock", message)
+}
+
+fn connections(open: i64, most: i64) -> Finding {
+    let message = format!("{open} of {most} connections are open, a process of Tasklane opens up to 12");
+    if most - open < CONNECTIONS_OF_PROCESS {
+        return Finding::warn("ledger.connections", message, "raise max_connections, or run fewer processes");
+    }
+    Finding::ok("ledger.connections", message)
+}
+
+fn look_at_file(path: &Path) -> Vec<Finding> {
+    let mut findings = vec![library()];
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    findings.extend(disk(folder));
+    if !path.exists() {
+        findings.push(new_file(path, folder));
+        return findings;
+    }
+    match sqlite::vitals::look(path) {
+        Ok(vitals) => {
+            findings.push(Finding::ok("ledger.connection", format!("{} can be written", path.display())));
+            findings.push(schema(vitals.schema, true));
+            findings.push(journal(&vitals));
+        }
+        Err(error) => {
+            let advice = "the file, its -wal and -shm, and their folder must belong to the user of the processes";
+            findings.push(Finding::fail("ledger.connection", format!("{}: {error}", path.display()), advice));
+        }
+    }
+    findings
+}
+
+fn library() -> Finding {
+    let (version, fit) = sqlite::vitals::library();
+    if fit {
+        return Finding::ok("ledger.version", format!("SQLite {version}"));
+    }
+    Finding::fail("ledger.version", format!("SQLite {version} can corrupt the ledger"), "build with 3.51.3 or newer")
+}
+
+fn new_file(path: &Path, folder: &Path) -> Finding {
+    let may = rustix::fs::access(folder, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK);
+    match may {
+        Ok(()) => {
+            Finding::ok("ledger.connection", format!("{} is not there: the first start makes it", path.display()))
+        }
+        Err(error) => Finding::fail(
+            "ledger.connection",
+            format!("{} cannot be made: {error}", path.display()),
+            "the folder must be there and belong to the user of the processes",
+        ),
+    }
+}
+
+fn disk(folder: &Path) -> Vec<Finding> {
+    let check = "ledger.disk";
+    let found = match rustix::fs::statfs(folder) {
+        Ok(found) => found,
+        Err(error) => return vec![Finding::unseen(check, error, "does the folder of the ledger exist?")],
+    };
+    // The kernel's numbers have 32 bits; the field is wider, and signed, on some machines.
+    let magic = (found.f_type as u64 & 0xffff_ffff) as u32;
+    let kind = match FileSystem::of_magic(magic) {
+        FileSystem::Remote(name) => Finding::fail(
+            "ledger.file_system",
+            format!("{} lies on {name}", folder.display()),
+            "locks there cannot be trusted, and the ledger would be corrupted: a local disk, or PostgreSQL",
+        ),
+        FileSystem::Fleeting(name) => {
+            let advice = "a ledger must outlive restarts: a disk, or a volume";
+            Finding::warn("ledger.file_system", format!("{} lies on {name}", folder.display()), advice)
+        }
+        FileSystem::Local => Finding::ok("ledger.file_system", "local"),
+    };
+    let free = found.f_bavail.saturating_mul(u64::try_from(found.f_bsize).unwrap_or(0));
+    let message = format!("{} MiB free", free >> 20);
+    let space = if free < FREE_BYTES_MIN {
+        Finding::warn(check, message, "a full disk stops every submission: make room, or shorten retention_ms")
+    } else {
+        Finding::ok(check, message)
+    };
+    vec![kind, space]
+}
+
+fn journal(vitals: &sqlite::vitals::Vitals) -> Finding {
+    let mode = &vitals.journal_mode;
+    if mode == "wal" || vitals.schema == 0 {
+        return Finding::ok("ledger.journal", mode);
+    }
+    let advice = "somebody changed it: the next start of a process sets it to wal, unless another holds the file";
+    Finding::warn("ledger.journal", format!("{mode} instead of wal"), advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::Verdict;
+
+    #[test]
+    fn a_schema_is_judged_by_version_and_rights() {
+        assert_eq!(schema(SCHEMA_VERSION, false).verdict, Verdict::Ok);
+        assert_eq!(schema(SCHEMA_VERSION + 1, true).verdict, Verdict::Fail);
+        assert_eq!(schema(0, true).verdict, Verdict::Ok);
+        assert_eq!(schema(0, false).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn a_clock_is_off_only_beyond_what_the_question_took() {
+        assert_eq!(clock(-1.2, 0.01).verdict, Verdict::Warn);
+        assert_eq!(clock(1.2, 0.5).verdict, Verdict::Ok);
+        assert_eq!(clock(0.2, 0.0).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_or_made_is_told() {
+        let place = tempfile::tempdir().unwrap();
+        let verdict = |path: &Path| {
+            let findings = look_at_file(path);
+            findings.into_iter().find(|finding| finding.check == "ledger.connection").unwrap().verdict
+        };
+        assert_eq!(verdict(&place.path().join("new.db")), Verdict::Ok);
+        assert!(!place.path().join("new.db").exists(), "the doctor makes nothing");
+        assert_eq!(verdict(&place.path().join("no/folder/new.db")), Verdict::Fail);
+        std::fs::write(place.path().join("foreign.db"), "this is no database, but a text of some length").unwrap();
+        assert_eq!(verdict(&place.path().join("foreign.db")), Verdict::Fail);
+    }
+}

@@ -1,0 +1,226 @@
+//! Schedules: their definitions, and the one transaction that fires their ticks.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use super::connections::Connections;
+use super::fault::Fault;
+use super::record;
+use crate::clock::timestamp;
+use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage, Submission};
+use crate::schedule::{Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
+use crate::task::TaskId;
+
+/// The newest task by the unique index of ticks: it may have been pruned.
+macro_rules! select {
+    ($rest:literal) => {
+        concat!(
+            "SELECT s.*, (SELECT t.id FROM tasks t WHERE t.schedule = s.name AND t.tick = s.last_tick) AS last_task
+             FROM schedules s ",
+            $rest
+        )
+    };
+}
+
+const ONE: &str = select!("WHERE s.name = $1");
+const PAGE: &str = select!("WHERE s.name > $1 ORDER BY s.name LIMIT $2");
+const DUE: &str = select!("WHERE s.next_at <= $1 ORDER BY s.next_at LIMIT $2");
+const NOW: &str = "SELECT tasklane_now()";
+const NEXT: &str = "SELECT clock.now, (SELECT min(next_at) FROM schedules WHERE next_at IS NOT NULL)
+FROM (SELECT tasklane_now() AS now) clock";
+
+/// Two that are made at the same moment may both find room for one.
+const INSERT: &str = "
+INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at)
+SELECT $1, $2, $3, $4, clock.now, clock.now FROM (SELECT tasklane_now() AS now) clock
+ON CONFLICT (name) DO NOTHING";
+const REPLACE: &str = "
+UPDATE schedules
+SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane_now()
+WHERE name = $1 AND revision = $5";
+
+/// Whoever else has the row locked is firing this tick, or changing the definition: he has overtaken us. The revision
+/// tells a schedule from one that was replaced, or deleted and made again, and stands at the same tick.
+const TAKE: &str = "
+SELECT 1 FROM schedules WHERE name = $1 AND revision = $2 AND next_at = $3 FOR UPDATE SKIP LOCKED";
+const MOVE: &str = "
+UPDATE schedules
+SET next_at = $2, missed = missed + $3, fired = fired + $4, last_tick = COALESCE($5, last_tick),
+    skipped = skipped + $6, last_skipped = COALESCE($7, last_skipped)
+WHERE name = $1";
+const IS_OPEN: &str = "SELECT EXISTS (SELECT 1 FROM tasks WHERE schedule = $1 AND state < 5)";
+const KNOWN: &str = "SELECT tick FROM tasks WHERE schedule = $1 AND tick = ANY($2)";
+const MARK: &str = "
+UPDATE tasks t SET schedule = $1, tick = n.tick FROM UNNEST($2::uuid[], $3::bigint[]) AS n (id, tick) WHERE t.id = n.id";
+
+fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
+    let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
+    let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
+    Ok(Schedule {
+        name: ScheduleName::parse(row.try_get("name")?).map_err(Fault::corrupt)?,
+        definition: serde_json::from_str(row.try_get("definition")?).map_err(Fault::corrupt)?,
+        revision: row.try_get("revision")?,
+        next_at: optional_time("next_at")?,
+        last_tick: optional_time("last_tick")?,
+        last_task_id: row.try_get::<Option<Uuid>, _>("last_task")?.map(TaskId),
+        last_skipped: optional_time("last_skipped")?,
+        ticks: TickCounts {
+            fired: row.try_get("fired")?,
+            skipped: row.try_get("skipped")?,
+            missed: row.try_get("missed")?,
+        },
+        created_at: time("created_at")?,
+        updated_at: time("updated_at")?,
+    })
+}
+
+async fn find(connection: &mut PgConnection, name: &ScheduleName) -> Result<Option<Schedule>, Fault> {
+    let row = sqlx::query(ONE).bind(name.as_str()).fetch_optional(connection).await?;
+    row.as_ref().map(schedule_of).transpose()
+}
+
+pub(super) async fn one(
+    connections: &Connections,
+    name: &ScheduleName,
+) -> Result<(jiff::Timestamp, Option<Schedule>), Fault> {
+    let mut lent = connections.lend().await?;
+    let schedule = find(&mut lent, name).await?;
+    let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *lent).await?;
+    lent.keep();
+    Ok((timestamp(now), schedule))
+}
+
+pub(super) async fn page(
+    connections: &Connections,
+    after: Option<&ScheduleName>,
+    limit: u32,
+) -> Result<SchedulePage, Fault> {
+    let mut lent = connections.lend().await?;
+    // One more than asked for tells whether this is the end.
+    let rows = sqlx::query(PAGE)
+        .bind(after.map_or("", ScheduleName::as_str))
+        .bind(i64::from(limit) + 1)
+        .fetch_all(&mut *lent)
+        .await?;
+    let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *lent).await?;
+    lent.keep();
+    let mut schedules = rows.iter().map(schedule_of).collect::<Result<Vec<_>, _>>()?;
+    let more = schedules.len() > limit as usize;
+    schedules.truncate(limit as usize);
+    let next = schedules.last().filter(|_| more).map(|last| last.name.clone());
+    Ok(SchedulePage { now: timestamp(now), schedules, next })
+}
+
+pub(super) async fn due(connections: &Connections, limit: u32) -> Result<DueSchedules, Fault> {
+    let mut lent = connections.lend().await?;
+    let (now, next): (i64, Option<i64>) = sqlx::query_as(NEXT).fetch_one(&mut *lent).await?;
+    let wait = next.map(|next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
+    let mut rows = Vec::new();
+    if wait.is_some_and(|wait| wait.is_zero()) {
+        rows = sqlx::query(DUE).bind(now).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
+    }
+    lent.keep();
+    let due = rows.iter().map(schedule_of).collect::<Result<Vec<_>, _>>()?;
+    Ok(DueSchedules { now: timestamp(now), wait, due })
+}
+
+pub(super) async fn change(
+    connections: &Connections,
+    change: &ScheduleChange,
+    definition: &str,
+    revision: Uuid,
+) -> Result<Changed, Fault> {
+    let mut lent = connections.lend().await?;
+    let sql = if change.replaces.is_some() { REPLACE } else { INSERT };
+    if change.replaces.is_none() {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM schedules").fetch_one(&mut *lent).await?;
+        if count >= SCHEDULES_MAX {
+            lent.keep();
+            return Ok(Changed::Full);
+        }
+    }
+    let query = sqlx::query(sql).bind(change.name.as_str()).bind(definition).bind(revision).bind(change.next.millis());
+    let query = match change.replaces {
+        Some(replaced) => query.bind(replaced).bind(change.next == NextTick::Stays),
+        None => query,
+    };
+    let written = query.execute(&mut *lent).await?.rows_affected() > 0;
+    // Whoever changes it at once after this has overtaken us: what is answered must be what was written.
+    let found = if written { find(&mut lent, &change.name).await? } else { None };
+    lent.keep();
+    let ours = found.filter(|schedule| schedule.revision == revision);
+    Ok(ours.map_or(Changed::Overtaken, |schedule| Changed::Applied(Box::new(schedule))))
+}
+
+pub(super) async fn delete(connections: &Connections, name: &ScheduleName) -> Result<bool, Fault> {
+    let mut lent = connections.lend().await?;
+    let deleted = sqlx::query("DELETE FROM schedules WHERE name = $1").bind(name.as_str()).execute(&mut *lent).await?;
+    lent.keep();
+    Ok(deleted.rows_affected() > 0)
+}
+
+pub(super) async fn fire(connections: &Connections, firing: &Firing) -> Result<Fired, Fault> {
+    let mut lent = connections.lend().await?;
+    let mut transaction = lent.begin().await?;
+    let fired = fire_in(&mut transaction, firing).await?;
+    // A process that dies before this has done nothing; afterwards any relay publishes.
+    transaction.commit().await?;
+    lent.keep();
+    Ok(fired)
+}
+
+async fn fire_in(transaction: &mut PgConnection, firing: &Firing) -> Result<Fired, Fault> {
+    let name = firing.name.as_str();
+    let taken = sqlx::query(TAKE).bind(name).bind(firing.revision).bind(firing.tick.as_millisecond());
+    if taken.fetch_optional(&mut *transaction).await?.is_none() {
+        return Ok(Fired::Overtaken);
+    }
+    // From here on this is the only firing of the schedule: a statement sees all that earlier ones have committed.
+    let newest = firing.tasks.last().map(|(tick, _)| tick.as_millisecond());
+    let open = newest.is_some()
+        && firing.overlap == Overlap::Skip
+        && sqlx::query_scalar(IS_OPEN).bind(name).fetch_one(&mut *transaction).await?;
+    let fired = if open { Fired::Skipped } else { Fired::Recorded(record_ticks(transaction, firing).await?) };
+    let (recorded, last_tick, skipped, last_skipped) = match fired {
+        Fired::Recorded(count) => (i64::from(count), newest, 0, None),
+        Fired::Skipped | Fired::Overtaken => (0, None, firing.tasks.len() as i64, newest),
+    };
+    sqlx::query(MOVE)
+        .bind(name)
+        .bind(firing.next.as_millisecond())
+        .bind(i64::from(firing.missed))
+        .bind(recorded)
+        .bind(last_tick)
+        .bind(skipped)
+        .bind(last_skipped)
+        .execute(&mut *transaction)
+        .await?;
+    Ok(fired)
+}
+
+/// Records the tasks of the ticks that have none; how many.
+async fn record_ticks(transaction: &mut PgConnection, firing: &Firing) -> Result<u32, Fault> {
+    let name = firing.name.as_str();
+    let ticks: Vec<i64> = firing.tasks.iter().map(|(tick, _)| tick.as_millisecond()).collect();
+    if ticks.is_empty() {
+        return Ok(0);
+    }
+    // A tick can come back when the clock is set back and the schedule made anew.
+    let known: Vec<i64> = sqlx::query_scalar(KNOWN).bind(name).bind(ticks).fetch_all(&mut *transaction).await?;
+    let known: HashSet<i64> = known.into_iter().collect();
+    let new = firing.tasks.iter().filter(|(tick, _)| !known.contains(&tick.as_millisecond()));
+    let (ticks, tasks): (Vec<_>, Vec<_>) = new.map(|(tick, task)| (tick.as_millisecond(), task.clone())).unzip();
+    if tasks.is_empty() {
+        return Ok(0);
+    }
+    let ids: Vec<Uuid> = tasks.iter().map(|task| task.id.0).collect();
+    // Nobody keeps the publication to himself: the next relay has it.
+    let submission = Submission { tasks, idempotency: None, reserve: Duration::ZERO };
+    record::insert(transaction, [&submission]).await?;
+    sqlx::query(MARK).bind(name).bind(ids).bind(ticks).execute(transaction).await?;
+    Ok(u32::try_from(submission.tasks.len()).unwrap_or(u32::MAX))
+}

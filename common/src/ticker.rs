@@ -1,0 +1,176 @@
+//! Fires schedules. Every process runs one, and none of them leads: the ledger moves a schedule on from a tick once, and
+//! the tick's task is part of that write. Whoever dies before it has done nothing, and after it any relay publishes.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::clock::{millis, timestamp};
+use crate::ledger::{Fired, Firing, LedgerError, SharedLedger};
+use crate::schedule::plan::{Plan, Watched, plan};
+use crate::schedule::{Schedule, TimetableError};
+
+/// How many schedules one round fires.
+const ROUND_MAX: u32 = 64;
+/// The longest sleep: a schedule may have been made meanwhile by another process.
+const SLEEP_MAX: Duration = Duration::from_millis(200);
+/// How long others are left alone who fire what is due.
+const OVERTAKEN_PAUSE: Duration = Duration::from_millis(20);
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// Processes wake up for a tick at slightly different times, so that most find it fired.
+const SPREAD_MS: u64 = 15;
+/// Whoever has not looked for so long was away: ticks in between may have been missed.
+const AWAY: Duration = Duration::from_secs(5);
+/// How long a process watches before it judges that a tick was missed: one that has watched for longer may be about to
+/// fire it.
+const SETTLE: Duration = Duration::from_secs(2);
+/// A tick that is so late was missed, whoever watched.
+const LATE_MAX: Duration = Duration::from_secs(60);
+
+/// Fires until the shutdown.
+pub async fn run(ledger: SharedLedger, shutdown: CancellationToken) {
+    let mut ticker = Ticker { ledger, watch: Watch::default(), unreadable: HashSet::new() };
+    while !shutdown.is_cancelled() {
+        let pause = match ticker.round().await {
+            Ok(pause) => pause,
+            Err(error) => {
+                tracing::warn!(%error, "schedules cannot be fired");
+                ERROR_PAUSE
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Since when this process has watched, by the ledger's clock.
+#[derive(Debug, Default)]
+struct Watch {
+    since: Option<Timestamp>,
+    last: Option<Timestamp>,
+}
+
+impl Watch {
+    /// Notes a look, and answers since when there was no gap. A clock that jumps makes one.
+    fn look(&mut self, now: Timestamp) -> Timestamp {
+        let gap = self.last.map(|last| now.as_millisecond() - last.as_millisecond());
+        let watched = gap.is_some_and(|gap| (0..=millis(AWAY)).contains(&gap));
+        self.last = Some(now);
+        let since = self.since.filter(|_| watched).unwrap_or(now);
+        self.since = Some(since);
+        since
+    }
+}
+
+struct Ticker {
+    ledger: SharedLedger,
+    watch: Watch,
+    /// Revisions that this build cannot read, each told once.
+    unreadable: HashSet<Uuid>,
+}
+
+/// What became of a schedule that was due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Moved,
+    Overtaken,
+}
+
+impl Ticker {
+    /// Fires what is due, and tells how long nothing will be.
+    async fn round(&mut self) -> Result<Duration, LedgerError> {
+        let looked = self.ledger.due_schedules(ROUND_MAX).await?;
+        let since = self.watch.look(looked.now);
+        let late = timestamp(looked.now.as_millisecond() - millis(LATE_MAX));
+        let settled = looked.now.as_millisecond() - since.as_millisecond() >= millis(SETTLE);
+        let watched = Watched { now: looked.now, since: since.max(late) };
+        let mut firings = Vec::new();
+        for schedule in &looked.due {
+            let missed = schedule.next_at.is_some_and(|tick| tick < watched.since);
+            if missed && !settled {
+                continue;
+            }
+            match firing(schedule, watched) {
+                Ok(firing) => firings.extend(firing),
+                Err(error) if self.unreadable.insert(schedule.revision) => {
+                    tracing::error!(schedule = %schedule.name, %error, "this process cannot fire the schedule: is another release in use?");
+                }
+                Err(_) => {}
+            }
+        }
+        let done = join_all(firings.into_iter().map(|firing| self.fire(firing))).await;
+        let done = done.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if done.contains(&Done::Moved) {
+            return Ok(Duration::ZERO);
+        }
+        let wait = if looked.due.is_empty() { looked.wait.unwrap_or(SLEEP_MAX) } else { SLEEP_MAX };
+        let wait = if done.contains(&Done::Overtaken) { OVERTAKEN_PAUSE } else { wait };
+        Ok(wait.min(SLEEP_MAX) + Duration::from_millis(rand::random_range(0..SPREAD_MS)))
+    }
+
+    /// Writes one decision. Whoever else has made it first has also logged and counted it.
+    async fn fire(&self, firing: Firing) -> Result<Done, LedgerError> {
+        let (name, missed) = (firing.name.clone(), firing.missed);
+        let newest = firing.tasks.last().map(|(tick, _)| *tick);
+        let fired = match self.ledger.fire(firing).await? {
+            Fired::Overtaken => return Ok(Done::Overtaken),
+            Fired::Recorded(count) => {
+                if let Some(tick) = newest {
+                    tracing::debug!(schedule = %name, %tick, tasks = count, "a schedule has fired");
+                }
+                count
+            }
+            Fired::Skipped => {
+                if let Some(tick) = newest {
+                    tracing::info!(schedule = %name, %tick, "a tick was skipped: a task of an earlier one is unfinished");
+                }
+                count("skipped", 1);
+                0
+            }
+        };
+        if missed > 0 {
+            tracing::info!(schedule = %name, missed, "ticks have passed while nothing was there to fire them");
+        }
+        count("fired", fired);
+        count("missed", missed);
+        Ok(Done::Moved)
+    }
+}
+
+fn count(outcome: &'static str, ticks: u32) {
+    metrics::counter!("tasklane_schedule_ticks_total", "outcome" => outcome).increment(ticks.into());
+}
+
+/// What is written about a schedule that is due; nothing of one that is paused.
+fn firing(schedule: &Schedule, watched: Watched) -> Result<Option<Firing>, TimetableError> {
+    let Some(tick) = schedule.next_at else { return Ok(None) };
+    let definition = &schedule.definition;
+    let Plan { fire, missed, next } = plan(definition, &definition.timetable()?, tick, watched)?;
+    let tasks = fire.into_iter().map(|tick| (tick, definition.task_at(&schedule.name, tick))).collect();
+    let (name, revision, overlap) = (schedule.name.clone(), schedule.revision, definition.overlap);
+    Ok(Some(Firing { name, revision, tick, next, tasks, missed, overlap }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_or_a_jump_of_the_clock_begins_a_new_watch() {
+        let at = timestamp;
+        let mut watch = Watch::default();
+        assert_eq!(watch.look(at(1_000)), at(1_000));
+        assert_eq!(watch.look(at(2_000)), at(1_000));
+        assert_eq!(watch.look(at(7_000)), at(1_000));
+        assert_eq!(watch.look(at(12_001)), at(12_001), "it was frozen");
+        assert_eq!(watch.look(at(12_100)), at(12_001));
+        assert_eq!(watch.look(at(9_000)), at(9_000), "the clock was set back");
+        assert_eq!(watch.look(at(9_100)), at(9_000));
+    }
+}

@@ -1,0 +1,90 @@
+//! `POST /v1/tasks/cancel`: all tasks that meet a filter, some thousands a call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use serde::Serialize;
+use tasklane_common::state::State as TaskState;
+use tasklane_common::task::TaskId;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::cancel::BODY_BYTES_MAX;
+use crate::app::App;
+use crate::cancellation::{self, CancelTasks, Cancellation};
+use crate::error::{ApiError, Problem};
+use crate::{extract, listing};
+
+/// How many tasks are looked at and cancelled together.
+const PAGE: u32 = 500;
+/// How many tasks one call cancels.
+const TASKS_MAX: u64 = 10_000;
+/// How long one call looks for tasks; a rare filter over a long history takes several.
+const TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How far the cancellation has come.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct CancelledTasks {
+    /// How many waited, and are cancelled; in a dry run, would be.
+    cancelled: u64,
+    /// How many run, and will be stopped; in a dry run, would be.
+    requested: u64,
+    /// Give it as `cursor` to go on with the older tasks; null when none is left.
+    next_cursor: Option<String>,
+}
+
+/// Cancel many tasks
+///
+/// Goes from the newest task to the oldest, at most 10,000 a call: repeat with `cursor` until `next_cursor` is null.
+/// Tasks that have ended are left alone, and so are those submitted after the first call. What was cancelled stays so
+/// when a later part fails.
+#[utoipa::path(
+    post, path = "/v1/tasks/cancel", tag = "tasks", operation_id = "cancelTasks",
+    request_body = CancelTasks,
+    responses(
+        (status = 200, description = "How many tasks are cancelled, and whether there may be more", body = CancelledTasks),
+        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not `application/json`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A field does not fit, or there is no filter", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The ledger is away, or too much is under way; repeat the call", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn cancel_many(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<CancelledTasks>, ApiError> {
+    extract::expect_json(&headers)?;
+    let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
+    let Cancellation { mut query, reason, dry_run } = cancellation::many(&body, PAGE)?;
+    let until = Instant::now() + TIME_MAX;
+    let mut done = CancelledTasks::default();
+    loop {
+        let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
+        let open = page.tasks.iter().filter(|task| !task.state.is_final() && task.cancel_requested_at.is_none());
+        let found: Vec<(TaskId, TaskState)> = open.map(|task| (task.id, task.state)).collect();
+        let before = if dry_run || found.is_empty() {
+            found
+        } else {
+            let ids = found.into_iter().map(|(id, _)| id).collect();
+            app.gate.ask(app.gate.ledger().cancel(ids, reason.clone())).await?
+        };
+        if !dry_run {
+            app.tell_cancelled(&before);
+        }
+        let running = before.iter().filter(|(_, state)| *state == TaskState::Running).count() as u64;
+        let ended = before.iter().filter(|(_, state)| state.is_final()).count() as u64;
+        done.requested += running;
+        done.cancelled += before.len() as u64 - running - ended;
+        query.before = page.next;
+        if page.next.is_none() || done.cancelled + done.requested >= TASKS_MAX || Instant::now() >= until {
+            done.next_cursor = page.next.map(listing::cursor);
+            return Ok(Json(done));
+        }
+    }
+}

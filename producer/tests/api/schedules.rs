@@ -1,0 +1,179 @@
+//! `/v1/schedules`: made, replaced, looked at, deleted.
+
+use std::collections::BTreeMap;
+
+use insta::assert_snapshot;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tasklane_common::ledger::{Fired, Firing};
+use tasklane_common::schedule::{Overlap, ScheduleName};
+
+use crate::support::{Answer, Api};
+
+const PATH: &str = "/v1/schedules/reports.nightly";
+
+fn nightly() -> Value {
+    json!({
+        "cron": "30 2 * * *", "timezone": "Europe/Berlin", "catch_up": "all",
+        "task": {"kind": "email.report", "args": {"to": ["all"]}, "tags": {"team": "a"}, "timeout_ms": 1000}
+    })
+}
+
+fn with(changes: Value) -> String {
+    let mut body = nightly();
+    for (key, value) in changes.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body.to_string()
+}
+
+fn faults(answer: &Answer) -> BTreeMap<String, String> {
+    assert_eq!(answer.status, 422, "{answer:?}");
+    let errors = answer.json()["errors"].as_array().unwrap().clone();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    errors.iter().map(|error| (text(&error["path"]), text(&error["message"]))).collect()
+}
+
+#[tokio::test]
+async fn a_schedule_is_made_looked_at_and_deleted() {
+    let api = Api::start().await;
+    assert_snapshot!("schedule_unknown", api.get(PATH).await.shown());
+    let made = api.put(PATH, nightly().to_string()).await;
+    assert_snapshot!("schedule_made", made.shown());
+    let runs: Vec<Timestamp> = serde_json::from_value(made.json()["next_runs"].clone()).unwrap();
+    let berlin = jiff::tz::TimeZone::get("Europe/Berlin").unwrap();
+    assert!(runs.is_sorted() && runs[0] > Timestamp::now());
+    assert!(runs.iter().all(|run| run.to_zoned(berlin.clone()).time() == jiff::civil::time(2, 30, 0, 0)
+        || run.to_zoned(berlin.clone()).time() == jiff::civil::time(3, 0, 0, 0)));
+    assert_eq!(api.get(PATH).await.json(), made.json());
+    let deleted = api.delete(PATH).await;
+    assert_eq!((deleted.status, deleted.text.as_str()), (204, ""));
+    assert_eq!(api.delete(PATH).await.status, 404);
+    assert_eq!(api.get("/v1/schedules/no%20name").await.status, 404);
+}
+
+#[tokio::test]
+async fn the_same_definition_changes_nothing_and_another_replaces() {
+    let api = Api::start().await;
+    let made = api.put(PATH, nightly().to_string()).await;
+    let again = api.put(PATH, nightly().to_string()).await;
+    assert_eq!((again.status, again.json()), (200, made.json()));
+    let replaced = api.put(PATH, with(json!({"overlap": "skip", "jitter_ms": 60_000}))).await;
+    assert_snapshot!("schedule_replaced", replaced.shown());
+    assert_eq!(replaced.json()["next_runs"], made.json()["next_runs"]);
+    let paused = api.put(PATH, with(json!({"paused": true}))).await.json();
+    assert_eq!((&paused["paused"], &paused["next_runs"]), (&json!(true), &json!([])));
+    let resumed = api.put(PATH, nightly().to_string()).await.json();
+    assert_eq!(
+        (&resumed["next_runs"], &resumed["created_at"]),
+        (&made.json()["next_runs"], &made.json()["created_at"])
+    );
+}
+
+/// While expression and zone stay the schedule stays where it stands, even behind; else it begins with the next tick.
+#[tokio::test]
+async fn only_another_timetable_moves_the_next_tick() {
+    let api = Api::start().await;
+    api.put(PATH, with(json!({"cron": "* * * * * *"}))).await;
+    let name = ScheduleName::parse("reports.nightly").unwrap();
+    let ledger = api.app.gate.ledger();
+    let stands = async || ledger.schedule(name.clone()).await.unwrap().1.unwrap().next_at;
+    let (first, behind) = (stands().await.unwrap(), async || stands().await.unwrap() < Timestamp::now());
+    while !behind().await {
+        tokio::task::yield_now().await;
+    }
+    api.put(PATH, with(json!({"cron": "* * * * * *", "catch_up": "none"}))).await;
+    assert_eq!(stands().await, Some(first));
+    let shown = api.get(PATH).await.json();
+    let runs: Vec<Timestamp> = serde_json::from_value(shown["next_runs"].clone()).unwrap();
+    assert!(runs[0] > first && runs.len() == 5, "what is missed is no run to come: {runs:?}");
+    api.put(PATH, with(json!({"cron": "*/1 * * * * *"}))).await;
+    assert!(stands().await > Some(first));
+}
+
+#[tokio::test]
+async fn what_has_fired_is_shown() {
+    let api = Api::start().await;
+    api.put(PATH, nightly().to_string()).await;
+    let name = ScheduleName::parse("reports.nightly").unwrap();
+    let schedule = api.app.gate.ledger().schedule(name.clone()).await.unwrap().1.unwrap();
+    let tick = schedule.next_at.unwrap();
+    let task = schedule.definition.task_at(&name, tick);
+    let id = task.id;
+    let next = schedule.definition.timetable().unwrap().next_after(tick).unwrap();
+    let (revision, overlap) = (schedule.revision, Overlap::Allow);
+    let firing = Firing { name, revision, tick, next, tasks: vec![(tick, task)], missed: 2, overlap };
+    assert_eq!(api.app.gate.ledger().fire(firing).await.unwrap(), Fired::Recorded(1));
+    let shown = api.get(PATH).await;
+    assert_snapshot!("schedule_fired", shown.shown());
+    assert_eq!(shown.json()["last_task_id"], json!(id));
+    assert_eq!(shown.json()["last_tick"], json!(tick));
+    let listed = api.get("/v1/tasks?tag=schedule:reports.nightly").await.json();
+    assert_eq!(listed["tasks"][0]["tags"], json!({"team": "a", "schedule": "reports.nightly", "tick": tick}));
+    assert_eq!(listed["tasks"][0]["queue"], "emails", "routes hold for schedules, too");
+}
+
+#[tokio::test]
+async fn schedules_are_listed_in_pages() {
+    let api = Api::start().await;
+    for name in ["c", "a", "b"] {
+        let made = api.put(&format!("/v1/schedules/{name}"), with(json!({"cron": "@daily"}))).await;
+        assert_eq!(made.status, 201, "{made:?}");
+    }
+    let first = api.get("/v1/schedules?limit=2").await.json();
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let rest = api.get(&format!("/v1/schedules?limit=2&cursor={cursor}")).await.json();
+    let all = first["schedules"].as_array().unwrap().iter().chain(rest["schedules"].as_array().unwrap());
+    assert_eq!(all.map(|schedule| schedule["name"].as_str().unwrap()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(rest["next_cursor"], Value::Null);
+    assert_snapshot!("schedules_bad_query", api.get("/v1/schedules?limit=0&cursor=x&state=a").await.shown());
+}
+
+#[tokio::test]
+async fn every_fault_of_a_schedule_is_named() {
+    let api = Api::start().await;
+    let bad = json!({
+        "cron": "61 * * * *", "timezone": "Berlin", "catch_up_max": 0, "jitter_ms": -1,
+        "task": {"kind": "a b", "delay_ms": 1, "run_at": "2030-01-31T08:00:00Z", "tags": {"tick": "x", "schedule": "y"},
+                 "max_attempts": 0, "queue": "A"}
+    });
+    assert_snapshot!("schedule_bad", api.put(PATH, bad.to_string()).await.shown());
+    let paths = async |body: String| faults(&api.put(PATH, body).await).into_keys().collect::<Vec<_>>();
+    assert_eq!(paths("{}".to_owned()).await, ["cron", "task"]);
+    assert_eq!(paths(with(json!({"catch_up": "some"}))).await, ["catch_up"]);
+    assert_eq!(paths(with(json!({"overlap": "kill"}))).await, ["overlap"]);
+    assert_eq!(paths(with(json!({"every": "day"}))).await, ["every"]);
+    assert_eq!(paths(with(json!({"task": {"kind": "a", "colour": "red"}}))).await, ["task.colour"]);
+    assert_eq!(paths(with(json!({"task": {"args": 1}}))).await, ["task.kind"]);
+    assert_eq!(paths(with(json!({"task": {"kind": "a", "args": "x".repeat(70_000)}}))).await, ["task.args"]);
+    let tags: BTreeMap<_, _> = (0..31).map(|n| (n.to_string(), "x")).collect();
+    assert_eq!(paths(with(json!({"task": {"kind": "a", "tags": tags}}))).await, ["task.tags"]);
+    for (cron, words) in [
+        ("0 0 30 2 *", "never fires"),
+        ("* * *", "five fields"),
+        ("", "five fields"),
+        ("* * * * * MON#9", "day of week"),
+    ] {
+        let told = faults(&api.put(PATH, with(json!({"cron": cron}))).await);
+        assert!(told["cron"].contains(words), "{cron}: {told:?}");
+    }
+    let unnamed = api.put("/v1/schedules/no%20name", nightly().to_string()).await;
+    assert_eq!(faults(&unnamed).into_keys().collect::<Vec<_>>(), ["name"]);
+    assert_eq!(api.put(PATH, "nope").await.status, 400);
+    assert_eq!(api.put(PATH, with(json!({"task": {"kind": "a", "args": "x".repeat(200_000)}}))).await.status, 413);
+    assert_eq!(api.post(PATH, "{}").await.status, 405);
+    assert_eq!(api.get(PATH).await.status, 404, "nothing was made");
+}
+
+/// Both of two that make the same schedule at once are answered, and there is one.
+#[tokio::test]
+async fn two_that_make_the_same_schedule_agree() {
+    let api = Api::start().await;
+    let bodies = [with(json!({"jitter_ms": 1})), with(json!({"jitter_ms": 2}))];
+    let answers = tokio::join!(api.put(PATH, bodies[0].clone()), api.put(PATH, bodies[1].clone()));
+    let mut statuses = [answers.0.status, answers.1.status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 201]);
+    let last = if answers.0.status == 200 { answers.0 } else { answers.1 };
+    assert_eq!(api.get(PATH).await.json(), last.json());
+}

@@ -1,0 +1,236 @@
+//! The history of a run: what clients asked, what handlers did, which processes died, which faults were injected.
+//!
+//! One line of JSON for each operation, appended by whoever did it in a single write to a file opened with
+//! `O_APPEND`, so that any number of processes share the file. Its clock is that of the machine since boot: the same
+//! for all processes, never set back. [`check`] judges a history when everything is over.
+
+pub mod check;
+mod verdict;
+
+#[cfg(test)]
+mod planted;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use rustix::fs::fdatasync;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tasklane_common::clock::since_boot;
+
+pub use verdict::{Broken, Counts, Verdict, Violation};
+
+/// One line of a history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Line {
+    /// When, since the machine's boot.
+    #[serde(rename = "at_s", serialize_with = "to_seconds", deserialize_with = "from_seconds")]
+    pub at: Duration,
+    /// When, in seconds since 1970; for people, and shell scripts leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wall_s: Option<f64>,
+    /// Who writes this.
+    pub pid: i32,
+    /// What happened.
+    #[serde(flatten)]
+    pub op: Op,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case")]
+pub enum Op {
+    /// A client has submitted tasks, all under one name that is in their tags; or has tried so again.
+    Submit {
+        /// The name, different for every submission, the same for its repetitions.
+        name: String,
+        /// What it knows of it now.
+        outcome: Answered,
+        /// How many tasks were asked for.
+        count: usize,
+        /// The tasks, where the answer said which.
+        tasks: Vec<String>,
+    },
+    /// A handler has begun.
+    Start(Run),
+    /// A handler has done what its task is for.
+    Effect(Run),
+    /// A handler is over.
+    End {
+        /// Which.
+        #[serde(flatten)]
+        run: Run,
+        /// How.
+        how: Ending,
+    },
+    /// A process was started.
+    Spawned {
+        /// Its name.
+        who: String,
+        /// Its id.
+        process: i32,
+    },
+    /// A process stands still.
+    Frozen {
+        /// Its id.
+        process: i32,
+    },
+    /// A process is about to go on.
+    Thawed {
+        /// Its id.
+        process: i32,
+    },
+    /// A process is surely dead.
+    Gone {
+        /// Its name.
+        who: String,
+        /// Its id.
+        process: i32,
+        /// Its exit status in words.
+        how: String,
+        /// Was it killed, asked to stop, or did it end as its exit codes promise?
+        expected: bool,
+    },
+    /// A fault begins.
+    Fault {
+        /// Which.
+        what: String,
+    },
+    /// A fault is over.
+    Healed {
+        /// Which.
+        what: String,
+    },
+}
+
+/// One run of a task, as the handler was told.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Run {
+    /// The task.
+    pub task: String,
+    /// The attempt.
+    pub attempt: u32,
+    /// The fence.
+    pub fence: u64,
+}
+
+/// What a client knows of a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answered {
+    /// It was refused, or never sent: there must be no task.
+    Fail,
+    /// No answer, or one that leaves it open: there may be a task.
+    Unknown,
+    /// Accepted: there must be a task, and it must be done.
+    Ok,
+}
+
+/// How a handler ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ending {
+    /// With a result.
+    Done,
+    /// With an error or a snooze.
+    Again,
+    /// It was dropped, or panicked.
+    Dropped,
+}
+
+/// A history to append to; clones of the file's owner share it with other processes by its path.
+#[derive(Debug)]
+pub struct Writer {
+    file: File,
+    synced: bool,
+}
+
+impl Writer {
+    /// Opens a history, a new one if there is none. When `synced`, each line is on the disk before the next is
+    /// written: then the history outlives the machine, and not only the processes that write it.
+    pub fn open(path: &Path, synced: bool) -> Result<Self> {
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        Ok(Self { file: file.with_context(|| format!("opening the history {}", path.display()))?, synced })
+    }
+
+    /// Appends what has happened just now, in this process.
+    pub fn append(&self, op: Op) -> Result<()> {
+        let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let pid = i32::try_from(std::process::id())?;
+        let line = Line { at: since_boot(), wall_s: Some(wall.as_secs_f64()), pid, op };
+        let mut text = serde_json::to_string(&line)?;
+        text.push('\n');
+        // One write with O_APPEND: lines of several processes do not mix.
+        (&self.file).write_all(text.as_bytes()).context("appending to the history")?;
+        if self.synced {
+            fdatasync(&self.file).context("syncing the history")?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads a history, in the order of the file.
+pub fn read(path: &Path) -> Result<Vec<Line>> {
+    let text = fs::read_to_string(path).with_context(|| format!("reading the history {}", path.display()))?;
+    parse(&text)
+}
+
+/// Reads the last lines of a history that is still being written, of about so many bytes.
+pub fn tail(path: &Path, bytes: u64) -> Result<Vec<Line>> {
+    let mut file = File::open(path)?;
+    let end = file.metadata()?.len();
+    file.seek(SeekFrom::Start(end.saturating_sub(bytes)))?;
+    let mut text = String::new();
+    file.take(bytes).read_to_string(&mut text)?;
+    // The first line is cut, unless this is the whole file; then it is one line less to look at.
+    parse(text.split_once('\n').map_or("", |(_, whole)| whole))
+}
+
+/// Reads the text of a history.
+pub fn parse(text: &str) -> Result<Vec<Line>> {
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("history: {line:?}"))).collect()
+}
+
+fn to_seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+fn from_seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Duration::try_from_secs_f64(f64::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_appended_reads_back() -> Result<()> {
+        let place = tempfile::tempdir()?;
+        let path = place.path().join("history");
+        let run = Run { task: "0199".to_owned(), attempt: 2, fence: 7 };
+        let ops = [
+            Op::Submit { name: "s1".to_owned(), outcome: Answered::Ok, count: 1, tasks: vec!["0199".to_owned()] },
+            Op::Start(run.clone()),
+            Op::End { run, how: Ending::Dropped },
+            Op::Gone { who: "worker-1".to_owned(), process: 42, how: "signal: 9".to_owned(), expected: true },
+        ];
+        let before = since_boot();
+        for op in &ops {
+            Writer::open(&path, true)?.append(op.clone())?;
+        }
+        let lines = read(&path)?;
+        assert_eq!(lines.iter().map(|line| line.op.clone()).collect::<Vec<_>>(), ops);
+        assert!(lines.iter().all(|line| line.at + Duration::from_micros(1) >= before && line.wall_s.is_some()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_line_of_a_shell_script_is_read() -> Result<()> {
+        let lines = parse(r#"{"op":"start","task":"t1","attempt":1,"fence":3,"pid":42,"at_s":12.34}"#)?;
+        let run = Run { task: "t1".to_owned(), attempt: 1, fence: 3 };
+        assert_eq!(lines, [Line { at: Duration::from_millis(12_340), wall_s: None, pid: 42, op: Op::Start(run) }]);
+        Ok(())
+    }
+}

@@ -1,0 +1,134 @@
+//! What the checker has found.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// The judgement of a whole history.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// What there was, and how often.
+    pub counts: Counts,
+    /// Every promise broken; empty is good.
+    pub violations: Vec<Violation>,
+}
+
+impl Verdict {
+    /// How many violations are of one kind.
+    pub fn count(&self, broken: Broken) -> usize {
+        self.violations.iter().filter(|violation| violation.broken == broken).count()
+    }
+
+    /// How many violations there are of each kind that there is.
+    pub fn kinds(&self) -> BTreeMap<Broken, usize> {
+        let mut kinds = BTreeMap::new();
+        for violation in &self.violations {
+            *kinds.entry(violation.broken).or_default() += 1;
+        }
+        kinds
+    }
+}
+
+/// What a history has in it.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Tasks that a client was promised.
+    pub submitted: usize,
+    /// Submissions whose client never learnt what became of them, and that left no task.
+    pub unknown_absent: usize,
+    /// Submissions whose client never learnt what became of them, and whose tasks are there.
+    pub unknown_present: usize,
+    /// Tasks in the ledger.
+    pub tasks: usize,
+    /// Of them, completed.
+    pub completed: usize,
+    /// Of the completed, transactional.
+    pub transactional: usize,
+    /// Of them, discarded because their only run was cut.
+    pub interrupted: usize,
+    /// Handlers started.
+    pub starts: usize,
+    /// Runs cut by the death of their process.
+    pub killed_runs: usize,
+    /// Runs dropped by a worker that lives on.
+    pub dropped_runs: usize,
+    /// From the death of a process to the next start of each task that it ran, sorted.
+    pub takeovers: Vec<Duration>,
+    /// Frozen runs that went on for a moment when they were thawed, beside the next run: the longest moment.
+    pub longest_after_thaw: Duration,
+}
+
+/// One promise broken once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Which promise.
+    pub broken: Broken,
+    /// The task, submission, queue or process.
+    pub subject: String,
+    /// What was seen.
+    pub evidence: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { broken, subject, evidence } = self;
+        write!(f, "{broken}: {subject}: {evidence}")
+    }
+}
+
+/// The promises that a history can break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Broken {
+    /// An accepted task is not in the ledger.
+    Lost,
+    /// A task has not ended when everything was given time to.
+    Unfinished,
+    /// A task ended in another way than its guarantee allows.
+    WrongEnd,
+    /// A completed task never had its effect.
+    NoEffect,
+    /// One submission has more tasks than it asked for.
+    Doubled,
+    /// A batch was recorded in part.
+    Half,
+    /// Something was recorded or ran that nobody submitted.
+    Unasked,
+    /// Two runs of a task ran at the same time.
+    Overlapping,
+    /// A later start has no higher fence.
+    FenceStuck,
+    /// A task started after its completion.
+    StartedAfterEnd,
+    /// An `at_most_once` task started twice.
+    Repeated,
+    /// The ledger and the handlers tell different stories of a task.
+    Disagreement,
+    /// A transactional effect is there without its completion, or twice, or not.
+    Miscounted,
+    /// A queue is missing, or holds something at the end.
+    Leftover,
+    /// A process ended that nobody had killed.
+    Died,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "lost",
+            Self::Unfinished => "unfinished",
+            Self::WrongEnd => "wrong end",
+            Self::NoEffect => "no effect",
+            Self::Doubled => "doubled",
+            Self::Half => "half recorded",
+            Self::Unasked => "unasked",
+            Self::Overlapping => "overlapping",
+            Self::FenceStuck => "fence not rising",
+            Self::StartedAfterEnd => "started after completion",
+            Self::Repeated => "at_most_once repeated",
+            Self::Disagreement => "ledger and log disagree",
+            Self::Miscounted => "transactional effects miscounted",
+            Self::Leftover => "left in the broker",
+            Self::Died => "process died by itself",
+        })
+    }
+}

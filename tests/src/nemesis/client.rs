@@ -1,0 +1,192 @@
+//! The load: a client that submits tasks of many sorts at a steady pace, and repeats what it got no answer to.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{Answer, Api};
+use crate::history::{Answered, Op, Writer};
+
+/// The tag that has the submission's name.
+pub const NAME_TAG: &str = "submission";
+
+/// The pause between two submissions.
+const PACE: Duration = Duration::from_millis(50);
+
+/// How long a client waits for an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many submissions may be under way; with more, the client waits, as a pool of connections does.
+const UNDER_WAY: usize = 64;
+
+/// How often one submission is repeated at most.
+const REPETITIONS: u32 = 8;
+
+/// What a client has seen so far.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// Tasks accepted.
+    pub accepted: AtomicUsize,
+    /// Requests without an answer.
+    pub unanswered: AtomicUsize,
+}
+
+/// One submission: what goes over the wire, as often as need be.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Its name, which is its idempotency key too, if it has one.
+    pub name: String,
+    /// Its tasks; one is sent as such, several as a batch.
+    pub tasks: Vec<Value>,
+    /// Whether it may be repeated.
+    pub keyed: bool,
+}
+
+impl Submission {
+    /// Some equal tasks under one name.
+    pub fn of(name: &str, count: usize, kind: &str, args: &Value) -> Self {
+        let task = json!({"kind": kind, "args": args, "tags": {NAME_TAG: name}});
+        Self { name: name.to_owned(), tasks: vec![task; count], keyed: true }
+    }
+
+    fn random(name: String, rng: &mut StdRng) -> Self {
+        let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
+        let tasks = (0..count).map(|_| random_task(&name, rng)).collect();
+        Self { name, tasks, keyed: rng.random_bool(0.8) }
+    }
+
+    /// Sends it once, and writes down what the client knows then.
+    pub async fn send(&self, api: &Api, history: &Writer) -> Result<Answered> {
+        let request = match &self.tasks[..] {
+            [task] => api.client().post(api.url("/v1/tasks")).json(task),
+            tasks => api.client().post(api.url("/v1/tasks/batch")).json(&json!({"tasks": tasks})),
+        };
+        let request = if self.keyed { request.header("idempotency-key", &self.name) } else { request };
+        let answer = timeout(ANSWER_LIMIT, api.send(request)).await;
+        let (outcome, tasks) = match answer {
+            Ok(Ok(answer)) => judge(&answer)?,
+            // Nobody listened: it was never sent.
+            Ok(Err(error)) if error.downcast_ref().is_some_and(reqwest::Error::is_connect) => (Answered::Fail, vec![]),
+            Ok(Err(_)) | Err(_) => (Answered::Unknown, vec![]),
+        };
+        let (name, count) = (self.name.clone(), self.tasks.len());
+        history.append(Op::Submit { name, outcome, count, tasks })?;
+        Ok(outcome)
+    }
+}
+
+/// What an answer means, and the tasks it names. A server's error leaves open whether the ledger has recorded.
+fn judge(answer: &Answer) -> Result<(Answered, Vec<String>)> {
+    match answer.status {
+        200..=299 => Ok((Answered::Ok, named(&answer.json()?))),
+        400..=499 => Ok((Answered::Fail, vec![])),
+        _ => Ok((Answered::Unknown, vec![])),
+    }
+}
+
+fn named(body: &Value) -> Vec<String> {
+    let one = std::slice::from_ref(body);
+    let all = body["tasks"].as_array().map_or(one, Vec::as_slice);
+    all.iter().filter_map(|task| task["id"].as_str().map(str::to_owned)).collect()
+}
+
+/// A task of any of the sorts that the guarantees distinguish.
+fn random_task(name: &str, rng: &mut StdRng) -> Value {
+    let (kind, args) = match rng.random_range(0..100) {
+        0..35 => ("test.work", json!({"work_ms": rng.random_range(0..50)})),
+        35..50 => ("test.work", json!({"work_ms": rng.random_range(500..3_000)})),
+        50..57 => ("test.work", json!({"failures": 1})),
+        57..60 => ("test.work", json!({"failures": 1, "panics": true})),
+        60..64 => ("test.work", json!({"snooze_ms": rng.random_range(1..1_000)})),
+        64..80 => ("test.count", json!({"work_ms": rng.random_range(0..100)})),
+        80..93 => ("test.once", json!({"work_ms": rng.random_range(0..100)})),
+        _ => ("test.once", json!({"work_ms": rng.random_range(500..2_000)})),
+    };
+    let mut task = json!({"kind": kind, "args": args, "tags": {NAME_TAG: name}});
+    if rng.random_bool(0.05) {
+        task["delay_ms"] = rng.random_range(1..2_000).into();
+    }
+    task
+}
+
+/// A client of some producers.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The producers, each by its wire.
+    pub apis: Vec<Api>,
+    /// Where it writes.
+    pub history: Arc<Writer>,
+    /// What it has seen.
+    pub seen: Arc<Seen>,
+}
+
+impl Client {
+    /// Submits until it is told to stop, and then waits for what is under way.
+    pub async fn run(self, seed: u64, stop: CancellationToken) -> Result<()> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let slots = Arc::new(Semaphore::new(UNDER_WAY));
+        let mut pace = interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sending = JoinSet::new();
+        for number in 0_u64.. {
+            pace.tick().await;
+            while let Some(sent) = sending.try_join_next() {
+                sent??;
+            }
+            let slot = tokio::select! {
+                slot = Arc::clone(&slots).acquire_owned() => slot.context("the slots are never closed")?,
+                () = stop.cancelled() => break,
+            };
+            if stop.is_cancelled() {
+                break;
+            }
+            let submission = Submission::random(format!("s{number}"), &mut rng);
+            let (client, rng) = (self.clone(), StdRng::from_rng(&mut rng));
+            sending.spawn(async move {
+                let _slot = slot;
+                client.submit(submission, rng).await
+            });
+        }
+        while let Some(sent) = sending.join_next().await {
+            sent??;
+        }
+        Ok(())
+    }
+
+    /// Sends one submission; without an answer mostly again, by any producer, but only under its key.
+    async fn submit(&self, submission: Submission, mut rng: StdRng) -> Result<()> {
+        let mut accepted = false;
+        for _ in 0..=REPETITIONS {
+            let api = self.apis.choose(&mut rng).context("a client has a producer")?;
+            let again = match submission.send(api, &self.history).await? {
+                Answered::Ok => {
+                    let new = if accepted { 0 } else { submission.tasks.len() };
+                    self.seen.accepted.fetch_add(new, Ordering::Relaxed);
+                    accepted = true;
+                    // Now and then it asks again although it knows.
+                    submission.keyed && rng.random_bool(0.03)
+                }
+                Answered::Unknown => {
+                    self.seen.unanswered.fetch_add(1, Ordering::Relaxed);
+                    submission.keyed && rng.random_bool(0.8)
+                }
+                Answered::Fail => true,
+            };
+            if !again {
+                break;
+            }
+            sleep(Duration::from_millis(rng.random_range(50..1_000))).await;
+        }
+        Ok(())
+    }
+}

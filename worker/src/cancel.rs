@@ -1,0 +1,47 @@
+//! Runs that somebody wants cancelled.
+//!
+//! Which ones only the ledger says, asked as often as the lease is renewed; a word over the control exchange makes it be
+//! asked at once. So a lost word costs a little time, and a false one nothing.
+
+use std::time::Duration;
+
+use lapin::Connection;
+use tasklane_common::control;
+use tokio::time::sleep;
+
+use crate::life::Life;
+
+/// How long until words are listened to again when that failed.
+const PAUSE: Duration = Duration::from_secs(30);
+
+/// Stops what shall be cancelled, until the life ends.
+pub async fn watch(life: &Life, period: Duration) {
+    loop {
+        tokio::select! {
+            () = sleep(period) => {}
+            () = life.asked.notified() => {}
+            () = life.ended.cancelled() => return,
+        }
+        if !life.runs_anything() {
+            continue;
+        }
+        match life.ledger.cancelling(life.lease.worker()).await {
+            Ok(runs) => runs.into_iter().for_each(|(id, fence)| life.cancel_run(id, fence)),
+            Err(error) => tracing::debug!(%error, "the ledger does not say what to cancel, asking again"),
+        }
+    }
+}
+
+/// Listens to the words, for as long as the connection is there; without them cancelling only takes longer.
+pub(crate) async fn listen(life: &Life, connection: &Connection) {
+    loop {
+        let heard = |ids: &[_]| {
+            if life.runs_any_of(ids) {
+                life.asked.notify_one();
+            }
+        };
+        let Err(error) = control::listen(connection, life.lease.worker(), heard).await;
+        tracing::warn!(%error, "the control exchange cannot be listened to: cancelling takes until a renewal of the lease");
+        sleep(PAUSE).await;
+    }
+}
