@@ -53,6 +53,14 @@ pub enum Op {
         /// The tasks, where the answer said which.
         tasks: Vec<String>,
     },
+    /// A client has asked for a task's cancellation.
+    Cancel {
+        /// Which.
+        task: String,
+        /// The task's fence, as the answer told it, where there was one: no run may have a higher one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fence: Option<u64>,
+    },
     /// A handler has begun.
     Start(Run),
     /// A handler has done what its task is for.

@@ -4,6 +4,7 @@
 //! test, and so the exact interleaving, stay as free as they are.
 
 pub mod client;
+pub mod cron;
 pub mod duplicator;
 pub mod fault;
 pub mod measure;

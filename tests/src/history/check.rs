@@ -43,6 +43,8 @@ pub struct FinalTask {
     pub result_fence: Option<u64>,
     /// The number that its result is, of a transactional task.
     pub counted: Option<i64>,
+    /// What it is to be the only one of.
+    pub unique_key: Option<String>,
 }
 
 impl FinalTask {
@@ -85,14 +87,18 @@ pub fn check(evidence: &Evidence) -> Verdict {
     check_submissions(evidence, &mut verdict);
     check_unasked_runs(evidence, &runs, &mut verdict);
     let freezes = freezes(&evidence.history);
+    let cancellations = cancellations(&evidence.history);
     for task in &evidence.tasks {
         let ran = runs.get(task.id.as_str()).map_or(&[][..], Vec::as_slice);
-        check_end(task, ran, &mut verdict);
+        let asked = cancellations.get(task.id.as_str()).copied();
+        check_end(task, ran, asked.is_some(), &mut verdict);
         check_order(task, ran, &mut verdict);
+        check_cancellation(task, ran, asked.flatten(), &mut verdict);
         check_overlap(task, ran, &freezes, &mut verdict);
         count_runs(task, ran, &mut verdict);
     }
     verdict.counts.takeovers.sort();
+    check_unique_keys(evidence, &runs, &freezes, &mut verdict);
     check_counter(evidence, &mut verdict);
     check_broker(evidence, &mut verdict);
     check_processes(evidence, &mut verdict);
@@ -148,6 +154,10 @@ fn check_submission(name: &str, submission: &Submission<'_>, recorded: &BTreeSet
             for task in tasks.difference(recorded) {
                 verdict.blame(Broken::Lost, task, format!("accepted as {name}, and not in the ledger"));
             }
+            // Some are promised without a word of their ids: the ticks of a schedule.
+            if tasks.is_empty() && present < *count {
+                verdict.blame(Broken::Lost, name, format!("{present} of {count} are there"));
+            }
         }
         Answered::Unknown if present == 0 => verdict.counts.unknown_absent += 1,
         Answered::Unknown => verdict.counts.unknown_present += 1,
@@ -172,13 +182,14 @@ fn check_unasked_runs(evidence: &Evidence, runs: &BTreeMap<&str, Vec<Ran>>, verd
 }
 
 /// Did it end, as its guarantee says, with its effect, and under the fence that the ledger has?
-fn check_end(task: &FinalTask, ran: &[Ran], verdict: &mut Verdict) {
+fn check_end(task: &FinalTask, ran: &[Ran], unwanted: bool, verdict: &mut Verdict) {
     let FinalTask { id, guarantee, state, reason, fence, result_fence, .. } = task;
     let counts = &mut verdict.counts;
     counts.tasks += 1;
     match (state.as_str(), guarantee, reason.as_deref()) {
         ("completed", ..) => counts.completed += 1,
         ("discarded", Guarantee::AtMostOnce, Some("interrupted")) => return counts.interrupted += 1,
+        ("cancelled", ..) if unwanted => return counts.cancelled += 1,
         ("discarded" | "cancelled", ..) => {
             return verdict.blame(Broken::WrongEnd, id, format!("{state} ({reason:?}): {ran:?}"));
         }
@@ -213,6 +224,50 @@ fn check_order(task: &FinalTask, ran: &[Ran], verdict: &mut Verdict) {
         let broken = if task.is_completed() { Broken::StartedAfterEnd } else { Broken::Disagreement };
         let told = format!("{} under fence {}, and started as {run:?}", task.state, task.fence);
         verdict.blame(broken, &task.id, told);
+    }
+}
+
+/// Did it start anew after a client was told that it will not?
+fn check_cancellation(task: &FinalTask, ran: &[Ran], answered: Option<u64>, verdict: &mut Verdict) {
+    let Some(fence) = answered else { return };
+    if let Some(run) = ran.iter().find(|run| run.run.fence > fence) {
+        let told = format!("its cancellation was answered under fence {fence}, and it started as {run:?}");
+        verdict.blame(Broken::StartedAfterCancel, &task.id, told);
+    }
+}
+
+/// The tasks that a client wanted cancelled, and the lowest fence that an answer told of each.
+fn cancellations(history: &[Line]) -> BTreeMap<&str, Option<u64>> {
+    let mut all: BTreeMap<&str, Option<u64>> = BTreeMap::new();
+    for line in history {
+        let Op::Cancel { task, fence } = &line.op else { continue };
+        let lowest = all.entry(task).or_default();
+        *lowest = lowest.iter().chain(fence).min().copied();
+    }
+    all
+}
+
+/// Did two tasks with one unique key run at the same time?
+fn check_unique_keys(
+    evidence: &Evidence,
+    runs: &BTreeMap<&str, Vec<Ran>>,
+    freezes: &Freezes,
+    verdict: &mut Verdict,
+) {
+    let mut holders: BTreeMap<&str, Vec<&Ran>> = BTreeMap::new();
+    for task in &evidence.tasks {
+        let Some(key) = &task.unique_key else { continue };
+        holders.entry(key).or_default().extend(runs.get(task.id.as_str()).into_iter().flatten());
+    }
+    for (key, mut ran) in holders {
+        ran.sort_by_key(|run| run.began);
+        for pair in ran.windows(2) {
+            let [first, second] = pair else { continue };
+            let apart = first.run.task == second.run.task || first.over().is_some_and(|over| over <= second.began);
+            if !apart && after_thaw(first, second, freezes).is_none() {
+                verdict.blame(Broken::KeyShared, key, format!("{first:?} beside {second:?}"));
+            }
+        }
     }
 }
 

@@ -36,6 +36,10 @@ fn end(at_ms: u64, pid: i32, task: &str, fence: u64, how: Ending) -> Line {
     line(at_ms, pid, Op::End { run: run(task, fence), how })
 }
 
+fn cancel(at_ms: u64, task: &str, fence: Option<u64>) -> Line {
+    line(at_ms, 1, Op::Cancel { task: task.to_owned(), fence })
+}
+
 fn gone(at_ms: u64, process: i32, expected: bool) -> Line {
     line(at_ms, 1, Op::Gone { who: "worker".to_owned(), process, how: "signal: 9".to_owned(), expected })
 }
@@ -58,7 +62,16 @@ fn completed(id: &str, name: &str, fence: u64) -> FinalTask {
         fence,
         result_fence: Some(fence),
         counted: None,
+        unique_key: None,
     }
+}
+
+fn cancelled(id: &str, name: &str) -> FinalTask {
+    FinalTask { state: "cancelled".to_owned(), result_fence: None, ..completed(id, name, 0) }
+}
+
+fn unique(id: &str, name: &str) -> FinalTask {
+    FinalTask { unique_key: Some("key".to_owned()), ..completed(id, name, 1) }
 }
 
 fn counted(id: &str, name: &str, fence: u64, number: i64) -> FinalTask {
@@ -85,6 +98,11 @@ fn clean() -> Evidence {
         submit("once", Answered::Ok, 1, &["o"]),
         submit("frozen", Answered::Ok, 1, &["f"]),
         submit("counts", Answered::Ok, 2, &["t1", "t2"]),
+        submit("unwanted", Answered::Ok, 1, &["w"]),
+        submit("only", Answered::Ok, 2, &["u1", "u2"]),
+        submit("ticks", Answered::Ok, 2, &[]),
+        cancel(50, "w", None),
+        cancel(60, "w", Some(0)),
         start(100, WORKER, "t1", 1),
         start(100, WORKER, "k", 1),
         start(100, WORKER, "c", 1),
@@ -99,9 +117,10 @@ fn clean() -> Evidence {
         end(3_600, 30, "f", 2, Ending::Done),
     ];
     history.extend(done(3_000, OTHER, "k", 2));
-    for task in ["b1", "b2", "o", "t2"] {
+    for task in ["b1", "b2", "o", "t2", "u1", "tick1", "tick2"] {
         history.extend(done(150, OTHER, task, 1));
     }
+    history.extend(done(160, WORKER, "u2", 1));
     let tasks = vec![
         completed("k", "killed", 2),
         completed("b1", "batch", 1),
@@ -111,6 +130,11 @@ fn clean() -> Evidence {
         completed("f", "frozen", 2),
         counted("t1", "counts", 1, 1),
         counted("t2", "counts", 1, 2),
+        cancelled("w", "unwanted"),
+        unique("u1", "only"),
+        unique("u2", "only"),
+        completed("tick1", "ticks", 1),
+        completed("tick2", "ticks", 1),
     ];
     Evidence { history, tasks, queues: vec![("tasklane.q.default".to_owned(), Some(0))], counter: 2 }
 }
@@ -118,7 +142,7 @@ fn clean() -> Evidence {
 /// What is planted into the clean evidence, how, and what must be found: this and nothing else.
 type Planted = (&'static str, fn(&mut Evidence), &'static [Broken]);
 
-const PLANTED: [Planted; 30] = [
+const PLANTED: [Planted; 35] = [
     ("an accepted task is not in the ledger", |e| forget(e, "o"), &[Broken::Lost]),
     ("a task waits for ever", |e| task(e, "k").state = "retryable".to_owned(), &[Broken::Unfinished]),
     ("a task still runs", |e| task(e, "o").state = "running".to_owned(), &[Broken::Unfinished]),
@@ -140,6 +164,11 @@ const PLANTED: [Planted; 30] = [
     ("a fence that stands still", still, &[Broken::FenceStuck]),
     ("a start after completion", |e| e.history.push(start(9_000, OTHER, "k", 3)), &[Broken::StartedAfterEnd]),
     ("at_most_once twice", twice, &[Broken::Repeated]),
+    ("cancelled, and nobody asked", |e| e.history.retain(|line| !is_cancel(line)), &[Broken::WrongEnd]),
+    ("a start after a cancellation", start_cancelled, &[Broken::StartedAfterCancel, Broken::Disagreement]),
+    ("a cancellation that was answered before the last start", cancel_early, &[Broken::StartedAfterCancel]),
+    ("two tasks of one key", |e| start_of(e, "u2", 1).at = ms(155), &[Broken::KeyShared]),
+    ("a tick without its task", |e| forget(e, "tick2"), &[Broken::Lost]),
     ("a result of another run", |e| task(e, "k").result_fence = Some(1), &[Broken::Disagreement]),
     ("completed, and the handler failed", |e| fail(e, "k", 2), &[Broken::Disagreement]),
     ("a transaction that did not run", |e| forget_runs(e, "t2"), &[Broken::Disagreement]),
@@ -168,6 +197,10 @@ fn is_effect(line: &Line, id: &str) -> bool {
 
 fn is_gone(line: &Line) -> bool {
     matches!(line.op, Op::Gone { .. })
+}
+
+fn is_cancel(line: &Line) -> bool {
+    matches!(line.op, Op::Cancel { .. })
 }
 
 fn is_frozen(line: &Line) -> bool {
@@ -224,6 +257,16 @@ fn still(evidence: &mut Evidence) {
     (task.fence, task.result_fence) = (1, Some(1));
 }
 
+/// A cancelled task that starts all the same.
+fn start_cancelled(evidence: &mut Evidence) {
+    evidence.history.push(start(9_000, OTHER, "w", 1));
+}
+
+/// What was to end with the first run of a task had a second one.
+fn cancel_early(evidence: &mut Evidence) {
+    evidence.history.push(cancel(250, "k", Some(1)));
+}
+
 fn twice(evidence: &mut Evidence) {
     evidence.history.push(start(9_000, OTHER, "c", 2));
     task(evidence, "c").fence = 2;
@@ -244,7 +287,7 @@ fn every_planted_violation_is_found_and_named() {
     }
 }
 
-const ALL: [Broken; 15] = [
+const ALL: [Broken; 17] = [
     Broken::Lost,
     Broken::Unfinished,
     Broken::WrongEnd,
@@ -255,6 +298,8 @@ const ALL: [Broken; 15] = [
     Broken::Overlapping,
     Broken::FenceStuck,
     Broken::StartedAfterEnd,
+    Broken::StartedAfterCancel,
+    Broken::KeyShared,
     Broken::Repeated,
     Broken::Disagreement,
     Broken::Miscounted,
@@ -265,9 +310,9 @@ const ALL: [Broken; 15] = [
 #[test]
 fn the_clean_history_is_counted() {
     let counts = check(&clean()).counts;
-    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (6, 1, 1));
-    assert_eq!((counts.tasks, counts.completed, counts.interrupted), (8, 7, 1));
-    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (10, 3, 1));
+    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (11, 1, 1));
+    assert_eq!((counts.tasks, counts.completed, counts.interrupted, counts.cancelled), (13, 11, 1, 1));
+    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (14, 3, 1));
     assert_eq!(counts.transactional, 2);
     assert_eq!((counts.takeovers, counts.longest_after_thaw), (vec![ms(2_800)], ms(20)));
 }

@@ -46,6 +46,8 @@ pub struct Counts {
     pub transactional: usize,
     /// Of them, discarded because their only run was cut.
     pub interrupted: usize,
+    /// Of them, cancelled by a client.
+    pub cancelled: usize,
     /// Handlers started.
     pub starts: usize,
     /// Runs cut by the death of their process.
@@ -99,6 +101,10 @@ pub enum Broken {
     FenceStuck,
     /// A task started after its completion.
     StartedAfterEnd,
+    /// A task started anew after its cancellation was answered.
+    StartedAfterCancel,
+    /// Two tasks with one unique key ran at the same time.
+    KeyShared,
     /// An `at_most_once` task started twice.
     Repeated,
     /// The ledger and the handlers tell different stories of a task.
@@ -124,6 +130,8 @@ impl fmt::Display for Broken {
             Self::Overlapping => "overlapping",
             Self::FenceStuck => "fence not rising",
             Self::StartedAfterEnd => "started after completion",
+            Self::StartedAfterCancel => "started after cancellation",
+            Self::KeyShared => "unique key shared",
             Self::Repeated => "at_most_once repeated",
             Self::Disagreement => "ledger and log disagree",
             Self::Miscounted => "transactional effects miscounted",

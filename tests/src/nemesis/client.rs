@@ -32,6 +32,12 @@ const UNDER_WAY: usize = 64;
 /// How often one submission is repeated at most.
 const REPETITIONS: u32 = 8;
 
+/// How many accepted submissions are regretted.
+const REGRETS: f64 = 0.08;
+
+/// How many unique keys there are: few, so that they are contended.
+const KEYS: u32 = 6;
+
 /// What a client has seen so far.
 #[derive(Debug, Default)]
 pub struct Seen {
@@ -60,13 +66,24 @@ impl Submission {
     }
 
     fn random(name: String, rng: &mut StdRng) -> Self {
+        if rng.random_bool(0.06) {
+            return Self::unique(name, rng);
+        }
         let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
         let tasks = (0..count).map(|_| random_task(&name, rng)).collect();
         Self { name, tasks, keyed: rng.random_bool(0.8) }
     }
 
+    /// The only unfinished task of its key, or none.
+    fn unique(name: String, rng: &mut StdRng) -> Self {
+        let args = json!({"work_ms": rng.random_range(50..1_500)});
+        let mut only = Self::of(&name, 1, "test.work", &args);
+        only.tasks[0]["unique_key"] = format!("key-{}", rng.random_range(0..KEYS)).into();
+        only
+    }
+
     /// Sends it once, and writes down what the client knows then.
-    pub async fn send(&self, api: &Api, history: &Writer) -> Result<Answered> {
+    pub async fn send(&self, api: &Api, history: &Writer) -> Result<(Answered, Vec<String>)> {
         let request = match &self.tasks[..] {
             [task] => api.client().post(api.url("/v1/tasks")).json(task),
             tasks => api.client().post(api.url("/v1/tasks/batch")).json(&json!({"tasks": tasks})),
@@ -80,8 +97,8 @@ impl Submission {
             Ok(Err(_)) | Err(_) => (Answered::Unknown, vec![]),
         };
         let (name, count) = (self.name.clone(), self.tasks.len());
-        history.append(Op::Submit { name, outcome, count, tasks })?;
-        Ok(outcome)
+        history.append(Op::Submit { name, outcome, count, tasks: tasks.clone() })?;
+        Ok((outcome, tasks))
     }
 }
 
@@ -163,15 +180,34 @@ impl Client {
         Ok(())
     }
 
+    /// Wants one of the tasks cancelled, at once or while it may run, and does not ask twice.
+    async fn regret(&self, tasks: &[String], rng: &mut StdRng) -> Result<()> {
+        let (Some(task), Some(api)) = (tasks.choose(rng), self.apis.choose(rng)) else { return Ok(()) };
+        sleep(Duration::from_millis(rng.random_range(0..500))).await;
+        let asking = |fence| Op::Cancel { task: task.clone(), fence };
+        // Before the answer is known, since the cancellation may come true without one.
+        self.history.append(asking(None))?;
+        let request = api.client().post(api.url(&format!("/v1/tasks/{task}/cancel")));
+        let Ok(Ok(answer)) = timeout(ANSWER_LIMIT, api.send(request)).await else { return Ok(()) };
+        if matches!(answer.status, 200 | 202) {
+            self.history.append(asking(answer.json()?["fence"].as_u64()))?;
+        }
+        Ok(())
+    }
+
     /// Sends one submission; without an answer mostly again, by any producer, but only under its key.
     async fn submit(&self, submission: Submission, mut rng: StdRng) -> Result<()> {
         let mut accepted = false;
         for _ in 0..=REPETITIONS {
             let api = self.apis.choose(&mut rng).context("a client has a producer")?;
-            let again = match submission.send(api, &self.history).await? {
+            let (outcome, tasks) = submission.send(api, &self.history).await?;
+            let again = match outcome {
                 Answered::Ok => {
                     let new = if accepted { 0 } else { submission.tasks.len() };
                     self.seen.accepted.fetch_add(new, Ordering::Relaxed);
+                    if !accepted && rng.random_bool(REGRETS) {
+                        self.regret(&tasks, &mut rng).await?;
+                    }
                     accepted = true;
                     // Now and then it asks again although it knows.
                     submission.keyed && rng.random_bool(0.03)

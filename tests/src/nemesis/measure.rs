@@ -95,7 +95,7 @@ pub async fn sprints(lane: &Lane, when: &str) -> Result<Vec<Sprint>> {
     for number in 0..MEASUREMENTS {
         let batch = Submission::of(&format!("speed-{when}-{number}"), BATCH, "test.work", &json!({}));
         let began = since_boot();
-        let outcome = batch.send(api, &lane.history).await?;
+        let (outcome, _) = batch.send(api, &lane.history).await?;
         ensure!(outcome == Answered::Ok, "{}: a batch without any fault was answered {outcome:?}", lane.kind);
         eventually(BATCH_LIMIT, &format!("{} to complete {BATCH} tasks", lane.kind), async || {
             Ok(api.under_way().await?.is_empty().then_some(()))

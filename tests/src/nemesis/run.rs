@@ -21,6 +21,7 @@ use crate::api::{Api, Task};
 use crate::history::check::{Evidence, FinalTask, check};
 use crate::history::{self, Op};
 use crate::nemesis::client::{Client, NAME_TAG, Seen};
+use crate::nemesis::cron;
 use crate::nemesis::fault::{Fault, GARBAGE, QUEUE};
 use crate::nemesis::measure::{self, Counters, Sprint};
 use crate::nemesis::member::Role;
@@ -72,6 +73,9 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let rss_before = memory(&world);
     let broker_before = measure::broker_rss(&world).await;
 
+    for lane in &world.lanes {
+        cron::begin(lane).await?;
+    }
     let stop = CancellationToken::new();
     let seen: Vec<Arc<Seen>> = world.lanes.iter().map(|_| Arc::default()).collect();
     let counters: Arc<Vec<Counters>> = Arc::new(world.lanes.iter().map(|_| Counters::default()).collect());
@@ -90,6 +94,9 @@ pub async fn run(plan: Plan) -> Result<Report> {
         anyhow::Ok(())
     })
     .await??;
+    for lane in &world.lanes {
+        cron::end(lane).await?;
+    }
     let settled = settle(&world, healed).await?;
     let after = match settled.iter().all(Option::is_some) {
         true => sprint_all(&world, "after").await?,
@@ -245,7 +252,9 @@ async fn settle(world: &World, healed: Instant) -> Result<Vec<Option<Duration>>>
 
 /// Stops a lane, and collects all that is to be judged.
 async fn gather(lane: &mut Lane) -> Result<Evidence> {
-    let tasks: Vec<FinalTask> = lane.api()?.list_all(&[]).await?.into_iter().map(final_task).collect();
+    let tasks = lane.api()?.list_all(&[]).await?;
+    lane.history.append(cron::promised(&tasks)?)?;
+    let tasks: Vec<FinalTask> = tasks.into_iter().map(final_task).collect();
     let vhost = &lane.stack.vhost;
     // What is not empty by then is told by the checker.
     let _ = eventually(ACK_LIMIT, "the queue to be empty", async || {
@@ -275,6 +284,7 @@ fn final_task(task: Task) -> FinalTask {
         guarantee,
         result_fence: task.result["fence"].as_u64(),
         counted: task.result.as_i64(),
+        unique_key: task.unique_key,
         id: task.id,
         state: task.state,
         reason: task.reason,
