@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Result;
 use sqlx::{Connection, PgConnection};
@@ -10,6 +11,9 @@ use tempfile::TempDir;
 
 use crate::postgres::Database;
 use crate::services;
+
+/// How long a turn at a SQLite file that is in use may take.
+const TURN_LIMIT: Duration = Duration::from_secs(1);
 
 /// The two engines of the ledger; a promise holds on both or it is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +78,18 @@ impl Ledger {
                 sqlx::query_scalar(sql).fetch_one(&mut PgConnection::connect(database.url()).await?).await?
             }
         })
+    }
+
+    /// Whether it takes writes at this moment: a process that stands still in the middle of one keeps SQLite's lock.
+    pub fn takes_writes(&self) -> Result<bool> {
+        let Self::Sqlite(dir) = self else { return Ok(true) };
+        let connection = rusqlite::Connection::open(Self::file(dir))?;
+        connection.busy_timeout(TURN_LIMIT)?;
+        match connection.execute_batch("BEGIN IMMEDIATE; ROLLBACK") {
+            Ok(()) => Ok(true),
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The SQLite file, of a ledger that has one.

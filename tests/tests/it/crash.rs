@@ -29,6 +29,9 @@ const TAKEOVER: Duration = Duration::from_secs(2);
 /// What `tasklane-worker --help` tells as the exit code of a worker that cannot stop a handler.
 const EXIT_UNSTOPPABLE: i32 = 75;
 
+/// How often a worker is frozen until it is not in the middle of a write.
+const FREEZES: usize = 20;
+
 on_both_ledgers! {
     async fn a_killed_workers_tasks_start_again_elsewhere_within_its_lease_and_two_seconds(ledger) {
         let stack = Stack::new(ledger).await?;
@@ -194,7 +197,7 @@ on_both_ledgers! {
         let batch = tasks(60, "test.work", &json!({"work_ms": 1500, "work_again_ms": 4000}));
         let submitted = ids(&producer.api.submit_batch(&batch).await?);
         log.started(submitted.len(), LIMIT).await?;
-        frozen.process.freeze()?;
+        freeze_between_writes(&stack, &frozen)?;
         let old_name = worker_id(&frozen.process.log());
 
         let mut healthy = stack.test_worker(&log).start().await?;
@@ -227,6 +230,20 @@ on_both_ledgers! {
     }
 }
 
+/// Freezes a worker at a moment when it does not hold the ledger's file, which would then hold up everybody.
+fn freeze_between_writes(stack: &Stack, worker: &Worker) -> Result<()> {
+    for _ in 0..FREEZES {
+        worker.process.freeze()?;
+        if stack.ledger.takes_writes()? {
+            return Ok(());
+        }
+        worker.process.thaw()?;
+        // Waits for the end of that write.
+        stack.ledger.takes_writes()?;
+    }
+    anyhow::bail!("the worker was in the middle of a write {FREEZES} times")
+}
+
 on_both_ledgers! {
     async fn a_frozen_worker_whose_handler_blocks_ends_itself(ledger) {
         let stack = Stack::new(ledger).await?;
@@ -236,7 +253,7 @@ on_both_ledgers! {
         let blocking = json!({"kind": "test.work", "args": {"blocks": true, "work_ms": 90_000, "work_again_ms": 50}});
         let task = producer.api.submit(&blocking).await?;
         log.started(1, LIMIT).await?;
-        frozen.process.freeze()?;
+        freeze_between_writes(&stack, &frozen)?;
         let _healthy = stack.test_worker(&log).start().await?;
         let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
         assert_eq!(done.fence, 2);
