@@ -97,6 +97,10 @@ pub(crate) enum Command {
     Retry(Ids),
     /// Show what waits where
     Queues(Queues),
+    /// Pause a queue: none of its tasks starts until it is resumed, and what runs goes on
+    Pause(Pause),
+    /// Let a paused queue go on
+    Resume(Pause),
     /// Show the live workers
     Workers,
     /// Look at the producer, its workers and queues, and say what to mend
@@ -267,6 +271,14 @@ pub(crate) struct Queues {
     pub(crate) name: Option<String>,
 }
 
+/// A queue to be paused or resumed.
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// The queue
+    #[arg(value_name = "QUEUE", value_parser = input::path_name)]
+    pub(crate) queue: String,
+}
+
 /// Which shell.
 #[derive(Debug, Args)]
 pub(crate) struct Completions {
@@ -340,6 +352,8 @@ mod tests {
             ("tasklane list --all --limit 3", ErrorKind::ArgumentConflict),
             ("tasklane batch --chunk 0", ErrorKind::ValueValidation),
             ("tasklane queues ..", ErrorKind::ValueValidation),
+            ("tasklane pause", ErrorKind::MissingRequiredArgument),
+            ("tasklane resume a/../b", ErrorKind::ValueValidation),
             ("tasklane workers --url nowhere", ErrorKind::ValueValidation),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

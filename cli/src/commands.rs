@@ -9,6 +9,7 @@ mod list;
 mod cancel;
 mod retry;
 mod queues;
+mod pause;
 mod workers;
 mod doctor;
 
@@ -42,6 +43,8 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
         Command::Retry(ids) => retry::run(cx, &ids.ids).await,
         Command::Queues(queues) => queues::run(cx, queues.name.as_deref()).await,
+        Command::Pause(pause) => pause::run(cx, &pause.queue, "pause").await,
+        Command::Resume(pause) => pause::run(cx, &pause.queue, "resume").await,
         Command::Workers => workers::run(cx).await,
         Command::Doctor => doctor::run(cx).await,
         Command::Completions(completions) => {

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, health, list, put_schedule, queues, retry, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, health, list, pause, put_schedule, queues, retry, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -71,6 +71,8 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(cancel_many::cancel_many))
         .routes(routes!(queues::list))
         .routes(routes!(queues::one))
+        .routes(routes!(pause::pause))
+        .routes(routes!(pause::resume))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::one, schedules::delete, put_schedule::put))
         .routes(routes!(workers::list))

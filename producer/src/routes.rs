@@ -8,6 +8,7 @@ pub mod retry;
 pub mod cancel;
 pub mod cancel_many;
 pub mod queues;
+pub mod pause;
 pub mod schedules;
 pub mod put_schedule;
 pub mod workers;

@@ -19,6 +19,7 @@ mod fault;
 mod lane;
 mod lease;
 mod publish;
+mod queues;
 mod read;
 mod record;
 mod rows;
@@ -225,6 +226,14 @@ impl Ledger for PostgresLedger {
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
         again(|| read::queues(&self.shared)).await
+    }
+
+    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
+        again(|| queues::set_paused(&self.shared, &queue, paused)).await
+    }
+
+    async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        again(|| queues::paused(&self.shared)).await
     }
 
     async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

@@ -4,6 +4,7 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod queues;
 mod read;
 mod record;
 mod schedules;
@@ -170,6 +171,14 @@ impl Ledger for SqliteLedger {
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
         self.readers.read(read::queues).await
+    }
+
+    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| queues::set_paused(db, &queue, paused)).await
+    }
+
+    async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        self.readers.read(queues::paused).await
     }
 
     async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

@@ -34,6 +34,8 @@ async fn the_document_is_served_and_names_every_path_of_the_contract() {
         "/v1/tasks/cancel",
         "/v1/queues",
         "/v1/queues/{queue}",
+        "/v1/queues/{queue}/pause",
+        "/v1/queues/{queue}/resume",
         "/v1/schedules",
         "/v1/schedules/{name}",
         "/v1/workers",

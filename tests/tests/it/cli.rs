@@ -258,6 +258,21 @@ async fn everything_can_be_looked_at() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_queue_is_paused_and_resumed() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    let table = cli.ok(&["pause", "reports"]).await?;
+    assert!(table.starts_with("QUEUE") && table.contains("reports (paused)"), "{table}");
+    assert_eq!(cli.json(&["pause", "reports"]).await?[0]["paused"], true, "again");
+    assert!(cli.ok(&["queues"]).await?.contains("reports (paused)"));
+    let table = cli.ok(&["resume", "reports"]).await?;
+    assert!(!table.contains("paused"), "{table}");
+    let said = cli.run(&["pause", "Reports"]).await?;
+    assert_eq!(said.code, Some(3), "{said:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     let (_stack, producer) = producer().await?;
     let cli = Cli::of(&producer);

@@ -1,0 +1,12 @@
+-- Queues of which no task may start; empty nearly always.
+CREATE TABLE paused_queues (
+    name      text   PRIMARY KEY,
+    paused_at bigint NOT NULL
+);
+
+-- What a claim asks: which queues are paused. A pause takes the lock for itself, so it waits for the claims that may
+-- not have seen it. Volatile, since the table must be read as it is behind the lock, not as it was when the claim began.
+CREATE FUNCTION tasklane_paused() RETURNS text[] LANGUAGE sql VOLATILE AS $$
+    SELECT pg_advisory_xact_lock_shared(8386110886424704371);
+    SELECT coalesce(array_agg(name), '{}') FROM paused_queues;
+$$;
