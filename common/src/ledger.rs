@@ -113,6 +113,16 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Counts of the tasks that wait, run or failed, by queue.
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError>;
 
+    /// Gives those of these tasks that wait in the queue `from` to the queue `to`, where a relay publishes them at once or
+    /// at their time; tells how many.
+    ///
+    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing. A
+    /// message that is left in the old queue may still start its task, and the one in the new queue is dropped then.
+    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
+
+    /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
+    async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError>;
+
     /// Pauses a queue, or lets it go on. After `Ok` of a pause no claim takes a task of the queue ([`Refusal::Paused`]);
     /// what runs goes on, and everything else does, too: recording, publishing, settling.
     async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError>;

@@ -19,6 +19,7 @@ pub mod cancel;
 pub mod claim;
 pub mod lease;
 pub mod model;
+pub mod moving;
 pub mod pause;
 pub mod publish;
 pub mod read;
@@ -118,6 +119,11 @@ macro_rules! suite {
                 pausing_twice_is_pausing_once, paused_queues_are_shown, a_watermark_strands_nothing_of_a_paused_queue,
                 a_dead_workers_task_waits_in_its_paused_queue,
             }
+            moving {
+                a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
+                a_message_left_in_the_old_queue_starts_nothing_twice, what_does_not_wait_there_is_left_alone,
+                many_are_moved_together,
+            }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
@@ -136,6 +142,7 @@ macro_rules! suite {
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
+                finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
             }
         }
 

@@ -11,5 +11,6 @@ mod look;
 mod retry;
 mod cancel;
 mod pause;
+mod sweep;
 mod faults;
 mod openapi;

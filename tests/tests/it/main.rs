@@ -23,6 +23,7 @@ mod main_job;
 mod requests;
 mod settings;
 mod messages;
+mod moving;
 mod nemesis;
 mod pause;
 mod shutdown;

@@ -55,7 +55,8 @@ pub async fn a_resumed_queue_goes_on(ledger: &dyn Ledger) {
 
 /// It settles, and is told apart from what waits; submissions are recorded, and due tasks are published.
 pub async fn what_runs_in_a_paused_queue_goes_on(ledger: &dyn Ledger) {
-    let ([runs, fails], holder) = (recorded(ledger, 2, |_| {}).await[..].try_into().unwrap(), worker(ledger).await);
+    let holder = worker(ledger).await;
+    let [runs, fails] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
     let (ran, failed) = (granted(ledger, runs, holder).await, granted(ledger, fails, holder).await);
     pause(ledger, "default").await;
     assert_eq!(refused(ledger, runs, holder).await, Refusal::Held);

@@ -8,8 +8,8 @@ use futures::future::join_all;
 use futures::join;
 
 use super::{
-    HOUR, cancelled, claim, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule, settle, until,
-    worker, worker_for,
+    HOUR, cancelled, claim, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule, settle,
+    until, worker, worker_for,
 };
 use crate::ledger::{
     Changed, Claim, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,

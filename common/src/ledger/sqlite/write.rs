@@ -81,9 +81,7 @@ fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Resul
             "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
              FROM tasks WHERE id = ?1",
         )?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
-        })
+        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
     Ok(match row.map(|(code, run_at, crashes, paused)| (State::from_code(code), run_at, crashes, paused)) {
         None => Refusal::Unknown,
@@ -373,12 +371,7 @@ pub(super) fn prune(
     let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
     let mut pruned = 0;
     for (id, _, _, key) in rows.iter().filter(|(_, finished, ..)| *finished) {
-        if let Some(key) = key {
-            unique::forget(db, key, *id)?;
-        }
-        for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
-            db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
-        }
+        delete(db, *id, key.as_deref())?;
         pruned += 1;
     }
     // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
@@ -389,6 +382,30 @@ pub(super) fn prune(
     )?
     .execute([wall_ms() - 3_600_000])?;
     Ok((pruned, next.map(|(id, ..)| *id)))
+}
+
+/// Deletes a task, and lets go of its key.
+fn delete(db: &Connection, id: TaskId, key: Option<&str>) -> rusqlite::Result<()> {
+    if let Some(key) = key {
+        unique::forget(db, key, id)?;
+    }
+    for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
+        db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn purge(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<u64> {
+    let mut find = db.prepare_cached("SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5")?;
+    let mut purged = 0;
+    for id in ids {
+        let found = find.query_row([id.0.as_bytes().as_slice()], |row| row.get::<_, Option<String>>(0)).optional()?;
+        if let Some(key) = found {
+            delete(db, *id, key.as_deref())?;
+            purged += 1;
+        }
+    }
+    Ok(purged)
 }
 
 pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {

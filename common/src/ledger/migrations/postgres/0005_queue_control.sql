@@ -5,8 +5,11 @@ CREATE TABLE paused_queues (
 );
 
 -- What a claim asks: which queues are paused. A pause takes the lock for itself, so it waits for the claims that may
--- not have seen it. Volatile, since the table must be read as it is behind the lock, not as it was when the claim began.
-CREATE FUNCTION tasklane_paused() RETURNS text[] LANGUAGE sql VOLATILE AS $$
-    SELECT pg_advisory_xact_lock_shared(8386110886424704371);
-    SELECT coalesce(array_agg(name), '{}') FROM paused_queues;
+-- not have seen it. The table must be read as it is behind the lock, not as it was when the claim began: a volatile function
+-- of PL/pgSQL looks anew with each of its statements.
+CREATE FUNCTION tasklane_paused() RETURNS text[] LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(8386110886424704371);
+    RETURN (SELECT coalesce(array_agg(name), '{}') FROM paused_queues);
+END
 $$;
