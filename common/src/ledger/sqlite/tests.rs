@@ -3,7 +3,7 @@
 use super::*;
 use crate::ledger::conformance::{Store, cancelled, get, granted, one, retry, suite, worker};
 use crate::ledger::{SCHEMA_VERSION, Transacted, open};
-use crate::state::{Event, TRANSITIONS};
+use crate::state::{Event, TRANSITIONS, next};
 use crate::task::Json;
 
 async fn store() -> Store {
