@@ -74,6 +74,20 @@ pub(crate) struct CancelledTasks {
     pub(crate) next_cursor: Option<String>,
 }
 
+/// How far a purge has come.
+#[derive(Debug, Deserialize)]
+pub(crate) struct PurgedTasks {
+    pub(crate) purged: u64,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// How far a move has come.
+#[derive(Debug, Deserialize)]
+pub(crate) struct MovedTasks {
+    pub(crate) moved: u64,
+    pub(crate) next_cursor: Option<String>,
+}
+
 /// A queue.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Queue {

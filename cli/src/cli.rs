@@ -30,6 +30,14 @@ const CANCEL_EXAMPLES: &str = "Examples:
   tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --reason 'wrong month'
   tasklane cancel --kind report.build --tag team=blue --dry-run";
 
+const PURGE_EXAMPLES: &str = "Examples:
+  tasklane purge --kind report.build --state discarded --dry-run
+  tasklane purge --tag team=blue --yes";
+
+const MOVE_EXAMPLES: &str = "Examples:
+  tasklane move default slow --kind report.build
+  tasklane move default slow --dry-run";
+
 /// Submit, look at, wait for and cancel Tasklane's tasks, over a producer's HTTP API.
 #[derive(Debug, Parser)]
 #[command(name = "tasklane", version, max_term_width = 100, after_long_help = exit_codes())]
@@ -95,8 +103,18 @@ pub(crate) enum Command {
     Cancel(Cancel),
     /// Run cancelled or discarded tasks again
     Retry(Ids),
+    /// Delete finished tasks that meet a filter, for good
+    #[command(after_help = PURGE_EXAMPLES)]
+    Purge(Purge),
     /// Show what waits where
     Queues(Queues),
+    /// Pause a queue: none of its tasks starts until it is resumed, and what runs goes on
+    Pause(Pause),
+    /// Let a paused queue go on
+    Resume(Pause),
+    /// Move waiting tasks from one queue to another
+    #[command(after_help = MOVE_EXAMPLES)]
+    Move(Move),
     /// Show the live workers
     Workers,
     /// Look at the producer, its workers and queues, and say what to mend
@@ -214,8 +232,13 @@ pub(crate) struct Filter {
 impl Filter {
     /// The tag as the API has it in filters.
     pub(crate) fn tag(&self) -> Option<String> {
-        self.tag.as_ref().map(|Pair { key, value }| format!("{key}:{value}"))
+        self.tag.as_ref().map(tag_of)
     }
+}
+
+/// A tag as the API has it in filters.
+pub(crate) fn tag_of(Pair { key, value }: &Pair) -> String {
+    format!("{key}:{value}")
 }
 
 /// A list of tasks.
@@ -259,12 +282,54 @@ pub(crate) struct Cancel {
     pub(crate) yes: bool,
 }
 
+/// Finished tasks to be deleted.
+#[derive(Debug, Args)]
+pub(crate) struct Purge {
+    /// Which tasks.
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Only count what the filter meets
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not ask before
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Waiting tasks to be moved.
+#[derive(Debug, Args)]
+pub(crate) struct Move {
+    /// The queue in which they wait
+    #[arg(value_name = "FROM", value_parser = input::path_name)]
+    pub(crate) from: String,
+    /// The queue that they go to
+    #[arg(value_name = "TO")]
+    pub(crate) to: String,
+    /// Only of this kind
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<String>,
+    /// Only with this tag
+    #[arg(long, value_name = "KEY=VALUE", value_parser = input::pair)]
+    pub(crate) tag: Option<Pair>,
+    /// Only count what would be moved
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 /// Queues.
 #[derive(Debug, Args)]
 pub(crate) struct Queues {
     /// This one only
     #[arg(value_parser = input::path_name)]
     pub(crate) name: Option<String>,
+}
+
+/// A queue to be paused or resumed.
+#[derive(Debug, Args)]
+pub(crate) struct Pause {
+    /// The queue
+    #[arg(value_name = "QUEUE", value_parser = input::path_name)]
+    pub(crate) queue: String,
 }
 
 /// Which shell.
@@ -340,6 +405,10 @@ mod tests {
             ("tasklane list --all --limit 3", ErrorKind::ArgumentConflict),
             ("tasklane batch --chunk 0", ErrorKind::ValueValidation),
             ("tasklane queues ..", ErrorKind::ValueValidation),
+            ("tasklane purge 01a20751-1f82-705d-a198-4567bb46f288", ErrorKind::UnknownArgument),
+            ("tasklane move default", ErrorKind::MissingRequiredArgument),
+            ("tasklane pause", ErrorKind::MissingRequiredArgument),
+            ("tasklane resume a/../b", ErrorKind::ValueValidation),
             ("tasklane workers --url nowhere", ErrorKind::ValueValidation),
         ] {
             assert_eq!(parse(line).err(), Some(kind), "{line}");

@@ -8,7 +8,10 @@ mod watch;
 mod list;
 mod cancel;
 mod retry;
+mod purge;
 mod queues;
+mod pause;
+mod move_tasks;
 mod workers;
 mod doctor;
 
@@ -42,6 +45,10 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
         Command::Retry(ids) => retry::run(cx, &ids.ids).await,
         Command::Queues(queues) => queues::run(cx, queues.name.as_deref()).await,
+        Command::Purge(purge) => purge::run(cx, &purge).await,
+        Command::Move(moving) => move_tasks::run(cx, &moving).await,
+        Command::Pause(pause) => pause::run(cx, &pause.queue, "pause").await,
+        Command::Resume(pause) => pause::run(cx, &pause.queue, "resume").await,
         Command::Workers => workers::run(cx).await,
         Command::Doctor => doctor::run(cx).await,
         Command::Completions(completions) => {

@@ -1,4 +1,5 @@
-//! Words to all workers at once, over the control exchange: which runs somebody wants cancelled.
+//! Words to all workers at once, over the control exchange: which runs somebody wants cancelled, and which queues were
+//! paused or resumed.
 //!
 //! They only save time, and may get lost: a worker acts on what the ledger says, and asks it now and then anyway.
 
@@ -15,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::broker::{self, BrokerError, within};
 use crate::publisher::Publisher;
-use crate::task::{TaskId, WorkerId};
+use crate::task::{QueueName, TaskId, WorkerId};
 use crate::topology::{CONTROL_EXCHANGE, control_queue};
 
 /// How many words wait to be sent; further ones are dropped.
@@ -25,27 +26,31 @@ const IDS_MAX: usize = 1_000;
 /// How often a listener makes sure of its binding: somebody may have deleted the exchange.
 const BIND_PERIOD: Duration = Duration::from_secs(30);
 
-/// What a message says.
-#[derive(Debug, Serialize, Deserialize)]
-struct Word {
-    cancel: Vec<TaskId>,
+/// What a message says, of which each part may be empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Word {
+    /// Runs of these shall be cancelled. Always written: earlier releases know nothing else.
+    #[serde(default)]
+    pub cancel: Vec<TaskId>,
+    /// These were paused or resumed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub queues: Vec<QueueName>,
 }
 
 /// Speaks to the workers; clones share it.
 #[derive(Debug, Clone)]
-pub struct Control(mpsc::Sender<Vec<TaskId>>);
+pub struct Control(mpsc::Sender<Word>);
 
 impl Control {
     /// Starts the speaker, on the publisher's connection; it ends with its last handle.
     #[must_use]
     pub fn spawn(publisher: Publisher) -> Self {
-        let (words, mut waiting) = mpsc::channel::<Vec<TaskId>>(WAITING_MAX);
+        let (words, mut waiting) = mpsc::channel::<Word>(WAITING_MAX);
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
-                let ids = std::mem::take(&mut batch).concat();
-                if let Err(error) = send(&publisher, ids).await {
-                    tracing::debug!(%error, "the workers were not told what to cancel: they find it in the ledger");
+                if let Err(error) = send(&publisher, &words_of(&mut batch)).await {
+                    tracing::debug!(%error, "the workers were not told of something new: they find it in the ledger");
                 }
             }
         });
@@ -55,19 +60,45 @@ impl Control {
     /// Tells the workers that these runs shall be cancelled, after the ledger has it.
     pub fn cancel(&self, ids: Vec<TaskId>) {
         if !ids.is_empty() {
-            // With no room for it the workers hear of it a little later.
-            let _ = self.0.try_send(ids);
+            self.say(Word { cancel: ids, ..Word::default() });
         }
+    }
+
+    /// Tells the workers that this queue was paused or resumed, after the ledger has it.
+    pub fn queue_changed(&self, queue: QueueName) {
+        self.say(Word { queues: vec![queue], ..Word::default() });
+    }
+
+    fn say(&self, word: Word) {
+        // With no room for it the workers hear of it a little later.
+        let _ = self.0.try_send(word);
     }
 }
 
-async fn send(publisher: &Publisher, ids: Vec<TaskId>) -> Result<(), BrokerError> {
+/// All of it in as few words as may be.
+fn words_of(batch: &mut Vec<Word>) -> Vec<Word> {
+    let (mut cancel, mut queues) = (Vec::new(), Vec::new());
+    for word in batch.drain(..) {
+        cancel.extend(word.cancel);
+        queues.extend(word.queues);
+    }
+    let mut words: Vec<Word> =
+        cancel.chunks(IDS_MAX).map(|ids| Word { cancel: ids.to_vec(), ..Word::default() }).collect();
+    if !queues.is_empty() {
+        queues.sort_unstable();
+        queues.dedup();
+        words.push(Word { queues, ..Word::default() });
+    }
+    words
+}
+
+async fn send(publisher: &Publisher, words: &[Word]) -> Result<(), BrokerError> {
     let connection = publisher.connection().ok_or(BrokerError::Ended("the broker is away"))?;
     // A channel of its own: without the exchange the broker closes it, and nobody's confirms with it.
     let channel = within("channel.open", connection.create_channel()).await?;
     broker::declare_exchanges(&channel).await?;
-    for some in ids.chunks(IDS_MAX) {
-        let body = serde_json::to_vec(&Word { cancel: some.to_vec() }).unwrap_or_default();
+    for word in words {
+        let body = serde_json::to_vec(word).unwrap_or_default();
         let (options, properties) = (BasicPublishOptions::default(), AMQPProperties::default());
         let publish = channel.basic_publish(CONTROL_EXCHANGE.into(), "".into(), options, &body, properties);
         within("basic.publish", publish).await?;
@@ -75,14 +106,14 @@ async fn send(publisher: &Publisher, ids: Vec<TaskId>) -> Result<(), BrokerError
     within("channel.close", channel.close(200, "done".into())).await
 }
 
-/// Listens in a worker's name until the channel fails; `heard` gets what shall be cancelled anywhere.
+/// Listens in a worker's name until the channel fails; `heard` gets what is said to all.
 ///
 /// # Errors
 /// Why it does not listen any more.
 pub async fn listen(
     connection: &Connection,
     worker: WorkerId,
-    heard: impl Fn(&[TaskId]),
+    heard: impl Fn(&Word),
 ) -> Result<std::convert::Infallible, BrokerError> {
     let channel = within("channel.open", connection.create_channel()).await?;
     let name = control_queue(worker);
@@ -100,8 +131,8 @@ pub async fn listen(
             word = words.next() => {
                 let word = word.ok_or(BrokerError::Ended("the broker cancelled the consumer"))??;
                 // What is no word of ours says nothing.
-                if let Ok(Word { cancel }) = serde_json::from_slice(&word.data) {
-                    heard(&cancel);
+                if let Ok(word) = serde_json::from_slice(&word.data) {
+                    heard(&word);
                 }
             }
             _ = again.tick() => bind(&channel, &name).await?,
@@ -112,4 +143,35 @@ pub async fn listen(
 async fn bind(channel: &Channel, queue: &str) -> Result<(), BrokerError> {
     broker::declare_exchanges(channel).await?;
     broker::bind(channel, queue, CONTROL_EXCHANGE, "").await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_put_together() {
+        let queue = |name: &str| QueueName::parse(name).unwrap();
+        let ids: Vec<_> = std::iter::repeat_with(TaskId::new).take(IDS_MAX + 1).collect();
+        let of = |name: &str| Word { queues: vec![queue(name)], ..Word::default() };
+        let mut batch = vec![of("b"), Word { cancel: ids.clone(), ..Word::default() }, of("a"), of("b")];
+        let words = words_of(&mut batch);
+        assert_eq!(words.iter().map(|word| word.cancel.len()).collect::<Vec<_>>(), [IDS_MAX, 1, 0]);
+        assert_eq!(words[2].queues, [queue("a"), queue("b")]);
+        assert!(batch.is_empty() && words_of(&mut batch).is_empty());
+    }
+
+    /// Processes of this release and of the one before hear each other.
+    #[test]
+    fn words_are_understood_by_the_release_before_and_the_other_way_round() {
+        #[derive(Deserialize)]
+        struct Before {
+            cancel: Vec<TaskId>,
+        }
+        let word = Word { queues: vec![QueueName::default()], ..Word::default() };
+        let before: Before = serde_json::from_slice(&serde_json::to_vec(&word).unwrap()).unwrap();
+        assert_eq!(before.cancel, []);
+        let of_before: Word = serde_json::from_str(r#"{"cancel":[]}"#).unwrap();
+        assert_eq!(of_before, Word::default());
+    }
 }

@@ -29,7 +29,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 4;
+pub const SCHEMA_VERSION: i64 = 5;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -83,7 +83,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
     /// Makes `queued` tasks of a queue due again whose messages the broker lost: those published before the
-    /// queue's [watermark](Renewal::heads) less `slack`, and, when the broker's queue is `empty`, all those
+    /// queue's [watermark](Renewal::heads) less `slack`, unless it is paused, and, when the broker's queue is `empty`, all those
     /// published more than `slack` ago. At most `limit`; returns how many.
     async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
@@ -112,6 +112,23 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// Counts of the tasks that wait, run or failed, by queue.
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError>;
+
+    /// Gives those of these tasks that wait in the queue `from` to the queue `to`, where a relay publishes them at once or
+    /// at their time; tells how many.
+    ///
+    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing. A
+    /// message that is left in the old queue may still start its task, and the one in the new queue is dropped then.
+    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
+
+    /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
+    async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError>;
+
+    /// Pauses a queue, or lets it go on. After `Ok` of a pause no claim takes a task of the queue ([`Refusal::Paused`]);
+    /// what runs goes on, and everything else does, too: recording, publishing, settling.
+    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError>;
+
+    /// The paused queues, by name; cheap.
+    async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
 
     /// The queues that hold `queued` tasks; cheap whatever the backlog.
     async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
@@ -249,6 +266,8 @@ pub enum Refusal {
     NotDue,
     /// The ledger has no such task.
     Unknown,
+    /// Its queue is paused; a later claim may be granted.
+    Paused,
     /// The asking worker's own lease has ended.
     LeaseLost,
     /// Too many crashes have hit it for this claim.
@@ -264,6 +283,7 @@ impl Refusal {
             Self::Held => "held",
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
+            Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",
         }
@@ -474,6 +494,8 @@ pub struct QueueCounts {
     pub counts: BTreeMap<State, u64>,
     /// For how long the longest-waiting claimable task has been able to start.
     pub oldest_waiting: Option<Duration>,
+    /// Whether it is paused.
+    pub paused: bool,
 }
 
 /// A live worker as the API shows it.

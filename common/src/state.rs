@@ -134,6 +134,8 @@ pub enum Event {
     Discard,
     /// A worker without a handler for the kind gave the delivery back.
     PutBack,
+    /// Somebody gave the task to another queue.
+    Move,
     /// The broker lost the message.
     Strand,
     /// A person asked to run a finished failure again.
@@ -154,6 +156,7 @@ impl Event {
             Self::Cancel => "cancel",
             Self::Discard => "discard",
             Self::PutBack => "put back",
+            Self::Move => "move",
             Self::Strand => "strand",
             Self::Replay => "replay",
         }
@@ -183,6 +186,10 @@ pub const TRANSITIONS: &[(State, Event, State)] = &[
     (State::Scheduled, Event::PutBack, State::Accepted),
     (State::Queued, Event::PutBack, State::Accepted),
     (State::Retryable, Event::PutBack, State::Accepted),
+    (State::Accepted, Event::Move, State::Accepted),
+    (State::Scheduled, Event::Move, State::Scheduled),
+    (State::Queued, Event::Move, State::Accepted),
+    (State::Retryable, Event::Move, State::Retryable),
     (State::Queued, Event::Strand, State::Accepted),
     (State::Cancelled, Event::Replay, State::Accepted),
     (State::Discarded, Event::Replay, State::Accepted),
@@ -209,7 +216,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EVENTS: [Event; 11] = [
+    const EVENTS: [Event; 12] = [
         Event::MarkQueued,
         Event::Claim,
         Event::Complete,
@@ -219,6 +226,7 @@ mod tests {
         Event::Cancel,
         Event::Discard,
         Event::PutBack,
+        Event::Move,
         Event::Strand,
         Event::Replay,
     ];

@@ -29,7 +29,7 @@ pub struct App {
     pub publisher: Publisher,
     /// Hears of tasks that have ended.
     pub completions: Completions,
-    /// Tells workers what shall be cancelled.
+    /// Tells workers what shall be cancelled, and which queues were paused or resumed.
     pub control: Control,
     /// Everything that was measured.
     pub metrics: Metrics,

@@ -95,7 +95,8 @@ pub fn many(body: &[u8], page: u32) -> Result<Cancellation, ApiError> {
     }
 }
 
-fn checked<T>(
+/// Reads one field, and notes its fault.
+pub(crate) fn checked<T>(
     path: &str,
     given: Option<String>,
     read: impl FnOnce(&str) -> Result<T, String>,

@@ -66,6 +66,12 @@ pub enum ApiError {
     /// The request to cancel breaks rules; nothing was cancelled.
     #[error("{}, and nothing was cancelled", count_of(.0, "field"))]
     InvalidCancellation(Vec<FieldError>),
+    /// The request to purge breaks rules; nothing was purged.
+    #[error("{}, and nothing was purged", count_of(.0, "field"))]
+    InvalidPurge(Vec<FieldError>),
+    /// The request to move breaks rules; nothing was moved.
+    #[error("{}, and nothing was moved", count_of(.0, "field"))]
+    InvalidMove(Vec<FieldError>),
     /// The schedule breaks rules; nothing was changed.
     #[error("{}, and nothing was changed", count_of(.0, "field"))]
     InvalidSchedule(Vec<FieldError>),
@@ -172,6 +178,8 @@ impl ApiError {
             Self::InvalidQuery(_) => (StatusCode::BAD_REQUEST, "invalid_query"),
             Self::InvalidTask(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_task"),
             Self::InvalidCancellation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_cancellation"),
+            Self::InvalidPurge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_purge"),
+            Self::InvalidMove(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_move"),
             Self::InvalidSchedule(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_schedule"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::UniqueKeysTaken(_) | Self::UniqueKeyTaken(_) => (StatusCode::CONFLICT, "unique_key_taken"),
@@ -195,6 +203,8 @@ impl ApiError {
         let mut errors = match self {
             Self::InvalidTask(errors)
             | Self::InvalidCancellation(errors)
+            | Self::InvalidPurge(errors)
+            | Self::InvalidMove(errors)
             | Self::InvalidSchedule(errors)
             | Self::InvalidQuery(errors) => errors.clone(),
             Self::InvalidHeader(error) => vec![error.clone()],

@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, health, list, put_schedule, queues, retry, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, health, list, move_tasks, pause, purge, put_schedule, queues, retry, schedules,
+    status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -22,7 +23,7 @@ use crate::{admission, observe};
 #[openapi(
     info(
         title = "Tasklane",
-        description = "Submit tasks, once or periodically, look at them, cancel them, run failures again. Durations are integers with `_ms` in the name, \
+        description = "Submit tasks, once or periodically, look at them, cancel them, run failures again, pause queues. Durations are integers with `_ms` in the name, \
                        times are RFC 3339 in UTC, errors are RFC 9457 `application/problem+json`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
@@ -69,8 +70,12 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(retry::retry))
         .routes(routes!(cancel::cancel))
         .routes(routes!(cancel_many::cancel_many))
+        .routes(routes!(purge::purge))
         .routes(routes!(queues::list))
         .routes(routes!(queues::one))
+        .routes(routes!(pause::pause))
+        .routes(routes!(pause::resume))
+        .routes(routes!(move_tasks::move_tasks))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::one, schedules::delete, put_schedule::put))
         .routes(routes!(workers::list))

@@ -32,16 +32,19 @@ pub async fn watch(life: &Life, period: Duration) {
     }
 }
 
-/// Listens to the words, for as long as the connection is there; without them cancelling only takes longer.
+/// Listens to the words, for as long as the connection is there; without them cancelling and pausing only take longer.
 pub(crate) async fn listen(life: &Life, connection: &Connection) {
     loop {
-        let heard = |ids: &[_]| {
-            if life.runs_any_of(ids) {
+        let heard = |word: &control::Word| {
+            if life.runs_any_of(&word.cancel) {
                 life.asked.notify_one();
+            }
+            if word.queues.iter().any(|queue| life.settings.queues.contains(queue)) {
+                life.pauses.look_soon();
             }
         };
         let Err(error) = control::listen(connection, life.lease.worker(), heard).await;
-        tracing::warn!(%error, "the control exchange cannot be listened to: cancelling takes until a renewal of the lease");
+        tracing::warn!(%error, "the control exchange cannot be listened to: cancelling and pausing take until a renewal of the lease");
         sleep(PAUSE).await;
     }
 }

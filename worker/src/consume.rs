@@ -94,6 +94,7 @@ struct Pull<'a> {
 /// Why a consumer was stopped without anything being wrong.
 enum Stopped {
     Draining,
+    Paused,
     NoRoom,
     MoreRoom,
 }
@@ -101,8 +102,12 @@ enum Stopped {
 impl Pull<'_> {
     async fn run(self) -> Result<(), BrokerError> {
         loop {
+            if self.life.pauses.has(self.queue) && !self.wait_for_resume().await? {
+                return Ok(());
+            }
             let permit = tokio::select! {
                 permit = Arc::clone(&self.life.permits).acquire_owned() => permit.map_err(|_| BrokerError::Ended("no permits"))?,
+                () = self.life.pauses.until(self.queue, true) => continue,
                 () = self.life.draining.cancelled() => return Ok(()),
             };
             let room = self.life.permits.available_permits() + 1;
@@ -112,6 +117,25 @@ impl Pull<'_> {
             self.stop(consumer).await?;
             if matches!(stopped, Stopped::Draining) {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Consumes nothing until the queue is resumed; false when the worker is draining before that.
+    async fn wait_for_resume(&self) -> Result<bool, BrokerError> {
+        tracing::info!(queue = %self.queue, "the queue is paused");
+        let mut look = tokio::time::interval(LOOK_PERIOD);
+        loop {
+            tokio::select! {
+                () = self.life.pauses.until(self.queue, false) => {
+                    tracing::info!(queue = %self.queue, "the queue goes on");
+                    return Ok(true);
+                }
+                () = self.life.draining.cancelled() => return Ok(false),
+                // Without a consumer nobody else would notice.
+                _ = look.tick() => if !self.channel.status().connected() {
+                    return Err(BrokerError::Ended("the channel is closed"));
+                }
             }
         }
     }
@@ -137,6 +161,8 @@ impl Pull<'_> {
             let delivery = tokio::select! {
                 biased;
                 () = self.life.draining.cancelled() => return Ok(Stopped::Draining),
+                // Before the next delivery: what is given back because of a pause would come again at once.
+                () = self.life.pauses.until(self.queue, true) => return Ok(Stopped::Paused),
                 delivery = consumer.next() => self.delivery(delivery)?,
                 () = self.pulse.refresh.notified() => return Ok(Stopped::MoreRoom),
                 _ = look.tick() => {

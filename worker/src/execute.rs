@@ -45,6 +45,7 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         Some(Claim::Refused(Refusal::Suspect)) => {
             return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
         }
+        Some(Claim::Refused(Refusal::Paused)) => return paused(&life, &envelope, delivery).await,
         Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
         None => return delivery.give_back().await,
     };
@@ -162,7 +163,25 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
         Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
-        Refusal::LeaseLost | Refusal::Suspect => delivery.give_back().await,
+        Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
+    }
+}
+
+/// A task of a paused queue stays in the broker: its message is given back once the consumer knows of the pause, since
+/// before that it would come again at once.
+async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
+    match life.pauses.confirm(&*life.ledger, &delivery.queue).await {
+        Ok(true) => {
+            metrics::counter!("tasklane_claims_refused_total", "reason" => Refusal::Paused.as_str()).increment(1);
+            delivery.give_back().await;
+        }
+        // This queue goes on, so the message belongs to another: the task was moved there, or the pause is over.
+        Ok(false) => put_back(life, envelope, delivery, Refusal::Paused.as_str(), ELSEWHERE_DELAY).await,
+        Err(error) => {
+            tracing::warn!(%error, task.id = %envelope.id, "whether the queue is paused is not known, trying again");
+            sleep(LEDGER_PAUSE).await;
+            delivery.give_back().await;
+        }
     }
 }
 

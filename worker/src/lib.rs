@@ -5,7 +5,7 @@
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
 //! In the order of a task's way: [`consume`] takes a [`delivery`] under the eyes of a [`lookout`], [`execute`] leads it through decode, claim,
-//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word.
+//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumer.
 
 pub mod handler;
 pub mod registry;
@@ -16,6 +16,7 @@ pub mod lease;
 pub mod consume;
 pub mod lookout;
 pub mod cancel;
+pub mod pause;
 pub mod delivery;
 pub mod execute;
 mod run;

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::config::Settings;
 use crate::lease::Lease;
 use crate::lookout::Stalled;
+use crate::pause::Pauses;
 use crate::registry::Registry;
 
 /// What everything in one life shares.
@@ -50,6 +51,8 @@ pub struct Life {
     pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
     /// Is notified when the ledger has something for [`crate::cancel`].
     pub asked: Notify,
+    /// The queues that somebody has paused.
+    pub pauses: Pauses,
     /// Per queue, the newest `queued_at` delivered since the last renewal.
     pub heads: Mutex<HashMap<QueueName, Timestamp>>,
 }

@@ -120,7 +120,8 @@ pub async fn watch(life: &Life, connection: &Connection, pulses: &[Pulse]) -> Br
         for ((queue, pulse), suspicion) in queues.iter().zip(pulses).zip(&mut suspicions) {
             // No answer for a queue is no evidence, for or against.
             let Some(Depth { ready, .. }) = depths.get(queue).copied() else { continue };
-            let room = life.permits.available_permits() > 0;
+            // A paused queue has no consumer here: nothing is missed.
+            let room = life.permits.available_permits() > 0 && !life.pauses.has(queue);
             let delivered = pulse.delivered.load(Ordering::Relaxed);
             match suspicion.judge(Look { ready, room, delivered }) {
                 Verdict::Fine => life.stats.stalled.set(queue, false),

@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 use crate::config::Settings;
 use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
+use crate::pause::Pauses;
 use crate::process_group::ProcessGroups;
 use crate::registry::Registry;
-use crate::{cancel, consume, readiness};
+use crate::{cancel, consume, pause, readiness};
 
 const LEDGER_PAUSE: Duration = Duration::from_millis(500);
 /// How long interrupted handlers and their outcomes get after the grace: longer than a command's SIGTERM and SIGKILL.
@@ -158,6 +159,7 @@ impl Worker {
             claimed: Mutex::new(HashSet::new()),
             runs: Mutex::new(HashMap::new()),
             asked: Notify::new(),
+            pauses: Pauses::default(),
             heads: Mutex::new(HashMap::new()),
         }
     }
@@ -182,6 +184,14 @@ impl Worker {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { cancel::watch(&life, period).await }
         });
+        // Known before the first consumer: it would be handed what it must give back.
+        if let Err(error) = life.pauses.look(&*life.ledger).await {
+            tracing::warn!(%error, "the ledger does not say which queues are paused, asking again");
+        }
+        let pausing = tokio::spawn({
+            let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
+            async move { pause::watch(&life, period).await }
+        });
         let consuming = tokio::spawn(consume::run(Arc::clone(&life)));
         tokio::select! {
             () = life.lease.lost().cancelled() => {}
@@ -200,7 +210,7 @@ impl Worker {
         let left_running = life.lease.running();
         life.ended.cancel();
         // All end with the life.
-        let _ = tokio::join!(renewing, cancelling, consuming);
+        let _ = tokio::join!(renewing, cancelling, pausing, consuming);
         left_running
     }
 

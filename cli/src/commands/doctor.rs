@@ -143,7 +143,10 @@ fn service(workers: &[Worker], queues: &[Queue]) -> Vec<Finding> {
         let Some(waiting_ms) = queue.oldest_waiting_ms else { continue };
         let name = &queue.name;
         let oldest = format!("{name}: the oldest waiting task has waited for {}", brief_ms(waiting_ms));
-        if !workers.iter().any(|worker| worker.queues.contains(name)) {
+        if queue.paused {
+            let advice = format!("tasklane resume {name}, when that is over for which it was paused");
+            findings.push(warn("queues.paused", format!("{oldest}, and the queue is paused"), advice));
+        } else if !workers.iter().any(|worker| worker.queues.contains(name)) {
             let message = format!("{oldest}, and no live worker consumes the queue");
             findings.push(fail("queues.consumed", message, format!("start a worker with TASKLANE_QUEUES={name}")));
         } else if waiting_ms > WAITING_MS_MAX {
@@ -228,5 +231,16 @@ mod tests {
             ]
         );
         assert_eq!(seen(json!([]), json!([]))[0], ("workers.alive", Verdict::Warn));
+    }
+
+    #[test]
+    fn a_paused_queue_in_which_tasks_wait_is_worth_a_look() {
+        let paused = |waiting_ms| {
+            let mut queue = queue("a", waiting_ms);
+            queue["paused"] = json!(true);
+            queue
+        };
+        assert_eq!(seen(json!([]), json!([paused(Some(3))]))[1], ("queues.paused", Verdict::Warn));
+        assert_eq!(seen(json!([]), json!([paused(None)]))[1], ("queues.waiting", Verdict::Ok));
     }
 }

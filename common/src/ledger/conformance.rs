@@ -19,6 +19,8 @@ pub mod cancel;
 pub mod claim;
 pub mod lease;
 pub mod model;
+pub mod moving;
+pub mod pause;
 pub mod publish;
 pub mod read;
 pub mod record;
@@ -112,6 +114,16 @@ macro_rules! suite {
                 what_is_final_stays_as_it_is, the_request_of_a_dead_worker_is_kept, the_first_to_ask_counts,
                 what_has_ended_is_left_alone, a_replayed_task_is_wanted_again, many_are_cancelled_together,
             }
+            pause {
+                a_paused_queue_grants_nothing, a_resumed_queue_goes_on, what_runs_in_a_paused_queue_goes_on,
+                pausing_twice_is_pausing_once, paused_queues_are_shown, a_watermark_strands_nothing_of_a_paused_queue,
+                a_dead_workers_task_waits_in_its_paused_queue,
+            }
+            moving {
+                a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
+                a_message_left_in_the_old_queue_starts_nothing_twice, what_does_not_wait_there_is_left_alone,
+                many_are_moved_together,
+            }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
@@ -130,6 +142,7 @@ macro_rules! suite {
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
+                finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
             }
         }
 
@@ -156,7 +169,7 @@ macro_rules! suite {
             use super::*;
             $crate::ledger::conformance::suite! { @sharing $store;
                 one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
-                a_lease_ended_by_one_is_lost_for_the_other, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
+                a_lease_ended_by_one_is_lost_for_the_other, nothing_starts_after_a_pause_was_answered, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
                 every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first,
             }
         }

@@ -19,6 +19,7 @@ mod fault;
 mod lane;
 mod lease;
 mod publish;
+mod queues;
 mod read;
 mod record;
 mod rows;
@@ -61,8 +62,8 @@ const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement cancels.
-const CANCELS_MAX: usize = 512;
+/// How many tasks one statement cancels, moves or purges.
+const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
 const TRANSACTIONS: usize = 4;
@@ -205,7 +206,7 @@ impl Ledger for PostgresLedger {
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
         let mut before = Vec::with_capacity(ids.len());
-        for some in ids.chunks(CANCELS_MAX) {
+        for some in ids.chunks(STATEMENT_TASKS_MAX) {
             before.extend(again(|| afterlife::cancel(&self.shared, some, &reason)).await?);
         }
         Ok(before)
@@ -225,6 +226,30 @@ impl Ledger for PostgresLedger {
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
         again(|| read::queues(&self.shared)).await
+    }
+
+    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError> {
+        let mut moved = 0;
+        for some in ids.chunks(STATEMENT_TASKS_MAX) {
+            moved += again(|| queues::move_tasks(&self.shared, some, &from, &to)).await?;
+        }
+        Ok(moved)
+    }
+
+    async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError> {
+        let mut purged = 0;
+        for some in ids.chunks(STATEMENT_TASKS_MAX) {
+            purged += again(|| afterlife::purge(&self.shared, some)).await?;
+        }
+        Ok(purged)
+    }
+
+    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
+        again(|| queues::set_paused(&self.shared, &queue, paused)).await
+    }
+
+    async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        again(|| queues::paused(&self.shared)).await
     }
 
     async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

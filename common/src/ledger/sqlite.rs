@@ -4,6 +4,7 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod queues;
 mod read;
 mod record;
 mod schedules;
@@ -37,7 +38,7 @@ use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 
-/// How many tasks one `mark_queued` or `cancel` call writes before others get their turn.
+/// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
 
 /// The ledger in a file.
@@ -170,6 +171,32 @@ impl Ledger for SqliteLedger {
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
         self.readers.read(read::queues).await
+    }
+
+    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError> {
+        let mut moved = 0;
+        for some in ids.chunks(TURN_ROWS_MAX) {
+            let (some, from, to) = (some.to_vec(), from.clone(), to.clone());
+            moved += self.writer.write(some.len(), move |db| queues::move_tasks(db, &some, &from, &to)).await?;
+        }
+        Ok(moved)
+    }
+
+    async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError> {
+        let mut purged = 0;
+        for some in ids.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            purged += self.writer.write(some.len(), move |db| write::purge(db, &some)).await?;
+        }
+        Ok(purged)
+    }
+
+    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| queues::set_paused(db, &queue, paused)).await
+    }
+
+    async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
+        self.readers.read(queues::paused).await
     }
 
     async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

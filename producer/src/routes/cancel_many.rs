@@ -1,7 +1,6 @@
 //! `POST /v1/tasks/cancel`: all tasks that meet a filter, some thousands a call.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -17,14 +16,8 @@ use super::cancel::BODY_BYTES_MAX;
 use crate::app::App;
 use crate::cancellation::{self, CancelTasks, Cancellation};
 use crate::error::{ApiError, Problem};
+use crate::sweep::{PAGE, TASKS_MAX, TIME_MAX};
 use crate::{extract, listing};
-
-/// How many tasks are looked at and cancelled together.
-const PAGE: u32 = 500;
-/// How many tasks one call cancels.
-const TASKS_MAX: u64 = 10_000;
-/// How long one call looks for tasks; a rare filter over a long history takes several.
-const TIME_MAX: Duration = Duration::from_secs(5);
 
 /// How far the cancellation has come.
 #[derive(Debug, Default, Serialize, ToSchema)]

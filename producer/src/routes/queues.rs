@@ -32,7 +32,7 @@ pub(crate) struct Queue {
     broker_depth: Option<u32>,
     /// Worker processes that consume it; null as above.
     consumers: Option<u32>,
-    /// Whether deliveries are paused.
+    /// Whether it is paused: no task of it starts, and those in `running` go on.
     paused: bool,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct QueueList {
 #[utoipa::path(
     get, path = "/v1/queues", tag = "queues", operation_id = "listQueues",
     responses(
-        (status = 200, description = "Those with tasks, with workers, or with routes", body = QueueList),
+        (status = 200, description = "Those with tasks, with workers, with routes, or paused", body = QueueList),
         (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -73,13 +73,21 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<QueueList>,
     ),
 )]
 pub(crate) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Queue>, ApiError> {
-    let queue = QueueName::parse(&name).map_err(|_| ApiError::UnknownQueue(truncate(&name, 64)))?;
-    let counts = known(&app).await?.remove(&queue);
+    let queue = named(&name)?;
+    let (known, view) = look(&app, queue).await?;
+    if known { Ok(Json(view)) } else { Err(ApiError::UnknownQueue(name)) }
+}
+
+/// The queue in a path. A text that is no name is the name of no queue.
+pub(super) fn named(name: &str) -> Result<QueueName, ApiError> {
+    QueueName::parse(name).map_err(|_| ApiError::UnknownQueue(truncate(name, 64)))
+}
+
+/// A queue as it is, and whether anybody has heard of it.
+pub(super) async fn look(app: &App, queue: QueueName) -> Result<(bool, Queue), ApiError> {
+    let counts = known(app).await?.remove(&queue);
     let depth = app.publisher.queue_depths(std::slice::from_ref(&queue)).await.remove(&queue);
-    if counts.is_none() && depth.is_none() {
-        return Err(ApiError::UnknownQueue(name));
-    }
-    Ok(Json(view(queue, counts.flatten(), depth)))
+    Ok((counts.is_some() || depth.is_some(), view(queue, counts.flatten(), depth)))
 }
 
 /// The queues that the ledger, a live worker or the settings know, with what the ledger counts.
@@ -98,6 +106,7 @@ fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> 
     let mut counts: BTreeMap<_, _> =
         TaskState::ALL.into_iter().filter(|state| *state != TaskState::Completed).map(|state| (state, 0)).collect();
     let oldest_waiting = counted.as_ref().and_then(|counted| counted.oldest_waiting);
+    let paused = counted.as_ref().is_some_and(|counted| counted.paused);
     counts.extend(counted.map(|counted| counted.counts).unwrap_or_default());
     Queue {
         name,
@@ -105,6 +114,6 @@ fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> 
         oldest_waiting_ms: oldest_waiting.map(clock::millis),
         broker_depth: depth.map(|depth| depth.ready),
         consumers: depth.map(|depth| depth.consumers),
-        paused: false,
+        paused,
     }
 }

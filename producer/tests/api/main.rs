@@ -10,5 +10,7 @@ mod batch;
 mod look;
 mod retry;
 mod cancel;
+mod pause;
+mod sweep;
 mod faults;
 mod openapi;

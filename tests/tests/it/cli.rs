@@ -258,6 +258,48 @@ async fn everything_can_be_looked_at() -> Result<()> {
 }
 
 #[tokio::test]
+async fn waiting_tasks_are_moved_and_finished_ones_purged() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    for kind in ["a", "a", "b"] {
+        cli.submit(&[kind, "--tag", "of=x"]).await?;
+    }
+    assert_eq!(
+        cli.ok(&["move", "default", "slow", "--dry-run"]).await?,
+        "3 waiting tasks would be moved from default to slow\n"
+    );
+    let moved = cli.ok(&["move", "default", "slow", "--kind", "a", "--tag", "of=x"]).await?;
+    assert_eq!(moved, "2 waiting tasks moved from default to slow\n");
+    assert_eq!(cli.json(&["move", "default", "slow"]).await?, [json!({"moved": 1, "dry_run": false})]);
+    assert_eq!(cli.run(&["move", "slow", "slow"]).await?.code, Some(4));
+
+    assert_eq!(cli.json(&["purge", "--queue", "slow", "--dry-run"]).await?, [json!({"purged": 0, "dry_run": true})]);
+    cli.ok(&["cancel", "--kind", "a", "--yes"]).await?;
+    let said = cli.run(&["purge", "--queue", "slow"]).await?;
+    assert_eq!((said.code, said.err.contains("--yes")), (Some(2), true), "{said:?}");
+    assert_eq!(cli.run(&["purge", "--yes"]).await?.code, Some(2), "no filter");
+    assert_eq!(cli.ok(&["purge", "--queue", "slow", "--dry-run"]).await?, "2 finished tasks would be deleted\n");
+    assert_eq!(cli.ok(&["purge", "--queue", "slow", "--yes"]).await?, "2 finished tasks deleted\n");
+    assert_eq!(cli.ok(&["list", "--all", "-q"]).await?.lines().count(), 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_is_paused_and_resumed() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    let table = cli.ok(&["pause", "reports"]).await?;
+    assert!(table.starts_with("QUEUE") && table.contains("reports (paused)"), "{table}");
+    assert_eq!(cli.json(&["pause", "reports"]).await?[0]["paused"], true, "again");
+    assert!(cli.ok(&["queues"]).await?.contains("reports (paused)"));
+    let table = cli.ok(&["resume", "reports"]).await?;
+    assert!(!table.contains("paused"), "{table}");
+    let said = cli.run(&["pause", "Reports"]).await?;
+    assert_eq!(said.code, Some(3), "{said:?}");
+    Ok(())
+}
+
+#[tokio::test]
 async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     let (_stack, producer) = producer().await?;
     let cli = Cli::of(&producer);

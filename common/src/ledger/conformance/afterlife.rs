@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use super::{HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, run, until, worker};
-use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Replayed, Submission, Transition};
+use super::{
+    HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, run, settle, until, worker,
+};
+use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Replayed, Settled, Submission, Transition};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, TaskId};
+use crate::task::{ErrorKind, Fence, NewTask, OnConflict, TaskId, Unique};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -116,4 +118,44 @@ pub async fn a_pruned_key_is_free(ledger: &dyn Ledger) {
     assert_eq!(ledger.record(keyed()).await.unwrap(), Recorded::Replayed(vec![id]));
     pruned(ledger, 1).await;
     assert!(matches!(ledger.record(keyed()).await.unwrap(), Recorded::New { .. }));
+}
+
+/// Whatever their end was, and however short ago; their keys are free.
+pub async fn finished_tasks_are_purged_with_their_keys(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let unique = || Unique { key: "u".to_owned(), window: Some(HOUR), on_conflict: OnConflict::Reject };
+    let keyed = || Submission {
+        tasks: vec![NewTask { unique: Some(unique()), ..new_task() }],
+        idempotency: Some(Idempotency { key: "key".to_owned(), fingerprint: [1; 32] }),
+        reserve: HOUR,
+    };
+    let mut ids = recorded(ledger, 1_200, |_| {}).await;
+    for (id, outcome) in ids.iter().zip([complete(), discard(), cancel()]) {
+        run(ledger, *id, holder, outcome).await;
+    }
+    ledger.cancel(ids[3..].to_vec(), "not needed".to_owned()).await.unwrap();
+    let first = keyed();
+    ids.push(first.tasks[0].id);
+    ledger.record(first).await.unwrap();
+    run(ledger, ids[1_200], holder, complete()).await;
+    assert_eq!(ledger.purge(ids.clone()).await.unwrap(), 1_201);
+    assert_eq!(ledger.get(ids.clone()).await.unwrap(), []);
+    assert_eq!(ledger.purge(ids).await.unwrap(), 0, "once");
+    assert!(matches!(ledger.record(keyed()).await.unwrap(), Recorded::New { .. }));
+}
+
+/// Waiting and running tasks are left as they are, and so is one that was replayed in between.
+pub async fn what_has_not_finished_is_not_purged(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let [waits, runs, again] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
+    let fence = granted(ledger, runs, holder).await.fence;
+    run(ledger, again, holder, discard()).await;
+    ledger.replay(again).await.unwrap();
+    let before = ledger.get(vec![waits, runs, again]).await.unwrap();
+    assert_eq!(ledger.purge(vec![waits, runs, again, TaskId::new()]).await.unwrap(), 0);
+    assert_eq!(ledger.purge(Vec::new()).await.unwrap(), 0);
+    for task in before {
+        assert_eq!(get(ledger, task.id).await, task);
+    }
+    assert_eq!(settle(ledger, runs, fence, complete()).await, Settled::Applied);
 }

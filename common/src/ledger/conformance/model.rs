@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use super::{HOUR, cancel, complete, failure, recorded, worker};
+use super::{HOUR, cancel, complete, failure, queue, recorded, worker};
 use crate::ledger::{
     Abandoned, Claim, ClaimRequest, Failure, Refusal, Replayed, Settled, Settlement, SharedLedger, Transition,
 };
@@ -23,6 +23,8 @@ use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Task, TaskId, Worker
 const TASKS: usize = 4;
 const WORKERS: usize = 3;
 const MAX_CRASHES: i32 = 3;
+/// Where tasks begin, and where they are moved to.
+const QUEUES: [&str; 2] = ["default", "elsewhere"];
 /// Why tasks are cancelled from outside.
 const UNWANTED: &str = "nobody wants it any more";
 /// How many calls are made at the same time: few enough that every order of them can be tried.
@@ -50,6 +52,7 @@ enum Act {
     Settle { stale: bool, how: How },
     MarkQueued { stale: bool },
     PutBack { wait: Duration },
+    Move { back: bool },
     Cancel,
     Replay,
 }
@@ -71,6 +74,7 @@ enum Call {
     Settle(Settlement),
     MarkQueued(Fence),
     PutBack(Duration),
+    Move { from: &'static str, to: &'static str },
     Cancel,
     Replay,
 }
@@ -82,6 +86,7 @@ enum Answer {
     Settled(Settled),
     Replayed(Replayed),
     WasCancelled(State),
+    Moved(bool),
     Nothing,
 }
 
@@ -89,6 +94,7 @@ enum Answer {
 #[derive(Debug, Clone, PartialEq)]
 struct Row {
     state: State,
+    queue: &'static str,
     fence: Fence,
     attempt: i32,
     max_attempts: i32,
@@ -111,6 +117,7 @@ impl Row {
     fn new(max_attempts: i32) -> Self {
         Self {
             state: State::Accepted,
+            queue: QUEUES[0],
             fence: Fence(0),
             attempt: 0,
             max_attempts,
@@ -147,6 +154,7 @@ impl Row {
                 }
                 Answer::Nothing
             }
+            Call::Move { from, to } => Answer::Moved(self.change_queue(from, *to)),
             Call::Cancel => Answer::WasCancelled(self.cancel()),
             Call::Replay => Answer::Replayed(Replayed::From(self.replay())),
         }
@@ -207,6 +215,16 @@ impl Row {
         if stops { Settled::Cancelled } else { Settled::Applied }
     }
 
+    fn change_queue(&mut self, from: &str, to: &'static str) -> bool {
+        let moves = self.waits() && self.queue == from;
+        if moves {
+            (self.queue, self.fence) = (to, Fence(self.fence.0 + 1));
+            self.state = crate::state::next(self.state, Event::Move).unwrap();
+            self.due = Some(if self.early { HOUR } else { Duration::ZERO });
+        }
+        moves
+    }
+
     fn cancel(&mut self) -> State {
         let before = self.state;
         if !before.is_final() && !self.unwanted {
@@ -234,7 +252,7 @@ impl Row {
         let seen =
             (task.state, task.fence, task.attempt, task.max_attempts, task.worker_id, &task.reason, task.errors.len());
         let times = (task.finished_at.is_some(), task.cancel_requested_at.is_some());
-        own == seen && times == (self.state.is_final(), self.unwanted)
+        own == seen && self.queue == task.queue.as_str() && times == (self.state.is_final(), self.unwanted)
     }
 
     /// The row after these calls in some order that explains the answers and what is left.
@@ -322,6 +340,10 @@ impl<'a> World<'a> {
             }
             Act::MarkQueued { stale } => Call::MarkQueued(fence(stale)),
             Act::PutBack { wait } => Call::PutBack(wait),
+            Act::Move { back } => {
+                let [from, to] = if back { [QUEUES[1], QUEUES[0]] } else { QUEUES };
+                Call::Move { from, to }
+            }
             Act::Cancel => Call::Cancel,
             Act::Replay => Call::Replay,
         }
@@ -389,6 +411,9 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
             ledger.put_back(id, wait).await.unwrap();
             Answer::Nothing
         }
+        Call::Move { from, to } => {
+            Answer::Moved(ledger.move_tasks(vec![id], queue(from), queue(to)).await.unwrap() == 1)
+        }
         Call::Cancel => Answer::WasCancelled(super::cancelled(&**ledger, id, UNWANTED).await),
         Call::Replay => Answer::Replayed(ledger.replay(id).await.unwrap()),
     }
@@ -443,6 +468,7 @@ fn act() -> impl Strategy<Value = Act> {
         5 => (stale(), how()).prop_map(|(stale, how)| Act::Settle { stale, how }),
         2 => stale().prop_map(|stale| Act::MarkQueued { stale }),
         1 => wait().prop_map(|wait| Act::PutBack { wait }),
+        1 => any::<bool>().prop_map(|back| Act::Move { back }),
         1 => Just(Act::Cancel),
         1 => Just(Act::Replay),
     ]

@@ -8,8 +8,8 @@ use futures::future::join_all;
 use futures::join;
 
 use super::{
-    HOUR, cancelled, claim, complete, get, granted, new_task, recorded, refused, retry, run, schedule, settle, until,
-    worker, worker_for,
+    HOUR, cancelled, claim, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule, settle,
+    until, worker, worker_for,
 };
 use crate::ledger::{
     Changed, Claim, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
@@ -136,6 +136,40 @@ pub async fn every_task_runs_once_under_load(here: &dyn Ledger, there: &dyn Ledg
     let tasks = there.get(ids.clone()).await.unwrap();
     assert!(tasks.len() == ids.len() && tasks.iter().all(|task| task.state == State::Completed));
     assert_eq!(there.next_due().await.unwrap(), None);
+}
+
+/// Claims through both are under way when one of them pauses the queue: what did not run when that was answered waits.
+pub async fn nothing_starts_after_a_pause_was_answered(here: &dyn Ledger, there: &dyn Ledger) {
+    let default = queue("default");
+    let (one, other) = join!(worker(here), worker(there));
+    let running = async |ids: &[TaskId]| -> BTreeSet<TaskId> {
+        let tasks = here.get(ids.to_vec()).await.unwrap();
+        tasks.into_iter().filter(|task| task.state == State::Running).map(|task| task.id).collect()
+    };
+    for round in 0..20 {
+        let ids = recorded(here, 60, |_| {}).await;
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let begin = Mutex::new(Some(begin));
+        let start = async |ledger: &dyn Ledger, worker: WorkerId, id: TaskId| {
+            let answer = claim(ledger, id, worker).await;
+            // The pause comes while the others are on their way.
+            let _ = begin.lock().unwrap().take().map(|begin| begin.send(()));
+            answer
+        };
+        let pause = async {
+            begun.await.unwrap();
+            here.set_paused(default.clone(), true).await.unwrap();
+            running(&ids).await
+        };
+        let (at_the_answer, ..) = join!(
+            pause,
+            join_all(ids.iter().step_by(2).map(|id| start(here, one, *id))),
+            join_all(ids.iter().skip(1).step_by(2).map(|id| start(there, other, *id)))
+        );
+        assert_eq!(running(&ids).await, at_the_answer, "round {round}");
+        assert_eq!(there.paused_queues().await.unwrap(), [default.clone()]);
+        there.set_paused(default.clone(), false).await.unwrap();
+    }
 }
 
 /// Ten of each process fire the same ticks at the same moment: each tick has one task, and none is left out.

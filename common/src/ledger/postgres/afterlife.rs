@@ -73,6 +73,13 @@ freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND 
 SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT count(*) FROM doomed),
        (SELECT id FROM scanned ORDER BY id DESC LIMIT 1), (SELECT id FROM doomed ORDER BY id DESC LIMIT 1)";
 
+/// A replay that is under way holds the row: the deletion waits, looks again and leaves it.
+const PURGE: &str = "
+WITH doomed AS MATERIALIZED (SELECT id FROM tasks WHERE id = ANY($1) AND state >= 5 ORDER BY id FOR UPDATE),
+gone AS (DELETE FROM tasks t USING doomed d WHERE t.id = d.id RETURNING t.id, t.unique_key),
+freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
+SELECT count(*) FROM gone";
+
 const PRUNE_WORKERS: &str = "
 DELETE FROM workers w
 WHERE dead AND expires_at < tasklane_now() - 3600000
@@ -130,6 +137,14 @@ pub(super) async fn cancel(
         .await?;
     lent.keep();
     before.into_iter().map(|(id, code)| Ok((TaskId(id), state_of(code)?))).collect()
+}
+
+pub(super) async fn purge(connections: &Connections, ids: &[TaskId]) -> Result<u64, Fault> {
+    let mut lent = connections.lend().await?;
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let purged: i64 = sqlx::query_scalar(PURGE).bind(ids).fetch_one(&mut *lent).await?;
+    lent.keep();
+    Ok(purged.unsigned_abs())
 }
 
 /// Where the walk along the primary key has come.

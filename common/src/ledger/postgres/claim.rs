@@ -22,6 +22,7 @@ use crate::task::{Fence, TaskId};
 /// waits in a circle.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+paused AS MATERIALIZED (SELECT tasklane_paused() AS names),
 asked AS (
     SELECT a.id, a.worker, a.guarantee, a.crashes_below
     FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
@@ -30,8 +31,9 @@ asked AS (
 ),
 locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
-    FROM clock, asked a JOIN tasks t ON t.id = a.id
+    FROM clock, paused, asked a JOIN tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
+      AND t.queue <> ALL(paused.names)
     ORDER BY t.id
     FOR UPDATE OF t
 )
@@ -46,7 +48,7 @@ const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
-       t.crashes >= a.crashes_below
+       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue)
 FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
 JOIN tasks t ON t.id = a.id";
 
@@ -126,7 +128,7 @@ fn granted(row: GrantedRow) -> Granted {
 /// Finds out why; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<(Uuid, i16, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
@@ -134,9 +136,10 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
-    for (id, code, due, alive, suspect) in rows {
+    for (id, code, due, alive, suspect, paused) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let reason = reason(state, due, alive, suspect);
+        let looked = Looked { due, paused, suspect, alive };
+        let reason = reason(state, looked);
         if reason == Some(Refusal::NotDue) && state == State::Queued {
             early.push(id);
         }
@@ -152,11 +155,21 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
     Ok(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))).collect())
 }
 
-fn reason(state: State, due: bool, alive: bool, suspect: bool) -> Option<Refusal> {
+/// What may stand against a claim of a waiting task.
+struct Looked {
+    due: bool,
+    paused: bool,
+    suspect: bool,
+    alive: bool,
+}
+
+fn reason(state: State, Looked { due, paused, suspect, alive }: Looked) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
         _ if !due => Some(Refusal::NotDue),
+        // Before the suspect, which would be tried once more or put back.
+        _ if paused => Some(Refusal::Paused),
         _ if suspect => Some(Refusal::Suspect),
         _ if !alive => Some(Refusal::LeaseLost),
         _ => None,

@@ -74,11 +74,14 @@ RETURNING t.id, t.kind, t.queue, t.args, t.fence, t.traceparent";
 const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due_at IS NOT NULL";
 
 /// A claim that has the row locked at this moment proves that its message was there: skipped. The fence stays: should
-/// the message turn up after all, the claim lets only one of the two through.
+/// the message turn up after all, the claim lets only one of the two through. What a pause has given back to a paused
+/// queue is older than what was claimed before, and not lost.
 pub(super) const STRAND: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 lost AS MATERIALIZED (
-    SELECT GREATEST((SELECT head_at FROM queues WHERE name = $1), CASE WHEN $2 THEN clock.now END) - $3 AS before
+    SELECT GREATEST((SELECT head_at FROM queues
+                     WHERE name = $1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = $1)),
+                    CASE WHEN $2 THEN clock.now END) - $3 AS before
     FROM clock
 ),
 locked AS MATERIALIZED (

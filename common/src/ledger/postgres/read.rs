@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::connections::Connections;
 use super::fault::Fault;
+use super::queues::paused_within;
 use super::rows::{state_of, task_of};
 use crate::ledger::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts};
 use crate::state::State;
@@ -128,22 +129,27 @@ type CountRow = (String, Option<i16>, i64, Option<i64>, i64);
 pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>, Fault> {
     let mut lent = connections.lend().await?;
     let rows: Vec<CountRow> = sqlx::query_as(QUEUES).fetch_all(&mut *lent).await?;
+    let paused = paused_within(&mut lent).await?;
     lent.keep();
     let mut found: BTreeMap<QueueName, QueueCounts> = BTreeMap::new();
     for (name, code, count, since, now) in rows {
         let queue = QueueName::parse(&name).map_err(Fault::corrupt)?;
-        let counts = found.entry(queue.clone()).or_insert_with(|| QueueCounts {
-            queue,
-            counts: BTreeMap::new(),
-            oldest_waiting: None,
-        });
+        let counts = entry(&mut found, queue);
         if let Some(code) = code {
             counts.counts.insert(state_of(code)?, count.unsigned_abs());
         }
         let waited = since.and_then(|since| u64::try_from(now - since).ok()).map(Duration::from_millis);
         counts.oldest_waiting = counts.oldest_waiting.max(waited);
     }
+    for queue in paused {
+        entry(&mut found, queue).paused = true;
+    }
     Ok(found.into_values().collect())
+}
+
+fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
+    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: false };
+    found.entry(queue).or_insert(empty)
 }
 
 pub(super) async fn queued_queues(connections: &Connections) -> Result<Vec<QueueName>, Fault> {

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::schema;
+use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, Page, QueueCounts, Worker};
 use crate::state::State;
@@ -219,6 +219,9 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
             queue.oldest_waiting = queue.oldest_waiting.max(waited.map(Duration::from_millis));
         }
     }
+    for name in queues::paused(db)? {
+        entry(&mut found, name).paused = true;
+    }
     Ok(found.into_values().collect())
 }
 
@@ -235,7 +238,7 @@ pub(super) fn queued_queues(db: &Connection) -> rusqlite::Result<Vec<QueueName>>
 }
 
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
-    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None };
+    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: false };
     found.entry(queue).or_insert(empty)
 }
 

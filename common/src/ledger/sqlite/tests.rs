@@ -3,7 +3,7 @@
 use super::*;
 use crate::ledger::conformance::{Store, cancelled, get, granted, one, retry, suite, worker};
 use crate::ledger::{SCHEMA_VERSION, Transacted, open};
-use crate::state::{Event, TRANSITIONS};
+use crate::state::{Event, TRANSITIONS, next};
 use crate::task::Json;
 
 async fn store() -> Store {
@@ -102,6 +102,8 @@ fn the_codes_in_the_sql_are_those_of_the_machine() {
     assert_eq!(from(Event::Claim), [0, 1, 2, 4]);
     assert_eq!(from(Event::PutBack), [0, 1, 2, 4]);
     assert_eq!(from(Event::MarkQueued), [0, 1, 4]);
+    assert_eq!(from(Event::Move), [0, 1, 2, 4]);
+    assert_eq!(next(State::Queued, Event::Move), Some(State::Accepted));
     assert_eq!(from(Event::Strand), [2]);
     assert_eq!(from(Event::Cancel), [0, 1, 2, 3, 4]);
     assert_eq!(State::Cancelled.code(), 6);

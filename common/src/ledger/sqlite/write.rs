@@ -41,6 +41,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
+                 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
              RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
         )?
@@ -75,21 +76,26 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
 }
 
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let row: Option<(i16, i64, i32)> = db
-        .prepare_cached("SELECT state, run_at, crashes FROM tasks WHERE id = ?1")?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+    let row: Option<(i16, i64, i32, bool)> = db
+        .prepare_cached(
+            "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
+             FROM tasks WHERE id = ?1",
+        )?
+        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
         .optional()?;
-    Ok(match row.map(|(code, run_at, crashes)| (State::from_code(code), run_at, crashes)) {
+    Ok(match row.map(|(code, run_at, crashes, paused)| (State::from_code(code), run_at, crashes, paused)) {
         None => Refusal::Unknown,
         Some((Some(State::Running), ..)) => Refusal::Held,
         Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
-        Some((Some(state), run_at, _)) if run_at > now => {
+        Some((Some(state), run_at, ..)) if run_at > now => {
             if state == State::Queued {
                 take_custody(db, request.id)?;
             }
             Refusal::NotDue
         }
-        Some((_, _, crashes)) if crashes >= request.crashes_below => Refusal::Suspect,
+        // Before the suspect, which would be tried once more or put back.
+        Some((.., true)) => Refusal::Paused,
+        Some((_, _, crashes, _)) if crashes >= request.crashes_below => Refusal::Suspect,
         Some(_) => Refusal::LeaseLost,
     })
 }
@@ -328,8 +334,11 @@ pub(super) fn strand(
     limit: u32,
 ) -> rusqlite::Result<u64> {
     let now = wall_ms();
+    // What a pause has given back to a paused queue is older than what was claimed before, and not lost.
     let head: Option<i64> = db
-        .prepare_cached("SELECT head_at FROM queues WHERE name = ?1")?
+        .prepare_cached(
+            "SELECT head_at FROM queues WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = ?1)",
+        )?
         .query_row([queue.as_str()], |row| row.get(0))
         .optional()?;
     let lost_before = if empty { Some(now) } else { head }.map(|at| at - millis(slack));
@@ -362,12 +371,7 @@ pub(super) fn prune(
     let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
     let mut pruned = 0;
     for (id, _, _, key) in rows.iter().filter(|(_, finished, ..)| *finished) {
-        if let Some(key) = key {
-            unique::forget(db, key, *id)?;
-        }
-        for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
-            db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
-        }
+        delete(db, *id, key.as_deref())?;
         pruned += 1;
     }
     // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
@@ -378,6 +382,30 @@ pub(super) fn prune(
     )?
     .execute([wall_ms() - 3_600_000])?;
     Ok((pruned, next.map(|(id, ..)| *id)))
+}
+
+/// Deletes a task, and lets go of its key.
+fn delete(db: &Connection, id: TaskId, key: Option<&str>) -> rusqlite::Result<()> {
+    if let Some(key) = key {
+        unique::forget(db, key, id)?;
+    }
+    for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
+        db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn purge(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<u64> {
+    let mut find = db.prepare_cached("SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5")?;
+    let mut purged = 0;
+    for id in ids {
+        let found = find.query_row([id.0.as_bytes().as_slice()], |row| row.get::<_, Option<String>>(0)).optional()?;
+        if let Some(key) = found {
+            delete(db, *id, key.as_deref())?;
+            purged += 1;
+        }
+    }
+    Ok(purged)
 }
 
 pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {

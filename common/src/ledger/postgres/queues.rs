@@ -1,0 +1,79 @@
+//! What is done to a queue as a whole.
+
+use sqlx::{Connection, PgConnection};
+
+use super::connections::Connections;
+use super::fault::Fault;
+use super::rows::codes_for;
+use crate::state::{Event, State};
+use crate::task::{QueueName, TaskId};
+
+/// The other side of `tasklane_paused()`, with the same number: it waits for every claim that may have looked at the
+/// paused queues before this one is among them, and claims that come meanwhile wait for the commit. So after the
+/// answer no claim is granted that had not seen it.
+const KEEP_CLAIMS_OUT: &str = "SELECT pg_advisory_xact_lock(8386110886424704371)";
+
+const PAUSE: &str =
+    "INSERT INTO paused_queues (name, paused_at) VALUES ($1, tasklane_now()) ON CONFLICT (name) DO NOTHING";
+
+const RESUME: &str = "DELETE FROM paused_queues WHERE name = $1";
+
+const PAUSED: &str = "SELECT name FROM paused_queues ORDER BY name";
+
+/// The raised fence voids the late mark of a publication to the old queue, and a task of which it is not known where its
+/// message is must be published again.
+const MOVE: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT id FROM tasks WHERE id = ANY($1) AND queue = $2 AND state = ANY($4) ORDER BY id FOR UPDATE
+)
+UPDATE tasks t
+SET queue = $3, state = CASE WHEN t.state = $5 THEN $6 ELSE t.state END, due_at = GREATEST(clock.now, t.run_at),
+    queued_at = NULL, fence = t.fence + 1
+FROM clock, locked l
+WHERE t.id = l.id";
+
+pub(super) async fn move_tasks(
+    connections: &Connections,
+    ids: &[TaskId],
+    from: &QueueName,
+    to: &QueueName,
+) -> Result<u64, Fault> {
+    let mut lent = connections.lend().await?;
+    let moved = sqlx::query(MOVE)
+        .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
+        .bind(from.as_str())
+        .bind(to.as_str())
+        .bind(codes_for(Event::Move))
+        .bind(State::Queued.code())
+        .bind(State::Accepted.code())
+        .execute(&mut *lent)
+        .await?;
+    lent.keep();
+    Ok(moved.rows_affected())
+}
+
+pub(super) async fn set_paused(connections: &Connections, queue: &QueueName, paused: bool) -> Result<(), Fault> {
+    let mut lent = connections.lend().await?;
+    let mut transaction = lent.begin().await?;
+    if paused {
+        sqlx::query(KEEP_CLAIMS_OUT).execute(&mut *transaction).await?;
+    }
+    let statement = if paused { PAUSE } else { RESUME };
+    sqlx::query(statement).bind(queue.as_str()).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    lent.keep();
+    Ok(())
+}
+
+pub(super) async fn paused(connections: &Connections) -> Result<Vec<QueueName>, Fault> {
+    let mut lent = connections.lend().await?;
+    let paused = paused_within(&mut lent).await?;
+    lent.keep();
+    Ok(paused)
+}
+
+pub(super) async fn paused_within(connection: &mut PgConnection) -> Result<Vec<QueueName>, Fault> {
+    let names: Vec<String> = sqlx::query_scalar(PAUSED).fetch_all(connection).await?;
+    names.iter().map(|name| QueueName::parse(name).map_err(Fault::corrupt)).collect()
+}

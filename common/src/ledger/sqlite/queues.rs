@@ -1,0 +1,39 @@
+//! What is done to a queue as a whole.
+
+use rusqlite::{Connection, params};
+
+use super::read::parsed;
+use crate::clock::wall_ms;
+use crate::task::{QueueName, TaskId};
+
+/// Claims are made in transactions of the same writers, one after the other, so all behind this one see it.
+pub(super) fn set_paused(db: &Connection, queue: &QueueName, paused: bool) -> rusqlite::Result<()> {
+    if paused {
+        db.prepare_cached("INSERT INTO paused_queues (name, paused_at) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+            .execute(params![queue.as_str(), wall_ms()])?;
+    } else {
+        db.prepare_cached("DELETE FROM paused_queues WHERE name = ?1")?.execute([queue.as_str()])?;
+    }
+    Ok(())
+}
+
+pub(super) fn paused(db: &Connection) -> rusqlite::Result<Vec<QueueName>> {
+    let mut statement = db.prepare_cached("SELECT name FROM paused_queues ORDER BY name")?;
+    statement.query_map([], |row| parsed(row, 0, QueueName::parse))?.collect()
+}
+
+pub(super) fn move_tasks(db: &Connection, ids: &[TaskId], from: &QueueName, to: &QueueName) -> rusqlite::Result<u64> {
+    // The raised fence voids the late mark of a publication to the old queue, and a task of which it is not known where
+    // its message is must be published again.
+    let mut statement = db.prepare_cached(
+        "UPDATE tasks SET queue = ?3, state = iif(state = 2, 0, state), due_at = max(?4, run_at), queued_at = NULL,
+             fence = fence + 1
+         WHERE id = ?1 AND queue = ?2 AND state IN (0, 1, 2, 4)",
+    )?;
+    let now = wall_ms();
+    let mut moved = 0;
+    for id in ids {
+        moved += statement.execute(params![id.0.as_bytes().as_slice(), from.as_str(), to.as_str(), now])?;
+    }
+    Ok(moved as u64)
+}
