@@ -248,12 +248,7 @@ fn cancellations(history: &[Line]) -> BTreeMap<&str, Option<u64>> {
 }
 
 /// Did two tasks with one unique key run at the same time?
-fn check_unique_keys(
-    evidence: &Evidence,
-    runs: &BTreeMap<&str, Vec<Ran>>,
-    freezes: &Freezes,
-    verdict: &mut Verdict,
-) {
+fn check_unique_keys(evidence: &Evidence, runs: &BTreeMap<&str, Vec<Ran>>, freezes: &Freezes, verdict: &mut Verdict) {
     let mut holders: BTreeMap<&str, Vec<&Ran>> = BTreeMap::new();
     for task in &evidence.tasks {
         let Some(key) = &task.unique_key else { continue };
