@@ -154,7 +154,7 @@ impl Row {
                 }
                 Answer::Nothing
             }
-            Call::Move { from, to } => Answer::Moved(self.change_queue(from, *to)),
+            Call::Move { from, to } => Answer::Moved(self.change_queue(from, to)),
             Call::Cancel => Answer::WasCancelled(self.cancel()),
             Call::Replay => Answer::Replayed(Replayed::From(self.replay())),
         }

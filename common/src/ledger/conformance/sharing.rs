@@ -167,7 +167,7 @@ pub async fn nothing_starts_after_a_pause_was_answered(here: &dyn Ledger, there:
             join_all(ids.iter().skip(1).step_by(2).map(|id| start(there, other, *id)))
         );
         assert_eq!(running(&ids).await, at_the_answer, "round {round}");
-        assert_eq!(there.paused_queues().await.unwrap(), [default.clone()]);
+        assert_eq!(there.paused_queues().await.unwrap(), std::slice::from_ref(&default));
         there.set_paused(default.clone(), false).await.unwrap();
     }
 }
