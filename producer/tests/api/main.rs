@@ -11,4 +11,5 @@ mod look;
 mod retry;
 mod cancel;
 mod faults;
+mod group;
 mod openapi;

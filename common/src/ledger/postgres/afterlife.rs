@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{codes_for, state_of, storable};
-use super::unique;
+use super::{groups, unique};
 use crate::clock::millis;
 use crate::ledger::Replayed;
 use crate::state::{Event, State, next};
@@ -56,14 +56,18 @@ SELECT id, state FROM found";
 const PRUNE: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() - $4 AS cutoff),
 scanned AS MATERIALIZED (
-    SELECT id, finished_at FROM tasks
+    SELECT id, finished_at, group_id FROM tasks
     WHERE id > $1
       AND id < (SELECT rpad(lpad(to_hex(GREATEST(cutoff + 3600000, 0)), 12, '0'), 32, '0')::uuid FROM clock)
     ORDER BY id
     LIMIT $2
 ),
 doomed AS MATERIALIZED (
-    SELECT s.id FROM scanned s, clock WHERE s.finished_at < clock.cutoff ORDER BY s.id LIMIT $3
+    SELECT s.id FROM scanned s, clock
+    WHERE s.finished_at < clock.cutoff
+      AND (s.group_id IS NULL OR (SELECT COALESCE(g.finished_at < clock.cutoff, false)
+                                  FROM task_groups g WHERE g.id = s.group_id) IS NOT FALSE)
+    ORDER BY s.id LIMIT $3
 ),
 gone AS (
     DELETE FROM tasks t USING doomed d, clock WHERE t.id = d.id AND t.finished_at < clock.cutoff
@@ -168,6 +172,7 @@ pub(super) async fn prune(
         }
         restarted |= at_end;
     }
+    groups::prune(&mut lent, millis(retention), limit).await?;
     sqlx::query(PRUNE_WORKERS).execute(&mut *lent).await?;
     lent.keep();
     Ok(pruned)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
-use super::unique;
+use super::{groups, unique};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
     Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
@@ -353,7 +353,10 @@ pub(super) fn prune(
     let cutoff = wall_ms() - millis(retention);
     let after = after.map_or([0; 16], |id| *id.0.as_bytes());
     let mut statement = db.prepare_cached(
-        "SELECT id, state >= 5 AND finished_at < ?2, created_at, unique_key FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
+        "SELECT id, state >= 5 AND finished_at < ?2 AND (group_id IS NULL OR NOT EXISTS (
+             SELECT 1 FROM task_groups g WHERE g.id = group_id AND (g.finished_at IS NULL OR g.finished_at >= ?2))),
+             created_at, unique_key
+         FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
     )?;
     let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
         let finished = row.get::<_, Option<bool>>(1)?.unwrap_or(false);
@@ -370,6 +373,7 @@ pub(super) fn prune(
         }
         pruned += 1;
     }
+    groups::prune(db, cutoff, scan)?;
     // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
     let next = rows.last().filter(|(_, _, created_at, _)| rows.len() == scan as usize && *created_at < cutoff);
     db.prepare_cached(
