@@ -58,6 +58,7 @@ pub(crate) struct TaskPage {
 #[derive(Debug, Deserialize)]
 pub(crate) struct BatchAccepted {
     pub(crate) tasks: Vec<Box<RawValue>>,
+    pub(crate) group: Option<Identified>,
 }
 
 /// What has an id.

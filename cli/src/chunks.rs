@@ -48,6 +48,11 @@ impl<R: BufRead> Chunks<R> {
         Self { input, tasks_max, bytes_max: CHUNK_BYTES_MAX, line: 0, left_over: Vec::new(), ended: false }
     }
 
+    /// Chunks of at most so many bytes, unless one line alone is longer.
+    pub(crate) fn of_bytes(self, bytes_max: usize) -> Self {
+        Self { bytes_max, ..self }
+    }
+
     /// The next line with its end; an empty one when there is none.
     fn line(&mut self) -> Result<Vec<u8>, ReadFault> {
         if !self.left_over.is_empty() {

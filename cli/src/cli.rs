@@ -24,6 +24,7 @@ const SUBMIT_EXAMPLES: &str = "Examples:
 
 const BATCH_EXAMPLES: &str = "Examples:
   tasklane batch tasks.ndjson
+  tasklane batch pages.ndjson --then report.join --then-args '{\"month\": \"2026-11\"}'
   jq -c '.[] | {kind: \"mail\", args: .}' people.json | tasklane batch --key november";
 
 const CANCEL_EXAMPLES: &str = "Examples:
@@ -175,6 +176,12 @@ pub(crate) struct Batch {
     /// Name of this run: the same file again under the same name records nothing twice [default: a new one]
     #[arg(long, value_name = "KEY", value_parser = input::run_key)]
     pub(crate) key: Option<String>,
+    /// The kind of one more task, which runs when all have ended; the file is one request then, of 10,000 tasks at most
+    #[arg(long, value_name = "KIND", conflicts_with = "chunk")]
+    pub(crate) then: Option<String>,
+    /// Its args: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON", requires = "then", allow_hyphen_values = true)]
+    pub(crate) then_args: Option<String>,
     /// Print the ids only
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -404,6 +411,8 @@ mod tests {
             ("tasklane list --state done", ErrorKind::InvalidValue),
             ("tasklane list --all --limit 3", ErrorKind::ArgumentConflict),
             ("tasklane batch --chunk 0", ErrorKind::ValueValidation),
+            ("tasklane batch --chunk 5 --then a", ErrorKind::ArgumentConflict),
+            ("tasklane batch --then-args 1", ErrorKind::MissingRequiredArgument),
             ("tasklane queues ..", ErrorKind::ValueValidation),
             ("tasklane purge 01a20751-1f82-705d-a198-4567bb46f288", ErrorKind::UnknownArgument),
             ("tasklane move default", ErrorKind::MissingRequiredArgument),

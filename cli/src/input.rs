@@ -114,10 +114,18 @@ pub(crate) fn object(pairs: &[Pair]) -> Result<Box<RawValue>, Failure> {
 /// # Errors
 /// When it cannot be read, is too large, or is not JSON.
 pub(crate) fn args(given: &str) -> Result<Box<RawValue>, Failure> {
+    args_of("--args", given)
+}
+
+/// As [`args`], for a flag of another name.
+///
+/// # Errors
+/// As [`args`].
+pub(crate) fn args_of(flag: &str, given: &str) -> Result<Box<RawValue>, Failure> {
     let (text, place) = match given.strip_prefix('@') {
         Some(path) => (limited(open(Path::new(path))?, path)?, path),
         None if given == "-" => (limited(std::io::stdin(), "standard input")?, "standard input"),
-        None => (given.to_owned(), "--args"),
+        None => (given.to_owned(), flag),
     };
     RawValue::from_string(text).map_err(|error| {
         Failure::usage(format!("{place} is not JSON: {error}"))

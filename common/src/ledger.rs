@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod grouping;
 pub mod postgres;
 pub mod scheduling;
 pub mod sqlite;
@@ -22,14 +23,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::grouping::{Closed, EndedGroups};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
+use crate::group::{Group, NewGroup};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 5;
+pub const SCHEMA_VERSION: i64 = 6;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,6 +91,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
     /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    ///
+    /// The members of a group count from the group's end, and the group goes after the last of them.
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
 
     /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
@@ -155,6 +160,19 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// definition, and records the tasks in the same transaction. They are due for a relay at once, or at their `run_at`.
     async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError>;
 
+    /// Looks at up to `limit` open groups, by id from behind `after`: which of them have no unfinished member? One probe a
+    /// group, however many members it has; cheap when there are none.
+    async fn ended_groups(&self, after: Option<GroupId>, limit: u32) -> Result<EndedGroups, LedgerError>;
+
+    /// Closes a group if it is open and none of its members is unfinished: keeps how they ended, and records the task
+    /// that follows, due for a relay at once, in the same transaction. `None` where nothing was written.
+    ///
+    /// What becomes of a member afterwards, by a replay, changes nothing of the group.
+    async fn close_group(&self, id: GroupId) -> Result<Option<Closed>, LedgerError>;
+
+    /// A group, and where its members stand.
+    async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError>;
+
     /// Itself, for what is said in the words of its own library: a handler's writes in the completion's transaction.
     fn native(&self) -> Native<'_>;
 
@@ -171,6 +189,8 @@ pub struct Submission {
     pub idempotency: Option<Idempotency>,
     /// For how long the caller keeps the publication to itself.
     pub reserve: Duration,
+    /// The group that the tasks are the members of.
+    pub group: Option<NewGroup>,
 }
 
 /// A client's promise that equal keys mean the same request.
@@ -467,6 +487,8 @@ pub struct ListQuery {
     pub queue: Option<QueueName>,
     /// Only with this tag of this value.
     pub tag: Option<(String, String)>,
+    /// Only members of this group.
+    pub group: Option<GroupId>,
     /// Only tasks older than this one.
     pub before: Option<TaskId>,
     /// At most so many tasks; 1 to 1,000.

@@ -2,14 +2,17 @@
 //!
 //! In the order in which a task meets them: a [`task`] in a [`state`] is recorded in the [`ledger`], wrapped in an
 //! [`envelope`] and sent by the [`publisher`] to the exchanges of the [`topology`] on the [`broker`]. The [`relay`]
-//! publishes what is due or was missed, the [`ticker`] records the tasks of each [`schedule`], [`rescue`] takes over from dead workers, [`reconcile`] finds tasks whose
+//! publishes what is due or was missed, the [`ticker`] records the tasks of each [`schedule`] from its [`template`], [`gather`]
+//! the one that follows a [`group`], [`rescue`] takes over from dead workers, [`reconcile`] finds tasks whose
 //! messages the broker lost, and [`prune`] forgets what finished long ago;
-//! [`maintenance`] runs these five in every process. [`completion`] tells waiting clients, [`control`] tells workers, and the [`doctor`] looks at broker and
+//! [`maintenance`] runs these six in every process. [`completion`] tells waiting clients, [`control`] tells workers, and the [`doctor`] looks at broker and
 //! ledger before they are needed.
 
 pub mod task;
 pub mod state;
+pub mod template;
 pub mod schedule;
+pub mod group;
 pub mod ledger;
 pub mod envelope;
 pub mod topology;
@@ -17,6 +20,7 @@ pub mod broker;
 pub mod publisher;
 pub mod relay;
 pub mod ticker;
+pub mod gather;
 pub mod rescue;
 pub mod reconcile;
 pub mod prune;

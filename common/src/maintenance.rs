@@ -8,9 +8,9 @@ use tokio_util::task::TaskTracker;
 use crate::config::Common;
 use crate::ledger::SharedLedger;
 use crate::publisher::Publisher;
-use crate::{prune, reconcile, relay, rescue, ticker};
+use crate::{gather, prune, reconcile, relay, rescue, ticker};
 
-/// Starts [`relay`], [`ticker`], [`rescue`], [`reconcile`] and [`prune`]; the tracker waits for them after the shutdown.
+/// Starts [`relay`], [`ticker`], [`gather`], [`rescue`], [`reconcile`] and [`prune`]; the tracker waits for them after the shutdown.
 #[must_use]
 pub fn spawn(
     ledger: &SharedLedger,
@@ -21,6 +21,7 @@ pub fn spawn(
     let loops = TaskTracker::new();
     loops.spawn(relay::run(ledger.clone(), publisher.clone(), shutdown.clone()));
     loops.spawn(ticker::run(ledger.clone(), shutdown.clone()));
+    loops.spawn(gather::run(ledger.clone(), shutdown.clone()));
     loops.spawn(rescue::run(ledger.clone(), settings.max_crashes, shutdown.clone()));
     loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));
     loops.spawn(prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()));

@@ -4,10 +4,8 @@
 pub mod plan;
 pub mod timetable;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -15,9 +13,10 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use self::timetable::{Timetable, TimetableError};
-use crate::clock::{millis, timestamp};
+use crate::clock::timestamp;
 use crate::ledger::LedgerError;
-use crate::task::{Json, Kind, NameError, NewTask, QueueName, TaskId};
+use crate::task::{Kind, NameError, NewTask, TaskId};
+use crate::template::TaskTemplate;
 
 /// How many schedules a ledger takes.
 pub const SCHEDULES_MAX: i64 = 10_000;
@@ -98,33 +97,6 @@ pub enum Overlap {
     Skip,
 }
 
-/// What a schedule records at each tick.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-pub struct ScheduledTask {
-    /// The work to do.
-    pub kind: Kind,
-    /// The queue that carries it.
-    pub queue: QueueName,
-    /// The handler's input.
-    #[schema(value_type = serde_json::Value)]
-    pub args: Json,
-    /// How often it may start.
-    pub max_attempts: i32,
-    /// How long one run may take; null leaves it to the handler.
-    pub timeout_ms: Option<i64>,
-    /// The schedule's own labels; each task has those of its schedule and tick besides.
-    pub tags: BTreeMap<String, String>,
-}
-
-impl From<NewTask> for ScheduledTask {
-    /// Leaves out what belongs to a single task: its id, its time, and its trace.
-    fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
-        Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
-    }
-}
-
 /// What a schedule is to do; kept as JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Definition {
@@ -133,7 +105,7 @@ pub struct Definition {
     /// The IANA name of the zone in which it is read.
     pub timezone: String,
     /// What is recorded at each tick.
-    pub task: ScheduledTask,
+    pub task: TaskTemplate,
     /// What becomes of missed ticks.
     pub catch_up: CatchUp,
     /// How many missed ticks are caught up with at most.
@@ -186,25 +158,14 @@ impl Definition {
     /// The task of a tick.
     #[must_use]
     pub fn task_at(&self, name: &ScheduleName, tick: Timestamp) -> NewTask {
-        let ScheduledTask { kind, queue, args, max_attempts, timeout_ms, mut tags } = self.task.clone();
-        tags.insert(SCHEDULE_TAG.to_owned(), name.to_string());
-        tags.insert(TICK_TAG.to_owned(), tick.to_string());
-        let run_at = (self.jitter_ms > 0).then(|| {
+        let mut task = NewTask::from(self.task.clone());
+        task.tags.insert(SCHEDULE_TAG.to_owned(), name.to_string());
+        task.tags.insert(TICK_TAG.to_owned(), tick.to_string());
+        task.run_at = (self.jitter_ms > 0).then(|| {
             let offset = jitter(name, tick, self.jitter_ms);
             timestamp(tick.as_millisecond().saturating_add(offset))
         });
-        NewTask {
-            id: TaskId::new(),
-            kind,
-            queue,
-            args,
-            max_attempts,
-            timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-            run_at,
-            tags,
-            traceparent: None,
-            unique: None,
-        }
+        task
     }
 
     /// As the ledgers keep it.
@@ -238,6 +199,8 @@ fn jitter(name: &ScheduleName, tick: Timestamp, most: i64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn at(seconds: i64) -> Timestamp {
@@ -249,11 +212,10 @@ mod tests {
         let name = ScheduleName::parse("reports.nightly").unwrap();
         let offsets: Vec<_> = (0..1000).map(|second| jitter(&name, at(second), 999)).collect();
         assert!(offsets.iter().all(|offset| (0..=999).contains(offset)));
-        let tenths: std::collections::BTreeMap<_, usize> =
-            offsets.iter().fold(BTreeMap::new(), |mut counts, offset| {
-                *counts.entry(offset / 100).or_default() += 1;
-                counts
-            });
+        let tenths: BTreeMap<_, usize> = offsets.iter().fold(BTreeMap::new(), |mut counts, offset| {
+            *counts.entry(offset / 100).or_default() += 1;
+            counts
+        });
         assert!(tenths.len() == 10 && tenths.values().all(|count| (50..150).contains(count)), "{tenths:?}");
         // Another release, another machine: these numbers stay.
         assert_eq!(offsets[..4], [183, 806, 80, 784]);
@@ -277,7 +239,7 @@ mod tests {
         assert!(at(60) <= run_at && run_at <= timestamp(60_050), "{run_at}");
         assert_eq!(definition.task_at(&name, at(60)).run_at, Some(run_at));
         assert_eq!(
-            ScheduledTask::from(Definition { jitter_ms: 0, ..definition }.task_at(&name, at(60))).timeout_ms,
+            TaskTemplate::from(Definition { jitter_ms: 0, ..definition }.task_at(&name, at(60))).timeout_ms,
             Some(5)
         );
     }

@@ -86,6 +86,40 @@ impl fmt::Display for WorkerId {
     }
 }
 
+/// The identity of a group: a UUID of version 7.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+#[schema(value_type = Uuid)]
+pub struct GroupId(pub Uuid);
+
+impl GroupId {
+    /// A new id, made from this machine's wall clock and randomness.
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl Default for GroupId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for GroupId {
+    type Err = uuid::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(Self)
+    }
+}
+
 /// A number that rises with every claim of a task: the holder of the highest one is the only holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
@@ -441,6 +475,8 @@ pub struct Task {
     pub timeout_ms: Option<i64>,
     /// What it was to be the only one of.
     pub unique_key: Option<String>,
+    /// The group whose end it is part of.
+    pub group_id: Option<GroupId>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

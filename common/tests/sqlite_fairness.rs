@@ -43,7 +43,8 @@ async fn write_until(ledger: Arc<SqliteLedger>, end: Instant) -> (u64, Duration)
     let (mut writes, mut longest) = (0, Duration::ZERO);
     while Instant::now() < end {
         let began = Instant::now();
-        let submission = Submission { tasks: vec![task()], idempotency: None, reserve: Duration::from_secs(5) };
+        let submission =
+            Submission { tasks: vec![task()], idempotency: None, reserve: Duration::from_secs(5), group: None };
         ledger.record(submission).await.unwrap();
         longest = longest.max(began.elapsed());
         writes += 1;

@@ -9,10 +9,12 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tasklane_common::task::{NewTask, OnConflict};
+use tasklane_common::template::TaskTemplate;
 
 use crate::args::ARGS_BYTES_MAX;
 use crate::error::{ApiError, ERRORS_MAX, FieldError};
 use crate::extract::{self, JsonFault};
+use crate::grouping;
 use crate::idempotency::Fingerprint;
 use crate::request::{Circumstances, Rules, SubmitTask};
 
@@ -28,6 +30,7 @@ pub struct Batch {
     now: Timestamp,
     traceparent: Option<String>,
     fingerprint: Option<Fingerprint>,
+    then: Option<TaskTemplate>,
     tasks: Vec<NewTask>,
     unique_keys: HashSet<String>,
     faults: Vec<FieldError>,
@@ -39,6 +42,8 @@ pub struct Batch {
 pub struct Collected {
     /// The tasks, in the batch's order.
     pub tasks: Vec<NewTask>,
+    /// What follows when all of them have ended.
+    pub then: Option<TaskTemplate>,
     /// What tells a repetition from a reuse, of a repeatable batch.
     pub fingerprint: Option<Fingerprint>,
 }
@@ -52,6 +57,7 @@ impl Batch {
             now: circumstances.now,
             traceparent: circumstances.traceparent.map(str::to_owned),
             fingerprint: repeatable.then(Fingerprint::of_batch),
+            then: None,
             tasks: Vec::new(),
             unique_keys: HashSet::new(),
             faults: Vec::new(),
@@ -59,7 +65,7 @@ impl Batch {
         }
     }
 
-    /// Takes a whole `{"tasks": […]}`.
+    /// Takes a whole `{"tasks": […], "then": …}`.
     ///
     /// # Errors
     /// When it is not that; what is wrong with single tasks is told by [`Batch::finish`].
@@ -69,16 +75,28 @@ impl Batch {
         struct Document<'d> {
             #[serde(borrow)]
             tasks: Items<'d>,
+            then: Option<SubmitTask>,
         }
-        let Items { first, count } = extract::object::<Document<'_>>(text)?.tasks;
+        let Document { tasks: Items { first, count }, then } = extract::object(text)?;
         if count > TASKS_MAX {
             self.faults.push(FieldError::new("tasks", format!("must be at most {TASKS_MAX}, but are {count}")));
             return Ok(());
+        }
+        if let Some(then) = then {
+            self.add_then(then);
         }
         for (index, item) in first.into_iter().enumerate() {
             self.add(item.get().as_bytes(), |path| join(&format!("tasks[{index}]"), ".", path));
         }
         Ok(())
+    }
+
+    /// Takes what follows, before any of the tasks.
+    fn add_then(&mut self, asked: SubmitTask) {
+        if let Some(fingerprint) = &mut self.fingerprint {
+            fingerprint.add_then(&asked);
+        }
+        self.then = grouping::then(asked, &self.rules, &mut self.faults);
     }
 
     /// Takes one line of NDJSON.
@@ -109,7 +127,7 @@ impl Batch {
             self.faults.push(FieldError::new("tasks", "must be at least one"));
         }
         if self.faults.is_empty() {
-            return Ok(Collected { tasks: self.tasks, fingerprint: self.fingerprint });
+            return Ok(Collected { tasks: self.tasks, then: self.then, fingerprint: self.fingerprint });
         }
         self.faults.truncate(ERRORS_MAX);
         Err(ApiError::InvalidTask(self.faults))
@@ -126,7 +144,7 @@ impl Batch {
                 fingerprint.add(&task);
             }
             let task = task.validate(&self.rules, circumstances)?;
-            check_unique(&task, self.fingerprint.is_some(), &mut self.unique_keys)?;
+            check_unique(&task, self.fingerprint.is_some(), self.then.is_some(), &mut self.unique_keys)?;
             Ok(task)
         });
         match checked {
@@ -141,11 +159,21 @@ impl Batch {
 }
 
 /// What makes a unique key ambiguous within a batch.
-fn check_unique(task: &NewTask, repeatable: bool, keys: &mut HashSet<String>) -> Result<(), Vec<FieldError>> {
+fn check_unique(
+    task: &NewTask,
+    repeatable: bool,
+    grouped: bool,
+    keys: &mut HashSet<String>,
+) -> Result<(), Vec<FieldError>> {
     let Some(unique) = &task.unique else { return Ok(()) };
     // Which tasks the first request recorded is known by their keys: those that were left out have none.
     if repeatable && unique.on_conflict == OnConflict::ReturnExisting {
         let rule = "must not be return_existing in a batch with an Idempotency-Key";
+        return Err(vec![FieldError::new("on_conflict", rule)]);
+    }
+    // The other task may have ended long ago, or be part of another group.
+    if grouped && unique.on_conflict == OnConflict::ReturnExisting {
+        let rule = "must not be return_existing in a batch with then: a group is made of new tasks";
         return Err(vec![FieldError::new("on_conflict", rule)]);
     }
     if keys.insert(unique.key.clone()) {

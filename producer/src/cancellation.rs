@@ -84,6 +84,7 @@ pub fn many(body: &[u8], page: u32) -> Result<Cancellation, ApiError> {
         kind: checked("kind", asked.kind, |name| Kind::parse(name).map_err(named), &mut faults),
         queue: checked("queue", asked.queue, |name| QueueName::parse(name).map_err(named), &mut faults),
         tag: checked("tag", asked.tag, listing::tag, &mut faults),
+        group: None,
         before: checked("cursor", asked.cursor, listing::before, &mut faults),
         limit: page,
     };

@@ -87,6 +87,9 @@ pub enum ApiError {
     /// The ledger has no such task.
     #[error("there is no task {0}")]
     UnknownTask(String),
+    /// The ledger has no such group.
+    #[error("there is no group {0}")]
+    UnknownGroup(String),
     /// Nobody has heard of the queue.
     #[error("there is no queue {0}: no task waits in it, no worker consumes it")]
     UnknownQueue(String),
@@ -184,6 +187,7 @@ impl ApiError {
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::UniqueKeysTaken(_) | Self::UniqueKeyTaken(_) => (StatusCode::CONFLICT, "unique_key_taken"),
             Self::UnknownTask(_) => (StatusCode::NOT_FOUND, "unknown_task"),
+            Self::UnknownGroup(_) => (StatusCode::NOT_FOUND, "unknown_group"),
             Self::UnknownQueue(_) => (StatusCode::NOT_FOUND, "unknown_queue"),
             Self::UnknownSchedule(_) => (StatusCode::NOT_FOUND, "unknown_schedule"),
             Self::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),

@@ -88,6 +88,13 @@ impl Fingerprint {
         }
     }
 
+    /// Adds what follows the batch's tasks: only where there is such a thing, so that other batches keep their fingerprints.
+    pub fn add_then(&mut self, then: &SubmitTask) {
+        // No kind has a colon.
+        self.text("then:");
+        self.add(then);
+    }
+
     /// The digest, together with the key.
     #[must_use]
     pub fn under(self, key: String) -> Idempotency {

@@ -2,7 +2,7 @@
 
 use tasklane_common::ledger::ListQuery;
 use tasklane_common::state::State;
-use tasklane_common::task::{Kind, QueueName, TaskId};
+use tasklane_common::task::{GroupId, Kind, QueueName, TaskId};
 use uuid::Uuid;
 
 use crate::error::ApiError;
@@ -13,7 +13,7 @@ pub const LIMIT_MAX: u32 = 1_000;
 /// How many tasks a page has when the request does not say.
 pub const LIMIT_DEFAULT: u32 = 50;
 
-const KNOWN: [&str; 6] = ["state", "kind", "queue", "tag", "limit", "cursor"];
+const KNOWN: [&str; 7] = ["state", "kind", "queue", "tag", "group", "limit", "cursor"];
 /// Tells this form of cursor from later ones.
 const CURSOR_VERSION: char = '1';
 
@@ -28,6 +28,7 @@ pub fn query(text: Option<&str>) -> Result<ListQuery, ApiError> {
         kind: params.read("kind", |name| Kind::parse(name).map_err(|error| error.to_string())),
         queue: params.read("queue", |name| QueueName::parse(name).map_err(|error| error.to_string())),
         tag: params.read("tag", tag),
+        group: params.read("group", group),
         before: params.read("cursor", before),
         limit: params.integer("limit", 1, LIMIT_MAX).unwrap_or(LIMIT_DEFAULT),
     };
@@ -52,6 +53,10 @@ pub fn before(cursor: &str) -> Result<TaskId, String> {
 fn parse_cursor(text: &str) -> Option<TaskId> {
     let hex = text.strip_prefix(CURSOR_VERSION).filter(|hex| hex.len() == 32)?;
     Uuid::try_parse(hex).ok().map(TaskId)
+}
+
+fn group(id: &str) -> Result<GroupId, String> {
+    id.parse().map_err(|_| "must be the id of a group".to_owned())
 }
 
 /// A tag as it stands in filters.

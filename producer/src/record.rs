@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tasklane_common::clock;
+use tasklane_common::group::NewGroup;
 use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
 use tasklane_common::state::State;
@@ -30,6 +31,8 @@ pub(crate) struct Recording {
     pub(crate) tasks: Vec<NewTask>,
     /// Makes the request repeatable.
     pub(crate) idempotency: Option<Idempotency>,
+    /// The group that the tasks are the members of.
+    pub(crate) group: Option<NewGroup>,
     /// Where the notice of the end goes, when a client waits for it here.
     pub(crate) reply_to: Option<String>,
 }
@@ -54,11 +57,11 @@ pub(crate) async fn record(app: &Arc<App>, recording: Recording) -> Result<Recei
 }
 
 async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt, ApiError> {
-    let Recording { tasks, idempotency, reply_to } = recording;
+    let Recording { tasks, idempotency, group, reply_to } = recording;
     let mut due: Vec<_> =
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
-    let submission = Submission { tasks, idempotency, reserve: RESERVE };
+    let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
     match app.gate.ask(app.gate.ledger().record(submission)).await? {
         Recorded::New { at, existing } => {
             if !existing.is_empty() {
@@ -149,5 +152,6 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         worker_id: None,
         timeout_ms: task.timeout.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
+        group_id: None,
     }
 }

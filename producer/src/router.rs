@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, health, list, move_tasks, pause, purge, put_schedule, queues, retry, schedules,
-    status, submit, workers,
+    batch, cancel, cancel_many, docs, group, health, list, move_tasks, pause, purge, put_schedule, queues, retry,
+    schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -66,6 +66,7 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
     let (admitted, work) = OpenApiRouter::with_openapi(Frame::openapi())
         .routes(routes!(submit::submit, list::list))
         .routes(routes!(batch::submit_batch))
+        .routes(routes!(group::group))
         .routes(routes!(status::status))
         .routes(routes!(retry::retry))
         .routes(routes!(cancel::cancel))

@@ -2,6 +2,7 @@
 
 pub mod submit;
 pub mod batch;
+pub mod group;
 pub mod status;
 pub mod list;
 pub mod retry;

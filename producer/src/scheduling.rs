@@ -5,24 +5,32 @@ use serde::{Deserialize, Serialize};
 use tasklane_common::ledger::NextTick;
 use tasklane_common::schedule::plan::CATCH_UP_MAX_MAX;
 use tasklane_common::schedule::{
-    CATCH_UP_MAX_DEFAULT, CatchUp, Definition, JITTER_MS_MAX, Overlap, SCHEDULE_TAG, Schedule, ScheduleName,
-    ScheduledTask, TICK_TAG, TickCounts, Timetable,
+    CATCH_UP_MAX_DEFAULT, CatchUp, Definition, JITTER_MS_MAX, Overlap, SCHEDULE_TAG, Schedule, ScheduleName, TICK_TAG,
+    TickCounts, Timetable,
 };
 use tasklane_common::task::TaskId;
+use tasklane_common::template::TaskTemplate;
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, FieldError};
 use crate::extract::{self, JsonFault, Params};
-use crate::request::{Circumstances, Rules, SubmitTask, TAGS_MAX};
+use crate::request::{Rules, SubmitTask};
+use crate::template::{ARGS_BYTES_MAX, Place, template};
 
-/// The largest args of a scheduled task, in bytes of JSON: every process reads them at every tick.
-pub const ARGS_BYTES_MAX: usize = 64 * 1024;
 /// The largest body: the largest args, and room for the other fields.
 pub const BODY_BYTES_MAX: usize = ARGS_BYTES_MAX + 64 * 1024;
 /// The most schedules on one page.
 pub const LIMIT_MAX: u32 = 200;
 /// How many schedules a page has when the request does not say.
 pub const LIMIT_DEFAULT: u32 = 50;
+/// What each tick submits.
+const TASK: Place = Place {
+    path: "task",
+    of: "schedule",
+    no_time: "the schedule says when",
+    no_unique_key: "each tick has one task, and overlap says whether they may meet",
+    reserved_tags: &[SCHEDULE_TAG, TICK_TAG],
+};
 /// How many of the next ticks are shown.
 const RUNS_SHOWN: usize = 5;
 /// Tells this form of cursor from later ones.
@@ -66,7 +74,7 @@ pub(crate) struct ScheduleView {
     /// The zone in which it is read.
     timezone: String,
     /// What each tick submits.
-    task: ScheduledTask,
+    task: TaskTemplate,
     /// What becomes of missed ticks.
     catch_up: CatchUp,
     /// How many of them are made up for at most.
@@ -110,7 +118,7 @@ pub fn definition(body: &[u8], rules: &Rules) -> Result<Definition, ApiError> {
     let mut faults = Vec::new();
     let (cron, zone) = (asked.cron.unwrap_or_default(), asked.timezone.unwrap_or_else(|| "UTC".to_owned()));
     let timetable = timetable(&cron, &zone, &mut faults);
-    let task = task(asked.task, rules, &mut faults);
+    let task = template(asked.task, TASK, rules, &mut faults);
     let catch_up_max = asked.catch_up_max.unwrap_or(CATCH_UP_MAX_DEFAULT.into());
     let catch_up_max = within("catch_up_max", catch_up_max, 1, CATCH_UP_MAX_MAX.into(), &mut faults);
     let jitter_ms = within("jitter_ms", asked.jitter_ms.unwrap_or(0), 0, JITTER_MS_MAX, &mut faults);
@@ -137,49 +145,6 @@ fn timetable(cron: &str, zone: &str, faults: &mut Vec<FieldError>) -> Option<Tim
     // Each alone, so that two faults are told together.
     let (cron_good, zone_good) = (checked(cron, "UTC").is_some(), checked("@daily", zone).is_some());
     if cron_good && zone_good { checked(cron, zone) } else { None }
-}
-
-fn task(asked: Option<SubmitTask>, rules: &Rules, faults: &mut Vec<FieldError>) -> Option<ScheduledTask> {
-    let Some(asked) = asked else {
-        faults.push(FieldError::new("task", "is required"));
-        return None;
-    };
-    let before = faults.len();
-    let mut fault = |path: &str, message: String| faults.push(FieldError::new(format!("task.{path}"), message));
-    for (path, given) in [("delay_ms", asked.delay_ms.is_some()), ("run_at", asked.run_at.is_some())] {
-        if given {
-            fault(path, "must not be given: the schedule says when".to_owned());
-        }
-    }
-    let unique = [
-        ("unique_key", asked.unique_key.is_some()),
-        ("unique_for_ms", asked.unique_for_ms.is_some()),
-        ("on_conflict", asked.on_conflict.is_some()),
-    ];
-    for (path, _) in unique.into_iter().filter(|(_, given)| *given) {
-        fault(path, "must not be given: each tick has one task, and overlap says whether they may meet".to_owned());
-    }
-    if let Some(bytes) = asked.args.as_ref().map(|args| args.get().len()).filter(|bytes| *bytes > ARGS_BYTES_MAX) {
-        fault("args", format!("must be at most {ARGS_BYTES_MAX} bytes of JSON in a schedule, but has {bytes}"));
-    }
-    let tags = asked.tags.iter().flatten().map(|(key, _)| key.as_str());
-    for reserved in tags.filter(|key| [SCHEDULE_TAG, TICK_TAG].contains(key)) {
-        fault(&format!("tags.{reserved}"), "is set by the schedule itself".to_owned());
-    }
-    if asked.tags.as_ref().is_some_and(|tags| (TAGS_MAX - 1..=TAGS_MAX).contains(&tags.len())) {
-        fault("tags", format!("must be at most {}: the schedule adds two", TAGS_MAX - 2));
-    }
-    let asked =
-        SubmitTask { delay_ms: None, run_at: None, unique_key: None, unique_for_ms: None, on_conflict: None, ..asked };
-    let circumstances = Circumstances { now: Timestamp::now(), traceparent: None };
-    match asked.validate(rules, circumstances) {
-        Ok(task) if faults.len() == before => Some(task.into()),
-        Ok(_) => None,
-        Err(more) => {
-            faults.extend(more.iter().map(|error| FieldError::new(format!("task.{}", error.path), &error.message)));
-            None
-        }
-    }
 }
 
 fn within(path: &str, number: i64, min: i64, max: i64, faults: &mut Vec<FieldError>) -> Option<i64> {

@@ -51,6 +51,7 @@ pub struct Task {
     pub worker_id: Option<String>,
     pub timeout_ms: Option<u64>,
     pub unique_key: Option<String>,
+    pub group_id: Option<String>,
 }
 
 impl Task {

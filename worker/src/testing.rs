@@ -177,7 +177,7 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         concurrency: 1,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL }).await?;
+    ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL, group: None }).await?;
     ledger.register(record, LEASE_TTL).await?;
     let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, crashes_below: i32::MAX };
     match ledger.claim(request).await? {

@@ -1,5 +1,7 @@
 //! `batch`: a file of tasks, chunk after chunk, in memory that does not grow with the file.
 
+mod with_end;
+
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::time::Duration;
@@ -36,6 +38,9 @@ struct Run<'r> {
 }
 
 pub(super) async fn run(cx: &Context<'_>, batch: Batch) -> Result<Exit, Failure> {
+    if let Some(kind) = &batch.then {
+        return with_end::run(cx, &batch, kind).await;
+    }
     let (input, bytes) = open(&batch.file)?;
     let (chunks, receiver) = mpsc::channel(1);
     let tasks_max = batch.chunk;
@@ -132,18 +137,7 @@ impl Run<'_> {
         if !self.batch.quiet && !self.cx.output.json {
             return Ok(());
         }
-        let mut text = String::new();
-        for entry in &accepted.tasks {
-            if self.batch.quiet {
-                let entry: Identified = serde_json::from_str(entry.get()).map_err(|error| {
-                    Failure::new(Exit::Refused, format!("the answer is not as known here: {error}"))
-                })?;
-                text.push_str(&visible(&entry.id));
-            } else {
-                text.push_str(&json_line(entry.get()));
-            }
-            text.push('\n');
-        }
+        let text = entries(accepted, self.batch.quiet)?;
         self.bar.suspend(|| self.cx.output.text(&text))
     }
 
@@ -177,6 +171,22 @@ impl Run<'_> {
         }
         failure
     }
+}
+
+/// The tasks of an answer, one a line: their ids only, or as they are told.
+fn entries(accepted: &BatchAccepted, ids_only: bool) -> Result<String, Failure> {
+    let mut text = String::new();
+    for entry in &accepted.tasks {
+        if ids_only {
+            let entry: Identified = serde_json::from_str(entry.get())
+                .map_err(|error| Failure::new(Exit::Refused, format!("the answer is not as known here: {error}")))?;
+            text.push_str(&visible(&entry.id));
+        } else {
+            text.push_str(&json_line(entry.get()));
+        }
+        text.push('\n');
+    }
+    Ok(text)
 }
 
 /// The failure of a chunk, by the lines of the file.

@@ -17,6 +17,7 @@
 pub mod afterlife;
 pub mod cancel;
 pub mod claim;
+pub mod group;
 pub mod lease;
 pub mod model;
 pub mod moving;
@@ -135,6 +136,12 @@ macro_rules! suite {
                 a_waiting_task_is_replaced, a_conflict_leaves_nothing_behind, a_repetition_is_no_conflict,
                 a_replay_needs_its_key, a_pruned_task_holds_nothing,
             }
+            group {
+                a_group_is_recorded_with_its_members, a_group_closes_when_its_last_member_has_ended,
+                every_way_to_end_is_counted, a_replay_counts_before_the_end_and_not_after,
+                open_groups_are_looked_at_in_portions, members_are_kept_until_the_group_is_old,
+                a_repeated_group_is_the_first, a_refused_group_leaves_nothing,
+            }
             read {
                 unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed,
                 tags_match_exactly, big_tasks_come_in_more_pages, queues_are_counted, the_ledger_answers_a_ping,
@@ -163,6 +170,26 @@ macro_rules! suite {
             let store = $store().await;
             let [one, other] = &store.handles;
             $crate::ledger::conformance::unique::one_of_all_unique_tasks_stands(&**one, &**other).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn one_task_follows_a_group_that_ends_everywhere_at_once() {
+            let store = $store().await;
+            $crate::ledger::conformance::group::one_task_follows_a_group_that_ends_everywhere_at_once(&store.handles).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn one_of_all_closers_wins() {
+            let store = $store().await;
+            let [one, other] = &store.handles;
+            $crate::ledger::conformance::group::one_of_all_closers_wins(&**one, &**other).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn a_closer_that_is_cut_off_leaves_it_to_the_next() {
+            let store = $store().await;
+            let [one, other] = &store.handles;
+            $crate::ledger::conformance::group::a_closer_that_is_cut_off_leaves_it_to_the_next(&**one, &**other).await;
         }
 
         mod sharing {
@@ -236,7 +263,7 @@ pub fn queue(name: &str) -> QueueName {
 
 /// A submission whose tasks no relay touches within the test.
 pub fn submission(tasks: Vec<NewTask>) -> Submission {
-    Submission { tasks, idempotency: None, reserve: HOUR }
+    Submission { tasks, idempotency: None, reserve: HOUR, group: None }
 }
 
 /// Records tasks made by `edit` from [`new_task`]; answers their ids.

@@ -16,6 +16,7 @@ mod afterlife;
 mod claim;
 mod connections;
 mod fault;
+mod groups;
 mod lane;
 mod lease;
 mod publish;
@@ -48,14 +49,15 @@ use self::lane::{Lane, TRIES};
 use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
+use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError,
-    ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
-    Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing,
+    Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
+    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of each lane that every task passes.
 const BUSY_CONNECTIONS: usize = 2;
@@ -142,7 +144,10 @@ impl Ledger for PostgresLedger {
             return Err(LedgerError::Unsuitable("a submission has at least one task".to_owned()));
         }
         let several_under_a_key = submission.idempotency.is_some() && submission.tasks.len() > 1;
-        if several_under_a_key || submission.tasks.iter().any(|task| task.unique.is_some()) {
+        if several_under_a_key
+            || submission.group.is_some()
+            || submission.tasks.iter().any(|task| task.unique.is_some())
+        {
             return again(|| record::record_alone(&self.shared, &submission)).await;
         }
         within(self.record.write(submission)).await
@@ -284,6 +289,18 @@ impl Ledger for PostgresLedger {
 
     async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
         again(|| schedules::fire(&self.shared, &firing)).await
+    }
+
+    async fn ended_groups(&self, after: Option<GroupId>, limit: u32) -> Result<EndedGroups, LedgerError> {
+        again(|| groups::ended(&self.shared, after, limit)).await
+    }
+
+    async fn close_group(&self, id: GroupId) -> Result<Option<Closed>, LedgerError> {
+        again(|| groups::close(&self.shared, id)).await
+    }
+
+    async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError> {
+        again(|| groups::one(&self.shared, id)).await
     }
 
     fn native(&self) -> Native<'_> {

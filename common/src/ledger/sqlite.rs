@@ -4,6 +4,7 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod groups;
 mod queues;
 mod read;
 mod record;
@@ -29,14 +30,15 @@ use uuid::Uuid;
 use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
+use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError, ListQuery, Native,
-    Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
-    Submission, Worker, WorkerRecord,
+    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
+    LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
+    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
@@ -232,6 +234,18 @@ impl Ledger for SqliteLedger {
 
     async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
         self.writer.write(firing.tasks.len() + 1, move |db| schedules::fire(db, &firing)).await
+    }
+
+    async fn ended_groups(&self, after: Option<GroupId>, limit: u32) -> Result<EndedGroups, LedgerError> {
+        self.readers.read(move |db| groups::ended(db, after, limit)).await
+    }
+
+    async fn close_group(&self, id: GroupId) -> Result<Option<Closed>, LedgerError> {
+        self.writer.write(2, move |db| groups::close(db, id)).await
+    }
+
+    async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError> {
+        self.readers.read(move |db| groups::one(db, id)).await
     }
 
     fn native(&self) -> Native<'_> {

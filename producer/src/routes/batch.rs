@@ -10,8 +10,9 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::Serialize;
+use tasklane_common::group::NewGroup;
 use tasklane_common::state::State as TaskState;
-use tasklane_common::task::TaskId;
+use tasklane_common::task::{GroupId, TaskId};
 use utoipa::ToSchema;
 
 use crate::app::App;
@@ -35,6 +36,9 @@ pub(crate) struct SubmitBatch {
     /// The tasks.
     #[schema(min_items = 1, max_items = 10_000)]
     tasks: Vec<SubmitTask>,
+    /// What follows, once, when all tasks have ended in whichever way: a task without a time and a unique key, with args of
+    /// 64 KiB at most. Its handler gets `{"group": {"id", "total", "completed", "cancelled", "discarded"}, "args": …}`.
+    then: Option<SubmitTask>,
 }
 
 /// The tasks of a batch, in its order.
@@ -42,6 +46,16 @@ pub(crate) struct SubmitBatch {
 pub(crate) struct BatchAccepted {
     /// One entry for each submission.
     tasks: Vec<BatchEntry>,
+    /// The group that the tasks make, in a batch with `then`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<GroupRef>,
+}
+
+/// A group.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct GroupRef {
+    /// Its identity: `GET /v1/groups/{id}`.
+    id: GroupId,
 }
 
 /// One task of a batch.
@@ -56,7 +70,7 @@ pub(crate) struct BatchEntry {
 /// Submit many tasks at once
 ///
 /// All are recorded, or none: then the answer names every bad one, by index in `application/json`, by line in
-/// `application/x-ndjson` (one task a line, empty lines are passed over).
+/// `application/x-ndjson` (one task a line, empty lines are passed over, no `then`).
 #[utoipa::path(
     post, path = "/v1/tasks/batch", tag = "tasks", operation_id = "submitBatch",
     params(
@@ -91,24 +105,29 @@ pub(crate) async fn submit_batch(
         }
         _ => return Err(ApiError::MediaType { expected: "application/json or application/x-ndjson" }),
     };
-    let Collected { tasks, fingerprint } = match media_type.as_str() {
+    let Collected { tasks, then, fingerprint } = match media_type.as_str() {
         "application/json" => document(&mut reader, batch).await?,
         _ => lines(&mut reader, batch).await?,
     };
     let idempotency = key.zip(fingerprint).map(|(key, fingerprint)| fingerprint.under(key));
     let submitted: Vec<_> = tasks.iter().map(|task| (task.id, task.run_at)).collect();
-    let receipt = record::record(&app, Recording { tasks, idempotency, reply_to: None }).await?;
+    let group = then.map(|then| NewGroup { id: GroupId::new(), then });
+    let group_id = group.as_ref().map(|group| group.id);
+    let receipt = record::record(&app, Recording { tasks, idempotency, group, reply_to: None }).await?;
     match receipt {
         Receipt::New(at, existing) => {
             let entry = |(id, run_at)| BatchEntry { id, state: Some(first_state(run_at, at)) };
             let mut entries: Vec<_> = submitted.into_iter().map(entry).collect();
-            let standing = look_up(&app, existing.iter().map(|(_, id)| *id).collect()).await?;
+            let (standing, _) = look_up(&app, existing.iter().map(|(_, id)| *id).collect()).await?;
             for ((index, _), entry) in existing.into_iter().zip(standing) {
                 entries[index] = entry;
             }
-            Ok(answer(entries, false))
+            Ok(answer(entries, group_id, false))
         }
-        Receipt::Replayed(ids) => Ok(answer(look_up(&app, ids).await?, true)),
+        Receipt::Replayed(ids) => {
+            let (entries, group_id) = look_up(&app, ids).await?;
+            Ok(answer(entries, group_id, true))
+        }
     }
 }
 
@@ -134,17 +153,22 @@ async fn lines(reader: &mut Reader, mut batch: Batch) -> Result<Collected, ApiEr
     batch.finish()
 }
 
-async fn look_up(app: &App, ids: Vec<TaskId>) -> Result<Vec<BatchEntry>, ApiError> {
+/// Where these tasks stand, and the group that they are of.
+async fn look_up(app: &App, ids: Vec<TaskId>) -> Result<(Vec<BatchEntry>, Option<GroupId>), ApiError> {
+    let mut group_id = None;
     let mut states = HashMap::with_capacity(ids.len());
     for some in ids.chunks(LOOK_UP_MAX) {
         let tasks = app.gate.ask(app.gate.ledger().get(some.to_vec())).await?;
+        group_id = group_id.or(tasks.iter().find_map(|task| task.group_id));
         states.extend(tasks.into_iter().map(|task| (task.id, task.state)));
     }
-    Ok(ids.into_iter().map(|id| BatchEntry { id, state: states.get(&id).copied() }).collect())
+    let entries = ids.into_iter().map(|id| BatchEntry { id, state: states.get(&id).copied() }).collect();
+    Ok((entries, group_id))
 }
 
-fn answer(tasks: Vec<BatchEntry>, replayed: bool) -> Response {
-    let mut response = (StatusCode::ACCEPTED, Json(BatchAccepted { tasks })).into_response();
+fn answer(tasks: Vec<BatchEntry>, group_id: Option<GroupId>, replayed: bool) -> Response {
+    let group = group_id.map(|id| GroupRef { id });
+    let mut response = (StatusCode::ACCEPTED, Json(BatchAccepted { tasks, group })).into_response();
     if replayed {
         response.headers_mut().insert(REPLAYED_HEADER, HeaderValue::from_static("true"));
     }

@@ -30,6 +30,7 @@ pub(crate) struct TaskPage {
         ("kind" = Option<String>, Query, description = "Only of this kind"),
         ("queue" = Option<String>, Query, description = "Only of this queue"),
         ("tag" = Option<String>, Query, description = "Only with this tag, `key:value`"),
+        ("group" = Option<uuid::Uuid>, Query, description = "Only tasks of this group"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "How many tasks; defaults to 50"),
         ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
     ),

@@ -74,7 +74,7 @@ pub(crate) async fn submit(
     let waits = wait.is_some();
     let mut wait = wait.map(|time| app.waits.begin(time)).transpose()?;
     let reply_to = wait.as_mut().and_then(|wait| wait.expect_notice(&app, task.id));
-    let recording = Recording { tasks: vec![task.clone()], idempotency, reply_to };
+    let recording = Recording { tasks: vec![task.clone()], idempotency, group: None, reply_to };
     let receipt = record::record(&app, recording).await.map_err(of_one)?;
     drop(reader);
     let (mut task, origin) = recorded(&app, task, receipt).await?;

@@ -13,4 +13,5 @@ mod cancel;
 mod pause;
 mod sweep;
 mod faults;
+mod group;
 mod openapi;

@@ -34,6 +34,7 @@ async fn the_document_is_served_and_names_every_path_of_the_contract() {
         "/v1/tasks/cancel",
         "/v1/tasks/purge",
         "/v1/queues/{queue}/move",
+        "/v1/groups/{id}",
         "/v1/queues",
         "/v1/queues/{queue}",
         "/v1/queues/{queue}/pause",

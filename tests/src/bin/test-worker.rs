@@ -121,6 +121,26 @@ impl Handler for AtLeastOnce {
     }
 }
 
+/// What a task that follows a group is given.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AfterGroup {
+    group: serde_json::Value,
+    args: Wish,
+}
+
+/// Follows a group, and answers with what it was told of it.
+struct Then;
+
+impl Handler for Then {
+    const KIND: &'static str = "test.then";
+    type Args = AfterGroup;
+
+    async fn handle(&self, AfterGroup { group, args }: AfterGroup, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        fulfil(Wish { answer: Some(group), ..args }, cx).await
+    }
+}
+
 struct AtMostOnce;
 
 impl Handler for AtMostOnce {
@@ -191,6 +211,6 @@ impl Handler for Exit {
 
 fn main() -> ExitCode {
     tasklane_worker::program::main(|handlers| {
-        handlers.handler(AtLeastOnce).handler(AtMostOnce).handler(Count).handler(Exit)
+        handlers.handler(AtLeastOnce).handler(Then).handler(AtMostOnce).handler(Count).handler(Exit)
     })
 }

@@ -368,6 +368,19 @@ async fn a_file_is_recorded_in_chunks_and_once() -> Result<()> {
     let said = cli.fed(&["batch"], "").await?;
     assert!(said.code == Some(0) && said.out.starts_with("0 tasks recorded"), "{said:#?}");
     cli.fed(&["batch"], "nonsense\n").await?.failed(4, &["line 1: is not JSON", "nothing is recorded"]);
+
+    let then = ["batch", "-", "--then", "test.then", "--then-args", r#"{"work_ms":1}"#, "--key", "joined"];
+    let three = format!("{}\n\n{}\n{}\n", task(1), task(2), task(3));
+    let said = cli.fed(&then, &three).await?;
+    let group = said.out.trim_end().strip_prefix("3 tasks recorded, group ").context("no group")?.to_owned();
+    let shown: serde_json::Value = producer.api.raw_get(&format!("/v1/groups/{group}")).await?.expect(&[200])?;
+    assert_eq!((&shown["total"], &shown["then"]["kind"]), (&json!(3), &json!("test.then")));
+    let again = cli.fed(&then, &three).await?;
+    assert_eq!(again.out.trim_end(), format!("3 tasks recorded before under this key, group {group}"));
+    cli.fed(&then[..4], &format!("{}\n\n{{\"kind\":\"a b\"}}\n", task(1))).await?.failed(4, &["line 3: kind: must"]);
+    cli.fed(&then[..4], "{}\nno\n").await?.failed(2, &["line 2 is not JSON", "nothing is recorded"]);
+    cli.fed(&then[..4], &"{}\n".repeat(10_001)).await?.failed(2, &["line 10001 is too much", "10000 tasks"]);
+
     let long = format!("{}\n{{\"kind\":\"a\",\"args\":\"{}\"}}\n", task(1), "x".repeat(1_300_000));
     cli.fed(&["batch", "--chunk", "1"], &long).await?.failed(2, &["line 2 is longer than", "lines 1–1 are recorded"]);
     Ok(())

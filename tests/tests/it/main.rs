@@ -16,6 +16,7 @@ mod faults_ledger;
 mod faults_load;
 mod faults_restart;
 mod fuzz;
+mod groups;
 mod harness;
 mod liveness;
 mod load;

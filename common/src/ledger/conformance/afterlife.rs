@@ -110,6 +110,7 @@ pub async fn a_pruned_key_is_free(ledger: &dyn Ledger) {
         tasks: vec![new_task()],
         idempotency: Some(Idempotency { key: "key".to_owned(), fingerprint: [1; 32] }),
         reserve: HOUR,
+        group: None,
     };
     let first = keyed();
     let id = first.tasks[0].id;

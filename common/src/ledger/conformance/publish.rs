@@ -63,7 +63,10 @@ pub async fn a_new_task_is_due_after_its_reserve(ledger: &dyn Ledger) {
         traceparent: Some("00-trace".to_owned()),
     };
     let tasks = vec![crate::task::NewTask { traceparent: expected.traceparent.clone(), ..task }];
-    ledger.record(Submission { tasks, idempotency: None, reserve: Duration::from_millis(200) }).await.unwrap();
+    ledger
+        .record(Submission { tasks, idempotency: None, reserve: Duration::from_millis(200), group: None })
+        .await
+        .unwrap();
     let due = until("the end of a reserve", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
     assert_eq!(due, expected);
     assert_eq!(ledger.fetch_due(10, HOUR).await.unwrap(), [], "the other task's reserve goes on");

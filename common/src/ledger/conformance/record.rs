@@ -95,7 +95,12 @@ pub async fn many_submissions_at_once_are_all_there(ledger: &dyn Ledger) {
 /// Under a key, `request` tells one request from another.
 fn keyed(tasks: usize, key: &str, request: u8) -> Submission {
     let idempotency = Some(Idempotency { key: key.to_owned(), fingerprint: [request; 32] });
-    Submission { tasks: std::iter::repeat_with(new_task).take(tasks).collect(), idempotency, reserve: HOUR }
+    Submission {
+        tasks: std::iter::repeat_with(new_task).take(tasks).collect(),
+        idempotency,
+        reserve: HOUR,
+        group: None,
+    }
 }
 
 fn ids_of(submission: &Submission) -> Vec<TaskId> {

@@ -7,9 +7,10 @@ use uuid::Uuid;
 
 use super::{complete, get, queue, run, until, worker};
 use crate::ledger::{Changed, Fired, Firing, Ledger, ListQuery, NextTick, ScheduleChange};
-use crate::schedule::{CatchUp, Definition, Overlap, Schedule, ScheduleName, ScheduledTask, TickCounts};
+use crate::schedule::{CatchUp, Definition, Overlap, Schedule, ScheduleName, TickCounts};
 use crate::state::State;
 use crate::task::{Json, Task};
+use crate::template::TaskTemplate;
 
 /// A schedule's name.
 pub fn name(text: &str) -> ScheduleName {
@@ -21,7 +22,7 @@ pub fn definition() -> Definition {
     Definition {
         cron: "*/10 * * * * *".to_owned(),
         timezone: "Europe/Berlin".to_owned(),
-        task: ScheduledTask {
+        task: TaskTemplate {
             kind: super::kind("test.work"),
             queue: queue("default"),
             args: Json::parse(r#"{ "n" : 1.0 }"#.to_owned()).unwrap(),

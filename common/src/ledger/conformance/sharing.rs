@@ -41,6 +41,7 @@ pub async fn one_of_all_equal_requests_is_recorded(here: &dyn Ledger, there: &dy
             tasks: std::iter::repeat_with(new_task).take(size).collect(),
             idempotency: Some(Idempotency { key: format!("{size} {key}"), fingerprint: [3; 32] }),
             reserve: HOUR,
+            group: None,
         };
         let answers = join!(
             join_all((0..20).map(|key| here.record(request(key)))),

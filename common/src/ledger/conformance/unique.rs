@@ -136,6 +136,7 @@ pub async fn a_repetition_is_no_conflict(ledger: &dyn Ledger) {
             tasks: (0..size).map(|n| unique(&format!("{size} {n}"), None, OnConflict::Reject)).collect(),
             idempotency: Some(Idempotency { key: format!("key {size}"), fingerprint: [1; 32] }),
             reserve: HOUR,
+            group: None,
         };
         let request = asked();
         let ids: Vec<TaskId> = request.tasks.iter().map(|task| task.id).collect();

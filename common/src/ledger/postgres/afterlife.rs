@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{codes_for, state_of, storable};
-use super::unique;
+use super::{groups, unique};
 use crate::clock::millis;
 use crate::ledger::Replayed;
 use crate::state::{Event, State, next};
@@ -56,14 +56,18 @@ SELECT id, state FROM found";
 const PRUNE: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() - $4 AS cutoff),
 scanned AS MATERIALIZED (
-    SELECT id, finished_at FROM tasks
+    SELECT id, finished_at, group_id FROM tasks
     WHERE id > $1
       AND id < (SELECT rpad(lpad(to_hex(GREATEST(cutoff + 3600000, 0)), 12, '0'), 32, '0')::uuid FROM clock)
     ORDER BY id
     LIMIT $2
 ),
 doomed AS MATERIALIZED (
-    SELECT s.id FROM scanned s, clock WHERE s.finished_at < clock.cutoff ORDER BY s.id LIMIT $3
+    SELECT s.id FROM scanned s, clock
+    WHERE s.finished_at < clock.cutoff
+      AND (s.group_id IS NULL OR (SELECT COALESCE(g.finished_at < clock.cutoff, false)
+                                  FROM task_groups g WHERE g.id = s.group_id) IS NOT FALSE)
+    ORDER BY s.id LIMIT $3
 ),
 gone AS (
     DELETE FROM tasks t USING doomed d, clock WHERE t.id = d.id AND t.finished_at < clock.cutoff
@@ -73,9 +77,16 @@ freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND 
 SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT count(*) FROM doomed),
        (SELECT id FROM scanned ORDER BY id DESC LIMIT 1), (SELECT id FROM doomed ORDER BY id DESC LIMIT 1)";
 
-/// A replay that is under way holds the row: the deletion waits, looks again and leaves it.
+/// A replay that is under way holds the row: the deletion waits, looks again and leaves it. A group that has not ended
+/// keeps its members, or its counts would be wrong.
 const PURGE: &str = "
-WITH doomed AS MATERIALIZED (SELECT id FROM tasks WHERE id = ANY($1) AND state >= 5 ORDER BY id FOR UPDATE),
+WITH doomed AS MATERIALIZED (
+    SELECT id FROM tasks t
+    WHERE id = ANY($1) AND state >= 5
+      AND (group_id IS NULL OR NOT EXISTS (
+          SELECT 1 FROM task_groups g WHERE g.id = t.group_id AND g.finished_at IS NULL))
+    ORDER BY id FOR UPDATE OF t
+),
 gone AS (DELETE FROM tasks t USING doomed d WHERE t.id = d.id RETURNING t.id, t.unique_key),
 freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
 SELECT count(*) FROM gone";
@@ -183,6 +194,7 @@ pub(super) async fn prune(
         }
         restarted |= at_end;
     }
+    groups::prune(&mut lent, millis(retention), limit).await?;
     sqlx::query(PRUNE_WORKERS).execute(&mut *lent).await?;
     lent.keep();
     Ok(pruned)

@@ -23,12 +23,17 @@ const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
 /// the page was cut short by its bytes.
 macro_rules! list {
     ($scanned:literal) => {
+        list!("tasks", $scanned)
+    };
+    ($table:literal, $scanned:literal) => {
         concat!(
             "SELECT * FROM (
                  SELECT found.*, count(*) OVER () AS matches, sum(size) OVER (ORDER BY id DESC) - size AS before
                  FROM (
                      SELECT *, octet_length(args) + COALESCE(octet_length(result), 0) AS size
-                     FROM (SELECT * FROM tasks WHERE id < $1 AND ",
+                     FROM (SELECT * FROM ",
+            $table,
+            " WHERE id < $1 AND ",
             $scanned,
             " ORDER BY id DESC LIMIT $2) scanned
                      WHERE ($3::smallint IS NULL OR state = $3) AND ($4::text IS NULL OR kind = $4)
@@ -49,6 +54,10 @@ macro_rules! scan_end {
         concat!("SELECT id FROM tasks WHERE id < $1 AND ", $scanned, " ORDER BY id DESC OFFSET $2 - 1 LIMIT 1")
     };
 }
+
+/// The members are found before anything else is asked of them: the order of ids would do as well for the planner, and
+/// leads past all tasks that ever were.
+const MEMBERS: &str = list!("(SELECT * FROM tasks WHERE group_id = $9 OFFSET 0) members", "true");
 
 /// The page's statement and its scan's end: the newest rows, or those of an index that knows the state.
 const fn statements(state: Option<State>) -> (&'static str, &'static str) {
@@ -81,10 +90,11 @@ pub(super) async fn get(connections: &Connections, ids: &[TaskId]) -> Result<Vec
 
 pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result<Page, Fault> {
     let (page_sql, scan_end_sql) = statements(query.state);
+    let page_sql = query.group.map_or(page_sql, |_| MEMBERS);
     let before = query.before.map_or(Uuid::max(), |id| id.0);
     let limit = i64::from(query.limit);
     let mut lent = connections.lend().await?;
-    let rows = sqlx::query(page_sql)
+    let page = sqlx::query(page_sql)
         .bind(before)
         .bind(i64::from(LIST_SCAN_MAX))
         .bind(query.state.map(State::code))
@@ -93,15 +103,21 @@ pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result
         .bind(query.tag.as_ref().map(tag_member).transpose()?)
         // One more than asked for tells whether this is the end.
         .bind(limit + 1)
-        .bind(PAGE_BYTES_MAX)
-        .fetch_all(&mut *lent)
-        .await?;
+        .bind(PAGE_BYTES_MAX);
+    let page = match query.group {
+        Some(group) => page.bind(group.0),
+        None => page,
+    };
+    let rows = page.fetch_all(&mut *lent).await?;
     let matches: i64 = rows.first().map_or(Ok(0), |row| row.try_get("matches"))?;
     let mut tasks = rows.iter().map(task_of).collect::<Result<Vec<_>, _>>()?;
     tasks.truncate(query.limit as usize);
     let last = tasks.last().map(|task| task.id);
     let next = if matches > i64::try_from(tasks.len()).unwrap_or(i64::MAX) {
         last
+    } else if query.group.is_some() {
+        // A group has fewer members than a scan looks at.
+        None
     } else {
         let sql = sqlx::query_scalar(scan_end_sql).bind(before).bind(i64::from(LIST_SCAN_MAX));
         let end: Option<Uuid> = sql.fetch_optional(&mut *lent).await?;

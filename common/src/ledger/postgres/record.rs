@@ -9,7 +9,7 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size, TRIES};
 use super::rows::codes_for;
-use super::unique;
+use super::{groups, unique};
 use crate::clock::{millis, timestamp};
 use crate::ledger::unique::{Plan, decide, keys, replaced_by};
 use crate::ledger::{Idempotency, Recorded, Submission};
@@ -21,17 +21,17 @@ use crate::task::{NewTask, TaskId};
 const INSERT: &str = r#"
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 INSERT INTO tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-                   idempotency_key, idempotency_hash, traceparent, unique_key)
+                   idempotency_key, idempotency_hash, traceparent, unique_key, group_id)
 SELECT n.id, n.kind, n.queue,
        CASE WHEN n.run_at > clock.now THEN 1 ELSE 0 END,  -- scheduled, accepted
        n.args, n.tags, n.max_attempts, clock.now,
        GREATEST(n.run_at, clock.now),
        CASE WHEN n.run_at > clock.now THEN n.run_at ELSE clock.now + n.reserve_ms END,
-       n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key
+       n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key, n.group_id
 FROM clock, UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
-                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[])
+                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[], $14::uuid[])
      AS n (id, kind, queue, args, tags, max_attempts, run_at, reserve_ms, timeout_ms, key, hash, traceparent,
-           unique_key)
+           unique_key, group_id)
 ORDER BY n.key COLLATE "C", n.id
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
@@ -98,8 +98,8 @@ fn new(at: i64) -> Recorded {
     Recorded::New { at: timestamp(at), existing: Vec::new() }
 }
 
-/// Records a submission alone in a transaction: several tasks under one key, of which all are left out when one is, or
-/// tasks that must be the only ones of their unique keys.
+/// Records a submission alone in a transaction: several tasks under one key, of which all are left out when one is,
+/// tasks that must be the only ones of their unique keys, or the members of a group.
 pub(super) async fn record_alone(connections: &Connections, submission: &Submission) -> Result<Recorded, Fault> {
     let mut lent = connections.lend().await?;
     for _ in 0..TRIES {
@@ -130,6 +130,7 @@ async fn try_to_record(connection: &mut PgConnection, submission: &Submission) -
     }
     if unique_keys.is_empty() {
         let created = insert(connection, [submission]).await?;
+        insert_group(connection, submission).await?;
         return Ok(created_at(submission, &created).map(new));
     }
     let holders = unique::holders(connection, &unique_keys).await?;
@@ -141,12 +142,20 @@ async fn try_to_record(connection: &mut PgConnection, submission: &Submission) -
         return Ok(None);
     }
     let created = insert(connection, [&fresh]).await?;
+    insert_group(connection, &fresh).await?;
     let unique = fresh.tasks.iter().filter_map(|task| task.unique.as_ref().map(|unique| (task.id, unique)));
     let taken: Vec<_> = unique.map(|(id, unique)| (unique.key.as_str(), id, unique.window)).collect();
     unique::take(connection, &taken).await?;
     let nothing_fresh = fresh.tasks.is_empty().then(crate::clock::wall_ms);
     let at = created_at(&fresh, &created).or(nothing_fresh);
     Ok(at.map(|at| Recorded::New { at: timestamp(at), existing }))
+}
+
+async fn insert_group(connection: &mut PgConnection, submission: &Submission) -> Result<(), Fault> {
+    match &submission.group {
+        Some(group) => groups::insert(connection, group, submission.tasks.len()).await,
+        None => Ok(()),
+    }
 }
 
 /// Cancels waiting tasks in favour of others; false when one of them has started or ended in the meantime.
@@ -206,6 +215,7 @@ struct Columns<'a> {
     hashes: Vec<Option<&'a [u8]>>,
     traceparents: Vec<Option<&'a str>>,
     unique_keys: Vec<Option<&'a str>>,
+    group_ids: Vec<Option<Uuid>>,
 }
 
 type Insertion<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Uuid, i64), sqlx::postgres::PgArguments>;
@@ -227,6 +237,7 @@ impl<'a> Columns<'a> {
         self.hashes.push(idempotency.map(|given| given.fingerprint.as_slice()));
         self.traceparents.push(task.traceparent.as_deref());
         self.unique_keys.push(task.unique.as_ref().map(|unique| unique.key.as_str()));
+        self.group_ids.push(submission.group.as_ref().map(|group| group.id.0));
         Ok(())
     }
 
@@ -245,6 +256,7 @@ impl<'a> Columns<'a> {
             .bind(self.hashes)
             .bind(self.traceparents)
             .bind(self.unique_keys)
+            .bind(self.group_ids)
     }
 }
 

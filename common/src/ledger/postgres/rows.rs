@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::fault::Fault;
 use crate::clock::timestamp;
 use crate::state::{Event, State, TRANSITIONS};
-use crate::task::{Fence, Guarantee, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Guarantee, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
 
 /// The codes of the states in which an event may happen: the condition of its write.
 pub(super) fn codes_for(event: Event) -> Vec<i16> {
@@ -68,6 +68,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
         timeout_ms: row.try_get("timeout_ms")?,
         unique_key: row.try_get("unique_key")?,
+        group_id: row.try_get::<Option<Uuid>, _>("group_id")?.map(GroupId),
     })
 }
 

@@ -219,7 +219,7 @@ async fn record_ticks(transaction: &mut PgConnection, firing: &Firing) -> Result
     }
     let ids: Vec<Uuid> = tasks.iter().map(|task| task.id.0).collect();
     // Nobody keeps the publication to himself: the next relay has it.
-    let submission = Submission { tasks, idempotency: None, reserve: Duration::ZERO };
+    let submission = Submission { tasks, idempotency: None, reserve: Duration::ZERO, group: None };
     record::insert(transaction, [&submission]).await?;
     sqlx::query(MARK).bind(name).bind(ids).bind(ticks).execute(transaction).await?;
     Ok(u32::try_from(submission.tasks.len()).unwrap_or(u32::MAX))

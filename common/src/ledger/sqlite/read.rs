@@ -14,7 +14,7 @@ use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, Page, QueueCounts, Worker};
 use crate::state::State;
-use crate::task::{Fence, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
 
 /// How many reads run at once.
 const READERS: usize = 2;
@@ -108,7 +108,7 @@ pub(super) fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> 
 
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key, t.cancel_requested_at";
+     t.unique_key, t.cancel_requested_at, t.group_id";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -134,6 +134,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
         timeout_ms: row.get(17)?,
         unique_key: row.get(18)?,
+        group_id: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| GroupId(uuid::Uuid::from_bytes(id))),
     })
 }
 
@@ -149,13 +150,17 @@ pub(super) fn get(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<Vec<Task>
 pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page> {
     let before = query.before.map_or([0xff; 16], |id| *id.0.as_bytes());
     // Rows that the inner query looks at: few where an index knows the state, else the newest.
-    let scanned = match query.state {
-        Some(State::Running) => "state = 3",
-        Some(State::Cancelled | State::Discarded) => "state IN (6, 7)",
-        _ => "true",
+    let scanned = match (query.group, query.state) {
+        // A group has fewer members than a scan looks at.
+        (Some(_), _) => "group_id = ?3",
+        (None, Some(State::Running)) => "state = 3",
+        (None, Some(State::Cancelled | State::Discarded)) => "state IN (6, 7)",
+        (None, _) => "true",
     };
+    let by = query.group.map_or("", |_| "INDEXED BY tasks_group");
     let mut filters = String::new();
     let mut values: Vec<Value> = vec![Value::Blob(before.to_vec()), i64::from(LIST_SCAN_MAX).into()];
+    values.extend(query.group.map(|group| Value::Blob(group.0.as_bytes().to_vec())));
     let mut filter = |condition: &str, value: Value| {
         values.push(value);
         filters.push_str(&format!(" AND {}", condition.replace("??", &format!("?{}", values.len()))));
@@ -179,7 +184,7 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
     }
     values.push(i64::from(query.limit).into());
     let sql = format!(
-        "SELECT {TASK_COLUMNS} FROM (SELECT * FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT ?2) t
+        "SELECT {TASK_COLUMNS} FROM (SELECT * FROM tasks {by} WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT ?2) t
          JOIN task_args a ON a.id = t.id WHERE true{filters} ORDER BY t.id DESC LIMIT ?{}",
         values.len()
     );
@@ -187,6 +192,8 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
     let tasks: Vec<Task> = statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
     let next = if tasks.len() == query.limit as usize {
         tasks.last().map(|task| task.id)
+    } else if query.group.is_some() {
+        None
     } else {
         // The scan may have ended at its bound and not at the oldest row.
         let sql = format!("SELECT id FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT 1 OFFSET ?2");

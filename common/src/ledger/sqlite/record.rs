@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
-use super::unique;
 use super::write::cancel;
+use super::{groups, unique};
 use crate::clock::{millis, timestamp, wall_ms};
 use crate::ledger::unique::{Plan, decide, keys, replaced_by};
 use crate::ledger::{Idempotency, Recorded, Submission};
@@ -57,6 +57,9 @@ fn insert_all(db: &Connection, submission: &Submission, now: i64) -> rusqlite::R
         let key = submission.idempotency.as_ref().map(|idempotency| row_key(&idempotency.key, index, single));
         insert(db, task, now, submission, key)?;
     }
+    if let Some(group) = &submission.group {
+        groups::insert(db, group, submission.tasks.len(), now)?;
+    }
     Ok(())
 }
 
@@ -100,8 +103,8 @@ fn insert(
     let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
     db.prepare_cached(
         "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-             idempotency_key, idempotency_hash, traceparent, unique_key)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+             idempotency_key, idempotency_hash, traceparent, unique_key, group_id)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )?
     .execute(params![
         task.id.0.as_bytes().as_slice(),
@@ -118,6 +121,7 @@ fn insert(
         hash,
         task.traceparent,
         task.unique.as_ref().map(|unique| &unique.key),
+        submission.group.as_ref().map(|group| group.id.0.as_bytes().as_slice()),
     ])?;
     db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")?
         .execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;

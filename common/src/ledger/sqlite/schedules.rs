@@ -159,7 +159,8 @@ fn record(db: &Connection, firing: &Firing) -> rusqlite::Result<u32> {
             continue;
         }
         // Nobody keeps the publication to himself: the next relay has it.
-        let submission = Submission { tasks: vec![task.clone()], idempotency: None, reserve: Duration::ZERO };
+        let submission =
+            Submission { tasks: vec![task.clone()], idempotency: None, reserve: Duration::ZERO, group: None };
         record::record(db, &submission)?;
         mark.execute(params![task.id.0.as_bytes().as_slice(), name, tick])?;
         recorded += 1;

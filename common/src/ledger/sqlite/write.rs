@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
-use super::unique;
+use super::{groups, unique};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
     Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
@@ -362,7 +362,10 @@ pub(super) fn prune(
     let cutoff = wall_ms() - millis(retention);
     let after = after.map_or([0; 16], |id| *id.0.as_bytes());
     let mut statement = db.prepare_cached(
-        "SELECT id, state >= 5 AND finished_at < ?2, created_at, unique_key FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
+        "SELECT id, state >= 5 AND finished_at < ?2 AND (group_id IS NULL OR NOT EXISTS (
+             SELECT 1 FROM task_groups g WHERE g.id = group_id AND (g.finished_at IS NULL OR g.finished_at >= ?2))),
+             created_at, unique_key
+         FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
     )?;
     let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
         let finished = row.get::<_, Option<bool>>(1)?.unwrap_or(false);
@@ -374,6 +377,7 @@ pub(super) fn prune(
         delete(db, *id, key.as_deref())?;
         pruned += 1;
     }
+    groups::prune(db, cutoff, scan)?;
     // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
     let next = rows.last().filter(|(_, _, created_at, _)| rows.len() == scan as usize && *created_at < cutoff);
     db.prepare_cached(
@@ -396,7 +400,10 @@ fn delete(db: &Connection, id: TaskId, key: Option<&str>) -> rusqlite::Result<()
 }
 
 pub(super) fn purge(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<u64> {
-    let mut find = db.prepare_cached("SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5")?;
+    let mut find = db.prepare_cached(
+        "SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5 AND (group_id IS NULL OR NOT EXISTS (
+             SELECT 1 FROM task_groups g WHERE g.id = group_id AND g.finished_at IS NULL))",
+    )?;
     let mut purged = 0;
     for id in ids {
         let found = find.query_row([id.0.as_bytes().as_slice()], |row| row.get::<_, Option<String>>(0)).optional()?;

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::schedule::ScheduledTask;
 use crate::task::{Json, Kind, QueueName};
+use crate::template::TaskTemplate;
 
 fn second(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -12,7 +12,7 @@ fn definition(cron: &str, catch_up: CatchUp, overlap: Overlap) -> Definition {
     Definition {
         cron: cron.to_owned(),
         timezone: "UTC".to_owned(),
-        task: ScheduledTask {
+        task: TaskTemplate {
             kind: Kind::parse("a").unwrap(),
             queue: QueueName::default(),
             args: Json::null(),

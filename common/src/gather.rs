@@ -1,0 +1,81 @@
+//! Closes groups: when all tasks of a batch have ended, the one that follows them is recorded.
+//!
+//! Nothing is counted while tasks end. Every process looks whether an open group has an unfinished member, and the
+//! ledger closes one that has none once: the follow-up is part of that write. Whoever dies before it has done nothing,
+//! and after it any relay publishes.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::ledger::{Ledger, LedgerError, SharedLedger};
+use crate::task::GroupId;
+
+/// How many open groups one look takes.
+const LOOK_MAX: u32 = 1_000;
+/// The pause after all open groups were looked at.
+const PAUSE: Duration = Duration::from_millis(150);
+/// Processes look at different times, so that most find a group closed.
+const SPREAD_MS: u64 = 50;
+/// How many times longer than the looks themselves the pause is, when there are very many groups.
+const REST: u32 = 4;
+const ERROR_PAUSE: Duration = Duration::from_secs(1);
+
+/// Closes groups until the shutdown.
+pub async fn run(ledger: SharedLedger, shutdown: CancellationToken) {
+    let mut unreadable = HashSet::new();
+    while !shutdown.is_cancelled() {
+        let began = Instant::now();
+        let pause = match pass(&*ledger, &mut unreadable, &shutdown).await {
+            Ok(()) => PAUSE.max(began.elapsed() * REST) + Duration::from_millis(rand::random_range(0..SPREAD_MS)),
+            Err(error) => {
+                tracing::warn!(%error, "groups cannot be closed");
+                ERROR_PAUSE
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// Looks at all open groups once.
+async fn pass(
+    ledger: &dyn Ledger,
+    unreadable: &mut HashSet<GroupId>,
+    shutdown: &CancellationToken,
+) -> Result<(), LedgerError> {
+    let mut after = None;
+    while !shutdown.is_cancelled() {
+        let looked = ledger.ended_groups(after, LOOK_MAX).await?;
+        for id in looked.ended {
+            if unreadable.contains(&id) {
+                continue;
+            }
+            match close(ledger, id).await {
+                Err(error) if !error.is_retryable() => {
+                    tracing::error!(group.id = %id, %error, "this process cannot close the group: is another release in use?");
+                    unreadable.insert(id);
+                }
+                closed => closed?,
+            }
+        }
+        after = looked.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Whoever else has closed it first has also logged and counted it.
+async fn close(ledger: &dyn Ledger, id: GroupId) -> Result<(), LedgerError> {
+    if let Some(closed) = ledger.close_group(id).await? {
+        tracing::debug!(group.id = %id, task.id = %closed.then_id, "all tasks of a group have ended");
+        metrics::counter!("tasklane_groups_closed_total").increment(1);
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! What is recorded later: a task without its id, its time and its trace.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::clock::millis;
+use crate::ledger::LedgerError;
+use crate::task::{Json, Kind, NewTask, QueueName, TaskId};
+
+/// The task of each tick of a schedule, or the one that follows a group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct TaskTemplate {
+    /// The work to do.
+    pub kind: Kind,
+    /// The queue that carries it.
+    pub queue: QueueName,
+    /// The handler's input.
+    #[schema(value_type = serde_json::Value)]
+    pub args: Json,
+    /// How often it may start.
+    pub max_attempts: i32,
+    /// How long one run may take; null leaves it to the handler.
+    pub timeout_ms: Option<i64>,
+    /// The submitter's own labels; a schedule adds those of itself and of the tick.
+    pub tags: BTreeMap<String, String>,
+}
+
+impl From<NewTask> for TaskTemplate {
+    /// Leaves out what belongs to a single task.
+    fn from(task: NewTask) -> Self {
+        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
+            task;
+        Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
+    }
+}
+
+impl From<TaskTemplate> for NewTask {
+    /// A new task, to start at once.
+    fn from(template: TaskTemplate) -> Self {
+        let TaskTemplate { kind, queue, args, max_attempts, timeout_ms, tags } = template;
+        Self {
+            id: TaskId::new(),
+            kind,
+            queue,
+            args,
+            max_attempts,
+            timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            run_at: None,
+            tags,
+            traceparent: None,
+            unique: None,
+        }
+    }
+}
+
+impl TaskTemplate {
+    /// As the ledgers keep it.
+    ///
+    /// # Errors
+    /// None: every template has a JSON form.
+    pub fn to_json(&self) -> Result<String, LedgerError> {
+        serde_json::to_string(self).map_err(|error| LedgerError::Corrupt(error.to_string()))
+    }
+}
