@@ -102,6 +102,7 @@ pub fn purge(body: &[u8]) -> Result<Sweep, ApiError> {
         faults.push(FieldError::new("", "must have at least one of state, kind, queue, tag"));
     }
     let query = ListQuery {
+        group: None,
         state: checked("state", asked.state, finished, &mut faults),
         kind: checked("kind", asked.kind, kind, &mut faults),
         queue: checked("queue", asked.queue, queue, &mut faults),
@@ -128,6 +129,7 @@ pub fn moving(from: QueueName, body: &[u8]) -> Result<Sweep, ApiError> {
     };
     let to = checked("to", Some(asked.to), other, &mut faults);
     let query = ListQuery {
+        group: None,
         state: None,
         kind: checked("filter.kind", asked.filter.kind, kind, &mut faults),
         queue: Some(from.clone()),

@@ -129,6 +129,7 @@ pub async fn finished_tasks_are_purged_with_their_keys(ledger: &dyn Ledger) {
         tasks: vec![NewTask { unique: Some(unique()), ..new_task() }],
         idempotency: Some(Idempotency { key: "key".to_owned(), fingerprint: [1; 32] }),
         reserve: HOUR,
+        group: None,
     };
     let mut ids = recorded(ledger, 1_200, |_| {}).await;
     for (id, outcome) in ids.iter().zip([complete(), discard(), cancel()]) {
