@@ -80,7 +80,7 @@ async fn every_fault_of_an_end_is_named() {
     assert_eq!(paths(json!({})).await, ["then.kind"]);
     assert_eq!(paths(json!([])).await, ["then"]);
     assert_eq!(paths(json!({"kind": "a", "args": "x".repeat(70_000)})).await, ["then.args"]);
-    let deep: serde_json::Value = (0..126).fold(json!(1), |inner, _| json!([inner]));
+    let deep: serde_json::Value = (0..127).fold(json!(1), |inner, _| json!([inner]));
     assert_eq!(paths(json!({"kind": "a", "args": deep})).await, ["then.args"], "its handler could not read it");
     let empty = api.post(BATCH, r#"{"tasks":[],"then":{"kind":"a"}}"#).await;
     assert_eq!(empty.json()["errors"][0]["path"], "tasks");
