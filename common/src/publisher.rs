@@ -156,16 +156,16 @@ impl Publisher {
         let _ = connection.wait_for(|connection| connection.is_some()).await;
     }
 
-    /// Asks the broker for depths; empty while it is away, and without the queues that it does not have.
-    pub async fn queue_depths(&self, queues: &[QueueName]) -> BTreeMap<QueueName, Depth> {
-        let Some(connection) = self.connection.borrow().clone() else { return BTreeMap::new() };
+    /// Asks the broker for depths, without the queues that it does not have; `None` when it does not answer.
+    pub async fn queue_depths(&self, queues: &[QueueName]) -> Option<BTreeMap<QueueName, Depth>> {
+        let connection = self.connection.borrow().clone()?;
         match timeout(Duration::from_secs(2), broker::depths(&connection, queues)).await {
-            Ok(Ok(depths)) => depths,
+            Ok(Ok(depths)) => Some(depths),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "queue depths are not known");
-                BTreeMap::new()
+                None
             }
-            Err(_) => BTreeMap::new(),
+            Err(_) => None,
         }
     }
 

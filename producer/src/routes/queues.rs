@@ -54,7 +54,7 @@ pub(crate) struct QueueList {
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<QueueList>, ApiError> {
     let mut known = known(&app).await?;
     let names: Vec<_> = known.keys().take(DEPTHS_MAX).cloned().collect();
-    let depths = app.publisher.queue_depths(&names).await;
+    let depths = app.publisher.queue_depths(&names).await.unwrap_or_default();
     let queue = |(name, counts)| {
         let depth = depths.get(&name).copied();
         view(name, counts, depth)
@@ -86,7 +86,8 @@ pub(super) fn named(name: &str) -> Result<QueueName, ApiError> {
 /// A queue as it is, and whether anybody has heard of it.
 pub(super) async fn look(app: &App, queue: QueueName) -> Result<(bool, Queue), ApiError> {
     let counts = known(app).await?.remove(&queue);
-    let depth = app.publisher.queue_depths(std::slice::from_ref(&queue)).await.remove(&queue);
+    let depth =
+        app.publisher.queue_depths(std::slice::from_ref(&queue)).await.and_then(|mut depths| depths.remove(&queue));
     Ok((counts.is_some() || depth.is_some(), view(queue, counts.flatten(), depth)))
 }
 
