@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tasklane_tests::api::Api;
+use tasklane_tests::oplog::OperationLog;
 use tasklane_tests::stack::Stack;
 use tasklane_tests::{eventually, on_both_ledgers};
 
@@ -27,6 +28,11 @@ async fn queued(api: &Api, queue: &str, count: usize) -> Result<()> {
         Ok(Some(()))
     })
     .await
+}
+
+async fn started(log: &OperationLog, count: usize) -> Result<()> {
+    eventually(LIMIT, &format!("{count} handlers to start"), async || Ok((log.starts()?.len() >= count).then_some(())))
+        .await
 }
 
 on_both_ledgers! {
@@ -68,7 +74,8 @@ on_both_ledgers! {
         ];
         let submitted = ids(&producer.api.submit_batch(&tasks(400, "test.work", &json!({"work_ms": 20}))).await?);
         let mut moves = 0;
-        while log.starts()?.len() < 200 {
+        for starts in [40, 80, 120, 160, 200] {
+            started(&log, starts).await?;
             moves += move_all(&producer.api).await?;
             let back = json!({"to": "default", "filter": {"kind": "test.work"}});
             let answer: Value = producer.api.raw_post("/v1/queues/other/move", &back).await?.expect(&[200])?;
@@ -77,6 +84,13 @@ on_both_ledgers! {
         assert!(moves > 100, "the test proves nothing: {moves}");
         check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
         log.check_each_started_once(submitted.iter().map(String::as_str))?;
+        // Every move has left messages behind, and each of them is refused.
+        for queue in ["tasklane.q.default", "tasklane.q.other"] {
+            eventually(LIMIT, &format!("{queue} to be empty"), async || {
+                Ok((stack.vhost.depth(queue).await? == Some(0)).then_some(()))
+            })
+            .await?;
+        }
         nothing_left(&stack.vhost).await
     }
 
