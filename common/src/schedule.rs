@@ -17,7 +17,7 @@ use uuid::Uuid;
 pub use self::timetable::{Timetable, TimetableError};
 use crate::clock::{millis, timestamp};
 use crate::ledger::LedgerError;
-use crate::task::{Json, Kind, NameError, NewTask, QueueName, TaskId};
+use crate::task::{Json, Kind, NameError, NewTask, Priority, QueueName, TaskId};
 
 /// How many schedules a ledger takes.
 pub const SCHEDULES_MAX: i64 = 10_000;
@@ -108,6 +108,10 @@ pub struct ScheduledTask {
     /// The handler's input.
     #[schema(value_type = serde_json::Value)]
     pub args: Json,
+    /// The urgency.
+    #[serde(default)]
+    #[schema(required)]
+    pub priority: Priority,
     /// How often it may start.
     pub max_attempts: i32,
     /// How long one run may take; null leaves it to the handler.
@@ -119,9 +123,8 @@ pub struct ScheduledTask {
 impl From<NewTask> for ScheduledTask {
     /// Leaves out what belongs to a single task: its id, its time, and its trace.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
-        Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
+        let NewTask { id: _, kind, queue, args, priority, max_attempts, timeout, run_at: _, tags, .. } = task;
+        Self { kind, queue, args, priority, max_attempts, timeout_ms: timeout.map(millis), tags }
     }
 }
 
@@ -186,7 +189,7 @@ impl Definition {
     /// The task of a tick.
     #[must_use]
     pub fn task_at(&self, name: &ScheduleName, tick: Timestamp) -> NewTask {
-        let ScheduledTask { kind, queue, args, max_attempts, timeout_ms, mut tags } = self.task.clone();
+        let ScheduledTask { kind, queue, args, priority, max_attempts, timeout_ms, mut tags } = self.task.clone();
         tags.insert(SCHEDULE_TAG.to_owned(), name.to_string());
         tags.insert(TICK_TAG.to_owned(), tick.to_string());
         let run_at = (self.jitter_ms > 0).then(|| {
@@ -198,6 +201,7 @@ impl Definition {
             kind,
             queue,
             args,
+            priority,
             max_attempts,
             timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             run_at,

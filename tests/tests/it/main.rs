@@ -24,6 +24,7 @@ mod requests;
 mod settings;
 mod messages;
 mod nemesis;
+mod priority;
 mod shutdown;
 mod smoke;
 mod transactional;
