@@ -6,6 +6,7 @@ mod get;
 mod wait;
 mod watch;
 mod list;
+mod edit;
 mod cancel;
 mod retry;
 mod queues;
@@ -39,8 +40,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Wait(wait) => wait::run(cx, &wait).await,
         Command::Watch(watch) => watch::run(cx, &watch).await,
         Command::List(list) => list::run(cx, &list).await,
+        Command::Edit(edit) => edit::run(cx, &edit).await,
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
-        Command::Retry(ids) => retry::run(cx, &ids.ids).await,
+        Command::Retry(retry) => retry::run(cx, &retry).await,
         Command::Queues(queues) => queues::run(cx, queues.name.as_deref()).await,
         Command::Workers => workers::run(cx).await,
         Command::Doctor => doctor::run(cx).await,

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod editing;
 pub mod postgres;
 pub mod scheduling;
 pub mod sqlite;
@@ -22,6 +23,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::editing::{Edit, Edited};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::schedule::{Schedule, ScheduleName};
@@ -29,7 +31,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 4;
+pub const SCHEMA_VERSION: i64 = 5;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,9 +92,22 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
-    /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError>;
+    /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
+    /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
+    /// holds it. Each task stands for itself; unknown ids are left out.
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
+
+    /// [`Ledger::replay_many`] of one, due at once.
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
+        let replayed = self.replay_many(vec![(id, Duration::ZERO)]).await?.pop();
+        Ok(replayed.map_or(Replayed::Unknown, |(_, replayed)| replayed))
+    }
+
+    /// Changes a waiting task, all that is given or nothing. It is `scheduled` then, to be published at its `run_at`.
+    ///
+    /// Raises the fence as [`Ledger::put_back`] does. A message published before may still arrive: no claim by it is
+    /// granted before the new time, nor from another queue than the new one, and the grant tells the new args.
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError>;
 
     /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
     /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
@@ -204,6 +219,8 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
+    /// The queue that the delivery came from: an edited task is granted from its own only, [`Refusal::Moved`].
+    pub queue: QueueName,
     /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
     pub crashes_below: i32,
 }
@@ -232,8 +249,11 @@ pub struct Granted {
     pub created_at: Timestamp,
     /// When it could have started.
     pub run_at: Timestamp,
-    /// When it was marked queued, if it was: feeds the queue's watermark.
+    /// When it was marked queued, if it was: feeds the queue's watermark. `None` for an edited task, since the delivery
+    /// may be that of an older message.
     pub queued_at: Option<Timestamp>,
+    /// The args of an edited task: those of the message may be older. `None` for most.
+    pub args: Option<Json>,
     /// The ledger's time of the claim.
     pub started_at: Timestamp,
 }
@@ -251,6 +271,8 @@ pub enum Refusal {
     Unknown,
     /// The asking worker's own lease has ended.
     LeaseLost,
+    /// It was edited, and belongs to another queue now; its message is there, or will be.
+    Moved,
     /// Too many crashes have hit it for this claim.
     Suspect,
 }
@@ -265,6 +287,7 @@ impl Refusal {
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
             Self::LeaseLost => "lease_lost",
+            Self::Moved => "moved",
             Self::Suspect => "suspect",
         }
     }

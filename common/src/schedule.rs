@@ -119,8 +119,7 @@ pub struct ScheduledTask {
 impl From<NewTask> for ScheduledTask {
     /// Leaves out what belongs to a single task: its id, its time, and its trace.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
+        let NewTask { kind, queue, args, max_attempts, timeout, tags, .. } = task;
         Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
     }
 }
@@ -204,6 +203,7 @@ impl Definition {
             tags,
             traceparent: None,
             unique: None,
+            retried_from: None,
         }
     }
 

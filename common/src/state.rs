@@ -138,6 +138,8 @@ pub enum Event {
     Strand,
     /// A person asked to run a finished failure again.
     Replay,
+    /// A person changed what waits.
+    Edit,
 }
 
 impl Event {
@@ -156,6 +158,7 @@ impl Event {
             Self::PutBack => "put back",
             Self::Strand => "strand",
             Self::Replay => "replay",
+            Self::Edit => "edit",
         }
     }
 }
@@ -186,6 +189,10 @@ pub const TRANSITIONS: &[(State, Event, State)] = &[
     (State::Queued, Event::Strand, State::Accepted),
     (State::Cancelled, Event::Replay, State::Accepted),
     (State::Discarded, Event::Replay, State::Accepted),
+    (State::Accepted, Event::Edit, State::Scheduled),
+    (State::Scheduled, Event::Edit, State::Scheduled),
+    (State::Queued, Event::Edit, State::Scheduled),
+    (State::Retryable, Event::Edit, State::Scheduled),
 ];
 
 /// Where an event leads from a state, or `None` when it must not happen there.

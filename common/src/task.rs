@@ -318,6 +318,8 @@ pub struct NewTask {
     pub traceparent: Option<String>,
     /// What it is the only one of; `None` for most.
     pub unique: Option<Unique>,
+    /// The failed task whose work it does with other args; `None` for most.
+    pub retried_from: Option<TaskId>,
 }
 
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
@@ -441,6 +443,8 @@ pub struct Task {
     pub timeout_ms: Option<i64>,
     /// What it was to be the only one of.
     pub unique_key: Option<String>,
+    /// The failed task whose work it does with other args.
+    pub retried_from: Option<TaskId>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

@@ -95,7 +95,8 @@ pub fn many(body: &[u8], page: u32) -> Result<Cancellation, ApiError> {
     }
 }
 
-fn checked<T>(
+/// A field by its reader; a fault is noted under its path.
+pub(crate) fn checked<T>(
     path: &str,
     given: Option<String>,
     read: impl FnOnce(&str) -> Result<T, String>,

@@ -149,5 +149,6 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         worker_id: None,
         timeout_ms: task.timeout.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
+        retried_from: task.retried_from,
     }
 }

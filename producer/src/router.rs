@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, health, list, put_schedule, queues, retry, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, edit, health, list, put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -22,7 +22,7 @@ use crate::{admission, observe};
 #[openapi(
     info(
         title = "Tasklane",
-        description = "Submit tasks, once or periodically, look at them, cancel them, run failures again. Durations are integers with `_ms` in the name, \
+        description = "Submit tasks, once or periodically, look at them, edit and cancel them, run failures again. Durations are integers with `_ms` in the name, \
                        times are RFC 3339 in UTC, errors are RFC 9457 `application/problem+json`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
@@ -65,8 +65,9 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
     let (admitted, work) = OpenApiRouter::with_openapi(Frame::openapi())
         .routes(routes!(submit::submit, list::list))
         .routes(routes!(batch::submit_batch))
-        .routes(routes!(status::status))
+        .routes(routes!(status::status, edit::edit))
         .routes(routes!(retry::retry))
+        .routes(routes!(retry_many::retry_many))
         .routes(routes!(cancel::cancel))
         .routes(routes!(cancel_many::cancel_many))
         .routes(routes!(queues::list))

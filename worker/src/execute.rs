@@ -6,7 +6,7 @@ use std::time::Duration;
 use tasklane_common::envelope::Envelope;
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, Json, Kind, TaskId};
+use tasklane_common::task::{Fence, Json, Kind, QueueName, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
@@ -39,8 +39,8 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         return put_back(&life, &envelope, delivery, "no_handler", delay).await;
     };
     let options = handler.options();
-    let (claimed, apart) = claim(&life, &envelope, &options).await;
-    let granted = match claimed {
+    let (claimed, apart) = claim(&life, &envelope, &delivery.queue, &options).await;
+    let mut granted = match claimed {
         Some(Claim::Granted(granted)) => granted,
         Some(Claim::Refused(Refusal::Suspect)) => {
             return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
@@ -54,6 +54,8 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     let unwanted = run.unwanted.clone();
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
+    // Of a task that was edited the message may be one published before.
+    let args = granted.args.take().unwrap_or(args);
     let mut held = Some(delivery);
     Stats::add(&life.stats.started);
     let attempted = run::run(run, handler, args, &mut held).await;
@@ -97,10 +99,21 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
 ///
 /// A task that the next crash would get discarded as poison is a suspect: it runs with no other suspect beside it. A
 /// crash hits all that run in the worker, so without that the innocent would be discarded along with the culprit.
-async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
+async fn claim(
+    life: &Life,
+    envelope: &Envelope,
+    queue: &QueueName,
+    options: &Options,
+) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let request = ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, crashes_below };
+    let request = ClaimRequest {
+        id: envelope.id,
+        worker,
+        guarantee: options.guarantee,
+        queue: queue.clone(),
+        crashes_below,
+    };
     let claim = ask(life, request.clone()).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);
@@ -152,6 +165,7 @@ async fn adopt(life: &Life, id: TaskId) -> Result<Claim, LedgerError> {
         created_at: task.created_at,
         run_at: task.run_at,
         queued_at: None,
+        args: Some(task.args),
         started_at: task.started_at.unwrap_or(task.run_at),
     }))
 }
@@ -160,7 +174,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
-        Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
+        Refusal::Finished | Refusal::Held | Refusal::NotDue | Refusal::Moved => delivery.ack().await,
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect => delivery.give_back().await,
     }

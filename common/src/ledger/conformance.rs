@@ -17,6 +17,7 @@
 pub mod afterlife;
 pub mod cancel;
 pub mod claim;
+pub mod edit;
 pub mod lease;
 pub mod model;
 pub mod publish;
@@ -112,6 +113,12 @@ macro_rules! suite {
                 what_is_final_stays_as_it_is, the_request_of_a_dead_worker_is_kept, the_first_to_ask_counts,
                 what_has_ended_is_left_alone, a_replayed_task_is_wanted_again, many_are_cancelled_together,
             }
+            edit {
+                a_waiting_task_can_be_changed, what_is_left_out_stays, an_edited_task_waits_for_its_new_time,
+                the_newest_args_are_told_to_every_claim, a_late_mark_of_the_old_publication_changes_nothing,
+                a_moved_task_is_granted_from_its_new_queue_only, an_attempt_must_be_left,
+                what_runs_or_has_ended_is_not_edited, an_edited_task_tells_no_watermark, any_args_can_be_edited_in,
+            }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
@@ -129,6 +136,8 @@ macro_rules! suite {
             }
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
+                many_are_replayed_each_after_its_delay, of_many_with_one_key_one_is_replayed,
+                a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
             }
         }
@@ -157,7 +166,7 @@ macro_rules! suite {
             $crate::ledger::conformance::suite! { @sharing $store;
                 one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
                 a_lease_ended_by_one_is_lost_for_the_other, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
-                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first,
+                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first, an_edit_and_a_claim_come_one_after_the_other,
             }
         }
     };
@@ -208,6 +217,7 @@ pub fn new_task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        retried_from: None,
     }
 }
 
@@ -276,7 +286,13 @@ pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
 
 /// Asks for a task.
 pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
-    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX }).await.unwrap()
+    claim_from(ledger, id, worker, "default").await
+}
+
+/// Asks for a task whose message came from this queue.
+pub async fn claim_from(ledger: &dyn Ledger, id: TaskId, worker: WorkerId, from: &str) -> Claim {
+    let (guarantee, queue) = (Guarantee::AtLeastOnce, queue(from));
+    ledger.claim(ClaimRequest { id, worker, guarantee, queue, crashes_below: i32::MAX }).await.unwrap()
 }
 
 /// Takes a task that is to be had.

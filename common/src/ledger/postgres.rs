@@ -15,6 +15,7 @@
 mod afterlife;
 mod claim;
 mod connections;
+mod editing;
 mod fault;
 mod lane;
 mod lease;
@@ -48,7 +49,7 @@ use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger, LedgerError,
     ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
     Settlement, Submission, Worker, WorkerRecord,
 };
@@ -63,6 +64,8 @@ const SHARED_CONNECTIONS: usize = 3;
 
 /// How many tasks one statement cancels.
 const CANCELS_MAX: usize = 512;
+/// How many tasks one transaction replays.
+const REPLAYS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
 const TRANSACTIONS: usize = 4;
@@ -199,8 +202,16 @@ impl Ledger for PostgresLedger {
         again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        again(|| afterlife::replay(&self.shared, id)).await
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(REPLAYS_MAX) {
+            replayed.extend(again(|| afterlife::replay(&self.shared, some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        again(|| editing::edit(&self.shared, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {

@@ -29,7 +29,7 @@ use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Fired, Firing, Ledger, LedgerError, ListQuery, Native,
+    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger, LedgerError, ListQuery, Native,
     Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
     Submission, Worker, WorkerRecord,
 };
@@ -37,7 +37,7 @@ use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{Fence, QueueName, Task, TaskId, WorkerId};
 
-/// How many tasks one `mark_queued` or `cancel` call writes before others get their turn.
+/// How many tasks one `mark_queued`, `cancel` or `replay_many` call writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
 
 /// The ledger in a file.
@@ -143,8 +143,17 @@ impl Ledger for SqliteLedger {
         Ok(pruned)
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        self.writer.write(1, move |db| write::replay(db, id)).await
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        self.writer.write(1, move |db| write::edit(db, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {

@@ -10,5 +10,6 @@ mod batch;
 mod look;
 mod retry;
 mod cancel;
+mod edit;
 mod faults;
 mod openapi;

@@ -12,13 +12,13 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use super::{HOUR, cancel, complete, failure, recorded, worker};
+use super::{HOUR, cancel, complete, failure, new_task, recorded, worker};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Failure, Refusal, Replayed, Settled, Settlement, SharedLedger, Transition,
+    Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement, SharedLedger, Transition,
 };
 use crate::rescue;
 use crate::state::{Event, State};
-use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Task, TaskId, WorkerId};
+use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, QueueName, Task, TaskId, WorkerId};
 
 const TASKS: usize = 4;
 const WORKERS: usize = 3;
@@ -50,8 +50,9 @@ enum Act {
     Settle { stale: bool, how: How },
     MarkQueued { stale: bool },
     PutBack { wait: Duration },
+    Edit { wait: Option<Duration>, args: Option<u8>, max_attempts: Option<i32> },
     Cancel,
-    Replay,
+    Replay { wait: Duration },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -71,16 +72,19 @@ enum Call {
     Settle(Settlement),
     MarkQueued(Fence),
     PutBack(Duration),
+    /// With the wait from which its time was made.
+    Edit(Edit, Option<Duration>),
     Cancel,
-    Replay,
+    Replay(Duration),
 }
 
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
-    Granted { fence: Fence, attempt: i32 },
+    Granted { fence: Fence, attempt: i32, args: Option<Json> },
     Refused(Refusal),
     Settled(Settled),
     Replayed(Replayed),
+    Edited(Edited),
     WasCancelled(State),
     Nothing,
 }
@@ -103,6 +107,8 @@ struct Row {
     due: Option<Duration>,
     errors: usize,
     reason: Option<String>,
+    /// What a claim must tell of the args, since a message may be older than the last change.
+    args: Option<Json>,
     /// Somebody wants it cancelled, or wanted that before it ended.
     unwanted: bool,
 }
@@ -122,6 +128,7 @@ impl Row {
             due: Some(HOUR),
             errors: 0,
             reason: None,
+            args: None,
             unwanted: false,
         }
     }
@@ -147,8 +154,9 @@ impl Row {
                 }
                 Answer::Nothing
             }
+            Call::Edit(edit, wait) => Answer::Edited(self.edit(edit, *wait)),
             Call::Cancel => Answer::WasCancelled(self.cancel()),
-            Call::Replay => Answer::Replayed(Replayed::From(self.replay())),
+            Call::Replay(wait) => Answer::Replayed(Replayed::From(self.replay(*wait))),
         }
     }
 
@@ -172,7 +180,7 @@ impl Row {
         self.guarantee = request.guarantee;
         self.fence = Fence(self.fence.0 + 1);
         self.attempt += 1;
-        Answer::Granted { fence: self.fence, attempt: self.attempt }
+        Answer::Granted { fence: self.fence, attempt: self.attempt, args: self.args.clone() }
     }
 
     fn settle(&mut self, settlement: &Settlement) -> Settled {
@@ -207,6 +215,24 @@ impl Row {
         if stops { Settled::Cancelled } else { Settled::Applied }
     }
 
+    fn edit(&mut self, edit: &Edit, wait: Option<Duration>) -> Edited {
+        let before = self.state;
+        if !self.waits() {
+            return Edited::From(before);
+        }
+        if edit.max_attempts.is_some_and(|most| most <= self.attempt) {
+            return Edited::NoAttemptLeft(self.attempt);
+        }
+        if let Some(wait) = wait {
+            self.early = !wait.is_zero();
+        }
+        let due = if self.early { HOUR } else { Duration::ZERO };
+        (self.state, self.fence, self.due, self.fresh) = (State::Scheduled, Fence(self.fence.0 + 1), Some(due), true);
+        self.max_attempts = edit.max_attempts.unwrap_or(self.max_attempts);
+        self.args = edit.args.clone().or_else(|| self.args.clone()).or_else(|| Some(new_task().args));
+        Edited::From(before)
+    }
+
     fn cancel(&mut self) -> State {
         let before = self.state;
         if !before.is_final() && !self.unwanted {
@@ -218,10 +244,10 @@ impl Row {
         before
     }
 
-    fn replay(&mut self) -> State {
+    fn replay(&mut self, wait: Duration) -> State {
         let before = self.state;
         if matches!(before, State::Cancelled | State::Discarded) {
-            (self.state, self.due, self.early, self.fresh) = (State::Accepted, Some(Duration::ZERO), false, true);
+            (self.state, self.due, self.early, self.fresh) = (State::Accepted, Some(wait), !wait.is_zero(), true);
             self.max_attempts = self.max_attempts.max(self.attempt + 1);
             (self.crashes, self.reason, self.unwanted) = (0, None, false);
         }
@@ -314,7 +340,7 @@ impl<'a> World<'a> {
                 let [.., newest] = &self.workers[worker % WORKERS][..] else { unreachable!() };
                 let late = self.workers[worker % WORKERS].first().filter(|_| worker >= WORKERS);
                 let worker = *late.unwrap_or(newest);
-                let request = ClaimRequest { id, worker, guarantee, crashes_below };
+                let request = ClaimRequest { id, worker, guarantee, queue: QueueName::default(), crashes_below };
                 Call::Claim { request, alive: worker == *newest }
             }
             Act::Settle { stale, how } => {
@@ -322,8 +348,13 @@ impl<'a> World<'a> {
             }
             Act::MarkQueued { stale } => Call::MarkQueued(fence(stale)),
             Act::PutBack { wait } => Call::PutBack(wait),
+            Act::Edit { wait, args, max_attempts } => {
+                let run_at = wait.map(|wait| jiff::Timestamp::now() + wait);
+                let args = args.map(|n| Json::of(&n).unwrap());
+                Call::Edit(Edit { run_at, args, max_attempts, ..Edit::default() }, wait)
+            }
             Act::Cancel => Call::Cancel,
-            Act::Replay => Call::Replay,
+            Act::Replay { wait } => Call::Replay(wait),
         }
     }
 
@@ -377,7 +408,7 @@ impl<'a> World<'a> {
 async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
     match call.clone() {
         Call::Claim { request, .. } => match ledger.claim(request).await.unwrap() {
-            Claim::Granted(granted) => Answer::Granted { fence: granted.fence, attempt: granted.attempt },
+            Claim::Granted(Granted { fence, attempt, args, .. }) => Answer::Granted { fence, attempt, args },
             Claim::Refused(reason) => Answer::Refused(reason),
         },
         Call::Settle(settlement) => Answer::Settled(ledger.settle(settlement).await.unwrap()),
@@ -389,8 +420,12 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
             ledger.put_back(id, wait).await.unwrap();
             Answer::Nothing
         }
+        Call::Edit(edit, _) => Answer::Edited(ledger.edit(id, edit).await.unwrap()),
         Call::Cancel => Answer::WasCancelled(super::cancelled(&**ledger, id, UNWANTED).await),
-        Call::Replay => Answer::Replayed(ledger.replay(id).await.unwrap()),
+        Call::Replay(wait) => {
+            let [(_, replayed)] = ledger.replay_many(vec![(id, wait)]).await.unwrap()[..] else { panic!("one task") };
+            Answer::Replayed(replayed)
+        }
     }
 }
 
@@ -438,13 +473,16 @@ fn act() -> impl Strategy<Value = Act> {
         guarantee,
         crashes_below,
     });
+    let edit = (proptest::option::of(wait()), any::<Option<u8>>(), proptest::option::of(1..4i32))
+        .prop_map(|(wait, args, max_attempts)| Act::Edit { wait, args, max_attempts });
     prop_oneof![
         6 => claim,
         5 => (stale(), how()).prop_map(|(stale, how)| Act::Settle { stale, how }),
         2 => stale().prop_map(|stale| Act::MarkQueued { stale }),
         1 => wait().prop_map(|wait| Act::PutBack { wait }),
+        2 => edit,
         1 => Just(Act::Cancel),
-        1 => Just(Act::Replay),
+        1 => wait().prop_map(|wait| Act::Replay { wait }),
     ]
 }
 

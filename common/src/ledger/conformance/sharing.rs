@@ -12,11 +12,11 @@ use super::{
     worker, worker_for,
 };
 use crate::ledger::{
-    Changed, Claim, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
+    Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
     Submission,
 };
 use crate::state::State;
-use crate::task::{TaskId, WorkerId};
+use crate::task::{Json, TaskId, WorkerId};
 
 /// Both ask for the same tasks at the same time, in different order.
 pub async fn one_of_all_claims_is_granted(here: &dyn Ledger, there: &dyn Ledger) {
@@ -193,5 +193,28 @@ pub async fn one_of_a_change_and_a_firing_comes_first(here: &dyn Ledger, there: 
         assert_eq!(seen.next_at, Some(schedule::tick(next)), "a change takes no firing back");
         assert_eq!(schedule::tasks(there, &text).await.len(), count);
         assert_eq!(seen.ticks.fired, count as i64);
+    }
+}
+
+/// Whichever comes first: a run has the args and the fence of before the edit, or those of after it.
+pub async fn an_edit_and_a_claim_come_one_after_the_other(here: &dyn Ledger, there: &dyn Ledger) {
+    let holder = worker(here).await;
+    for id in recorded(here, 60, |_| {}).await {
+        let args = Json::parse("[\"new\"]".to_owned()).unwrap();
+        let edit = Edit { args: Some(args.clone()), ..Edit::default() };
+        let (claimed, edited) = join!(claim(here, id, holder), there.edit(id, edit));
+        let Claim::Granted(granted) = claimed else { panic!("{claimed:?}") };
+        let task = get(there, id).await;
+        match edited.unwrap() {
+            Edited::From(State::Accepted) => {
+                assert_eq!((granted.fence.0, granted.args), (2, Some(args.clone())));
+                assert_eq!(task.args, args);
+            }
+            Edited::From(State::Running) => {
+                assert_eq!((granted.fence.0, granted.args), (1, None));
+                assert_eq!(task.args, new_task().args);
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size, TRIES};
-use super::rows::{codes_for, guarantee_code};
+use super::rows::{codes_for, guarantee_code, json_of};
 use crate::clock::timestamp;
 use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
 use crate::state::{Event, State};
@@ -23,8 +23,9 @@ use crate::task::{Fence, TaskId};
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee, a.crashes_below
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
+    SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.queue
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::text[])
+         AS a (id, worker, guarantee, crashes_below, queue)
     JOIN workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
@@ -32,6 +33,7 @@ locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
     FROM clock, asked a JOIN tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
+      AND (t.edited_at IS NULL OR t.queue = a.queue)
     ORDER BY t.id
     FOR UPDATE OF t
 )
@@ -40,14 +42,16 @@ SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.work
     started_at = clock.now, due_at = NULL
 FROM clock, locked l
 WHERE t.id = l.id
-RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at, t.queued_at, t.started_at";
+RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at,
+          CASE WHEN t.edited_at IS NULL THEN t.queued_at END, t.started_at,
+          CASE WHEN t.edited_at IS NOT NULL THEN t.args END";
 
 const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
-       t.crashes >= a.crashes_below
-FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
+       t.crashes >= a.crashes_below, t.edited_at IS NOT NULL AND t.queue <> a.queue
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::text[]) AS a (id, worker, crashes_below, queue)
 JOIN tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -58,7 +62,7 @@ WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER B
   AND run_at > tasklane_now()
 RETURNING id";
 
-type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
+type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64, Option<String>);
 
 /// Claims of different tasks share a statement.
 pub(super) struct Claiming;
@@ -104,14 +108,15 @@ async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
         .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.queue.as_str()).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
-    Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row)))).collect())
+    rows.into_iter().map(|row| Ok((row.0, Claim::Granted(granted(row)?)))).collect()
 }
 
-fn granted(row: GrantedRow) -> Granted {
-    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at) = row;
-    Granted {
+fn granted(row: GrantedRow) -> Result<Granted, Fault> {
+    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at, args) = row;
+    Ok(Granted {
         fence: Fence(fence),
         attempt,
         max_attempts,
@@ -120,23 +125,28 @@ fn granted(row: GrantedRow) -> Granted {
         run_at: timestamp(run_at),
         queued_at: queued_at.map(timestamp),
         started_at: timestamp(started_at),
-    }
+        args: args.as_deref().map(json_of).transpose()?,
+    })
 }
 
 /// Finds out why; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<(Uuid, i16, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(refused.iter().map(|request| request.queue.as_str()).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
-    for (id, code, due, alive, suspect) in rows {
+    for (id, code, due, alive, suspect, moved) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let reason = reason(state, due, alive, suspect);
+        let reason = match reason(state, due, alive, suspect) {
+            None | Some(Refusal::Suspect | Refusal::LeaseLost) if moved => Some(Refusal::Moved),
+            reason => reason,
+        };
         if reason == Some(Refusal::NotDue) && state == State::Queued {
             early.push(id);
         }

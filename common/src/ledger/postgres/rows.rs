@@ -68,6 +68,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
         timeout_ms: row.try_get("timeout_ms")?,
         unique_key: row.try_get("unique_key")?,
+        retried_from: row.try_get::<Option<Uuid>, _>("retried_from")?.map(TaskId),
     })
 }
 

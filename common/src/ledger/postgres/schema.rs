@@ -15,6 +15,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0002_cancel.sql"),
     include_str!("../migrations/postgres/0003_schedules.sql"),
     include_str!("../migrations/postgres/0004_unique.sql"),
+    include_str!("../migrations/postgres/0005_failures.sql"),
 ];
 const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
 

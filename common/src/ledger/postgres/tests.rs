@@ -139,6 +139,7 @@ async fn cut_connections_are_replaced() {
                     id: ids[0],
                     worker: holder,
                     guarantee: Default::default(),
+                    queue: QueueName::default(),
                     crashes_below: i32::MAX
                 }),
                 ledger.put_back(ids[0], HOUR),

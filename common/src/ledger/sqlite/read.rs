@@ -88,7 +88,7 @@ pub(super) fn parsed<T, E: std::error::Error + Send + Sync + 'static>(
     parse(&text).map_err(|error| rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error)))
 }
 
-fn parsed_or<T, E: std::error::Error + Send + Sync + 'static>(
+pub(super) fn parsed_or<T, E: std::error::Error + Send + Sync + 'static>(
     row: &Row<'_>,
     column: usize,
     absent: T,
@@ -108,7 +108,7 @@ pub(super) fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> 
 
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key, t.cancel_requested_at";
+     t.unique_key, t.cancel_requested_at, t.retried_from";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -134,6 +134,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
         timeout_ms: row.get(17)?,
         unique_key: row.get(18)?,
+        retried_from: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
     })
 }
 

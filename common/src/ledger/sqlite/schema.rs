@@ -14,6 +14,7 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../migrations/sqlite/0002_cancel.sql"),
     include_str!("../migrations/sqlite/0003_schedules.sql"),
     include_str!("../migrations/sqlite/0004_unique.sql"),
+    include_str!("../migrations/sqlite/0005_failures.sql"),
 ];
 
 /// The first release without the bug that can corrupt a WAL which two connections reset at once.

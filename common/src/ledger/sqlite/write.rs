@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::read::id_of;
+use super::read::{id_of, parsed_or};
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
+    Abandoned, Claim, ClaimRequest, Due, Edit, Edited, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
     Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
@@ -41,8 +41,11 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
+                 AND (edited_at IS NULL OR queue = ?8)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
-             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
+             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at,
+                 iif(edited_at IS NULL, queued_at, NULL),
+                 iif(edited_at IS NULL, NULL, (SELECT args FROM task_args WHERE task_args.id = tasks.id))",
         )?
         .query_row(
             params![
@@ -52,7 +55,8 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                 now,
                 boot_id,
                 boot_ms(),
-                request.crashes_below
+                request.crashes_below,
+                request.queue.as_str(),
             ],
             |row| {
                 Ok(Granted {
@@ -63,6 +67,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                     created_at: timestamp(row.get(4)?),
                     run_at: timestamp(row.get(5)?),
                     queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
+                    args: parsed_or(row, 7, None, |text| Json::parse(text.to_owned()).map(Some))?,
                     started_at: timestamp(now),
                 })
             },
@@ -75,21 +80,24 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
 }
 
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let row: Option<(i16, i64, i32)> = db
-        .prepare_cached("SELECT state, run_at, crashes FROM tasks WHERE id = ?1")?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+    let row: Option<(i16, i64, i32, bool)> = db
+        .prepare_cached("SELECT state, run_at, crashes, edited_at IS NOT NULL AND queue <> ?2 FROM tasks WHERE id = ?1")?
+        .query_row(params![request.id.0.as_bytes().as_slice(), request.queue.as_str()], |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+        })
         .optional()?;
-    Ok(match row.map(|(code, run_at, crashes)| (State::from_code(code), run_at, crashes)) {
+    Ok(match row.map(|(code, run_at, crashes, moved)| (State::from_code(code), run_at, crashes, moved)) {
         None => Refusal::Unknown,
         Some((Some(State::Running), ..)) => Refusal::Held,
         Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
-        Some((Some(state), run_at, _)) if run_at > now => {
+        Some((Some(state), run_at, ..)) if run_at > now => {
             if state == State::Queued {
                 take_custody(db, request.id)?;
             }
             Refusal::NotDue
         }
-        Some((_, _, crashes)) if crashes >= request.crashes_below => Refusal::Suspect,
+        Some((.., true)) => Refusal::Moved,
+        Some((_, _, crashes, _)) if crashes >= request.crashes_below => Refusal::Suspect,
         Some(_) => Refusal::LeaseLost,
     })
 }
@@ -400,7 +408,49 @@ pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite:
     Ok(before)
 }
 
-pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> {
+pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result<Edited> {
+    let row: Option<(i16, i32)> = db
+        .prepare_cached("SELECT state, attempt FROM tasks WHERE id = ?1")?
+        .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let Some((code, attempt)) = row else { return Ok(Edited::Unknown) };
+    let state = State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code.into()))?;
+    let Some(becomes) = next(state, Event::Edit) else { return Ok(Edited::From(state)) };
+    if edit.max_attempts.is_some_and(|most| most <= attempt) {
+        return Ok(Edited::NoAttemptLeft(attempt));
+    }
+    let now = wall_ms();
+    // The raised fence voids the late mark of a publication under way: its message says what held before.
+    db.prepare_cached(
+        "UPDATE tasks SET state = ?2, fence = fence + 1, queued_at = NULL, edited_at = ?3,
+             run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
+             queue = coalesce(?5, queue), max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms)
+         WHERE id = ?1",
+    )?
+    .execute(params![
+        id.0.as_bytes().as_slice(),
+        becomes.code(),
+        now,
+        edit.run_at.map(|at| at.as_millisecond()),
+        edit.queue.as_ref().map(QueueName::as_str),
+        edit.max_attempts,
+        edit.timeout.map(millis),
+    ])?;
+    if let Some(args) = &edit.args {
+        db.prepare_cached("UPDATE task_args SET args = ?2 WHERE id = ?1")?
+            .execute(params![id.0.as_bytes().as_slice(), args.as_str()])?;
+    }
+    Ok(Edited::From(state))
+}
+
+pub(super) fn replay(db: &Connection, replays: &[(TaskId, Duration)]) -> rusqlite::Result<Vec<(TaskId, Replayed)>> {
+    let replayed = replays.iter().map(|(id, delay)| Ok((*id, replay_one(db, *id, *delay)?)));
+    let mut replayed: Vec<_> = replayed.collect::<rusqlite::Result<_>>()?;
+    replayed.retain(|(_, replayed)| *replayed != Replayed::Unknown);
+    Ok(replayed)
+}
+
+fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<Replayed> {
     let row: Option<(i16, Option<String>)> = db
         .prepare_cached("SELECT state, unique_key FROM tasks WHERE id = ?1")?
         .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -419,6 +469,6 @@ pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> 
              crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
-    .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;
+    .execute(params![id.0.as_bytes().as_slice(), wall_ms().saturating_add(millis(delay))])?;
     Ok(Replayed::From(state))
 }
