@@ -46,8 +46,11 @@ pub(super) async fn run(cx: &Context<'_>, edit: &Edit) -> Result<Exit, Failure> 
         cx.output.json(&answer.text)?;
     } else {
         let task: Task = answer.read()?;
-        let starts = relative(task.run_at.max(Timestamp::now()), Timestamp::now());
-        cx.output.line(&format!("{id} edited, starts {starts} in {}", task.queue))?;
+        let now = Timestamp::now();
+        cx.output.line(&match task.run_at > now {
+            true => format!("{id} edited, starts {}", relative(task.run_at, now)),
+            false => format!("{id} edited, starts at once"),
+        })?;
     }
     Ok(Exit::Done)
 }
