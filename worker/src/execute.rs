@@ -107,13 +107,8 @@ async fn claim(
 ) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let request = ClaimRequest {
-        id: envelope.id,
-        worker,
-        guarantee: options.guarantee,
-        queue: queue.clone(),
-        crashes_below,
-    };
+    let request =
+        ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, queue: queue.clone(), crashes_below };
     let claim = ask(life, request.clone()).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);

@@ -180,7 +180,13 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, queue: QueueName::default(), crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker,
+        guarantee: Guarantee::Transactional,
+        queue: QueueName::default(),
+        crashes_below: i32::MAX,
+    };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),
