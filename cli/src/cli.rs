@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use jiff::Timestamp;
 use url::Url;
@@ -250,7 +250,12 @@ pub(crate) struct List {
 
 /// A task to be changed.
 #[derive(Debug, Args)]
-#[group(id = "changes", multiple = true, required = true, args = ["delay", "at", "args", "queue", "max_attempts", "timeout"])]
+#[command(group(
+    ArgGroup::new("changes")
+        .args(["delay", "at", "args", "queue", "max_attempts", "timeout"])
+        .required(true)
+        .multiple(true)
+))]
 pub(crate) struct Edit {
     /// The task
     #[arg(value_name = "ID")]

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Retry};
 use crate::task::{Guarantee, Kind, QueueName};
 
 /// The file that is read when none is named and it is there.
@@ -91,6 +91,12 @@ pub struct CommandTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// The exit codes by which it says that no other attempt will help. Defaults to 65.
+    #[serde(default)]
+    pub discard_exit_codes: ExitCodes,
 }
 
 /// `[[http]]`: an HTTP service that handles one kind.
@@ -108,9 +114,67 @@ pub struct HttpTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Statuses after which no other attempt will help, besides those of 3xx and 4xx that say so anyway. Defaults to none.
+    #[serde(default)]
+    pub discard_statuses: Statuses,
     /// Further request headers, such as an authorization.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretString>,
+}
+
+/// Exit codes that say that no other attempt will help.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<i64>")]
+pub struct ExitCodes(Vec<i32>);
+
+impl ExitCodes {
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn contains(&self, code: i32) -> bool {
+        self.0.contains(&code)
+    }
+}
+
+impl Default for ExitCodes {
+    fn default() -> Self {
+        Self(vec![65])
+    }
+}
+
+impl TryFrom<Vec<i64>> for ExitCodes {
+    type Error = String;
+
+    fn try_from(codes: Vec<i64>) -> Result<Self, String> {
+        let code = |code| i32::try_from(code).ok().filter(|code| (1..=255).contains(code)).ok_or(code);
+        let codes: Result<_, i64> = codes.into_iter().map(code).collect();
+        codes.map(Self).map_err(|code| format!("each exit code must be from 1 to 255, but one is {code}"))
+    }
+}
+
+/// Statuses that say that no other attempt will help.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Vec<i64>")]
+pub struct Statuses(Vec<u16>);
+
+impl Statuses {
+    /// Whether this is one of them.
+    #[must_use]
+    pub fn contains(&self, status: u16) -> bool {
+        self.0.contains(&status)
+    }
+}
+
+impl TryFrom<Vec<i64>> for Statuses {
+    type Error = String;
+
+    fn try_from(statuses: Vec<i64>) -> Result<Self, String> {
+        let status = |status| u16::try_from(status).ok().filter(|status| (300..=599).contains(status)).ok_or(status);
+        let statuses: Result<_, i64> = statuses.into_iter().map(status).collect();
+        statuses.map(Self).map_err(|status| format!("each status must be from 300 to 599, but one is {status}"))
+    }
 }
 
 /// How log lines look.
@@ -345,6 +409,18 @@ mod tests {
         assert!(kind.starts_with("t.toml:2:8: must match"), "{kind}");
         assert!(kind.ends_with("(key `kind`)"), "{kind}");
         assert!(error("x = [").starts_with("t.toml:1:"));
+        let policy = error("[[command]]\nkind = \"k\"\nargv = [\"true\"]\nretry = { policy = \"cubic\" }\n");
+        assert!(
+            policy.starts_with("t.toml:4:") && policy.contains("expected one of `exponential`, `linear`"),
+            "{policy}"
+        );
+        assert!(policy.ends_with("(key `retry`)"), "{policy}");
+        let delays = error("[[http]]\nkind = \"k\"\nurl = \"http://x/\"\nretry = { policy = \"fixed\" }\n");
+        assert!(delays.starts_with("t.toml:4:9: policy fixed needs delays_ms: 1 to 1000"), "{delays}");
+        let code = error("[[command]]\nkind = \"k\"\nargv = [\"true\"]\ndiscard_exit_codes = [65, 256]\n");
+        assert!(code.starts_with("t.toml:4:22: each exit code must be from 1 to 255, but one is 256"), "{code}");
+        let status = error("[[http]]\nkind = \"k\"\nurl = \"http://x/\"\ndiscard_statuses = [200]\n");
+        assert!(status.starts_with("t.toml:4:20: each status must be from 300 to 599, but one is 200"), "{status}");
         let keyless = error("postgres://user:secret@host/db?sslmode=disable\n");
         assert!(keyless.starts_with("t.toml:1:") && !keyless.contains("secret"), "{keyless}");
     }

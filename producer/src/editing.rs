@@ -102,7 +102,8 @@ mod tests {
         assert_eq!(read("{}").unwrap_err(), [""]);
         assert_eq!(read(r#"{"run_at":null}"#).unwrap_err(), [""]);
         assert_eq!(
-            read(r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","max_attempts":0,"timeout_ms":0}"#).unwrap_err(),
+            read(r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","max_attempts":0,"timeout_ms":0}"#)
+                .unwrap_err(),
             ["run_at", "delay_ms", "run_at", "max_attempts", "timeout_ms", "args", "queue"]
         );
         assert_eq!(read(r#"{"kind":"b"}"#).unwrap_err(), ["kind"], "it is what it is");

@@ -13,7 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, edit, health, list, put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, edit, health, list, put_schedule, queues, retry, retry_many, schedules, status,
+    submit, workers,
 };
 use crate::{admission, observe};
 

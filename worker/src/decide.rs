@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tasklane_common::backoff::Backoff;
+use tasklane_common::backoff::Delays;
 use tasklane_common::ledger::{Failure, Transition};
 use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Guarantee, Json, truncate};
 
@@ -29,14 +29,18 @@ pub enum Attempted {
 }
 
 /// What the decision needs to know of the task.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Policy {
     /// This attempt.
     pub attempt: i32,
     /// How many there may be.
     pub max_attempts: i32,
     /// How long the next one waits.
-    pub backoff: Backoff,
+    pub delays: Delays,
+    /// How old the task is, counted from its recording.
+    pub age: Duration,
+    /// The age past which no other attempt starts.
+    pub max_age: Option<Duration>,
     /// What an unknown outcome means.
     pub guarantee: Guarantee,
 }
@@ -107,7 +111,11 @@ fn retry(delay: Option<Duration>, error: Failure, policy: &Policy, random: f64) 
     if policy.attempt >= policy.max_attempts {
         return discard("exhausted", error);
     }
-    let delay = delay.unwrap_or_else(|| policy.backoff.delay_with(policy.attempt, random));
+    let delay = delay.unwrap_or_else(|| policy.delays.delay_with(policy.attempt, random));
+    // An attempt that would start too late need not be waited for.
+    if policy.max_age.is_some_and(|most| policy.age.saturating_add(delay) > most) {
+        return discard("too_old", error);
+    }
     Transition::Retry { delay, error }
 }
 
@@ -123,6 +131,7 @@ fn failure(kind: ErrorKind, message: &str) -> Failure {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tasklane_common::backoff::Backoff;
 
     fn attempted() -> impl Strategy<Value = Attempted> {
         prop_oneof![
@@ -140,7 +149,8 @@ mod tests {
 
     fn policy(attempt: i32, max_attempts: i32, once: bool) -> Policy {
         let guarantee = if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce };
-        Policy { attempt, max_attempts, backoff: Backoff::default(), guarantee }
+        let (delays, age) = (Delays::from(Backoff::default()), Duration::ZERO);
+        Policy { attempt, max_attempts, delays, age, max_age: None, guarantee }
     }
 
     proptest! {
@@ -158,6 +168,29 @@ mod tests {
             let transition = decide(attempted, &policy(attempt, 100, true), 0.5);
             let repeated = matches!(transition, Transition::Retry { .. } | Transition::Interrupt);
             prop_assert!(!repeated || asked, "{transition:?}");
+        }
+
+        /// Whatever asks for it, and however long it waits; what ends the task ends it as it would have.
+        #[test]
+        fn no_attempt_starts_past_the_age(
+            attempted in attempted(), once in any::<bool>(), age in 0u64..100_000, most in 0u64..100_000, wish in any::<Option<u16>>(),
+        ) {
+            let attempted = match wish {
+                Some(ms) => {
+                    Attempted::Answered(Err(HandlerError::retry_after("later", Duration::from_millis(ms.into()))))
+                }
+                None => attempted,
+            };
+            let (age, most) = (Duration::from_millis(age), Duration::from_millis(most));
+            let unlimited = Policy { age, ..policy(1, 5, once) };
+            let limited = Policy { max_age: Some(most), ..unlimited.clone() };
+            let (free, bound) = (decide(attempted.clone(), &unlimited, 0.5), decide(attempted, &limited, 0.5));
+            match free {
+                Transition::Retry { delay, error } if age + delay > most => {
+                    prop_assert_eq!(bound, Transition::Discard { reason: "too_old".to_owned(), error });
+                }
+                free => prop_assert_eq!(bound, free),
+            }
         }
 
         #[test]

@@ -58,16 +58,12 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     let args = granted.args.take().unwrap_or(args);
     let mut held = Some(delivery);
     Stats::add(&life.stats.started);
+    let began = Instant::now();
     let attempted = run::run(run, handler, args, &mut held).await;
     drop(permit);
     // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
     let Some(attempted) = attempted else { return };
-    let policy = Policy {
-        attempt: granted.attempt,
-        max_attempts: granted.max_attempts,
-        backoff: options.backoff.unwrap_or(life.settings.backoff),
-        guarantee: options.guarantee,
-    };
+    let policy = policy(&life, &granted, options, began.elapsed());
     let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(id, &kind, &granted, &transition);
@@ -95,6 +91,20 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
     }
 }
 
+/// What the decision is made by, when a run of `ran` has ended.
+fn policy(life: &Life, granted: &Granted, options: Options, ran: Duration) -> Policy {
+    // Both times are the ledger's.
+    let age = Duration::try_from(granted.started_at.duration_since(granted.created_at)).unwrap_or_default();
+    Policy {
+        attempt: granted.attempt,
+        max_attempts: granted.max_attempts,
+        delays: options.retry.delays.unwrap_or_else(|| life.settings.backoff.into()),
+        age: age.saturating_add(ran),
+        max_age: options.retry.max_age,
+        guarantee: options.guarantee,
+    }
+}
+
 /// Claims a task; the permit, if there is one, belongs to its run.
 ///
 /// A task that the next crash would get discarded as poison is a suspect: it runs with no other suspect beside it. A
@@ -107,13 +117,8 @@ async fn claim(
 ) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let request = ClaimRequest {
-        id: envelope.id,
-        worker,
-        guarantee: options.guarantee,
-        queue: queue.clone(),
-        crashes_below,
-    };
+    let request =
+        ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, queue: queue.clone(), crashes_below };
     let claim = ask(life, request.clone()).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);

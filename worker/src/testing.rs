@@ -32,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
 use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
@@ -120,7 +121,9 @@ impl TestTask {
         let policy = Policy {
             attempt: self.context.attempt,
             max_attempts: self.context.max_attempts,
-            backoff: options.backoff.unwrap_or_default(),
+            delays: options.retry.delays.unwrap_or_else(|| Backoff::default().into()),
+            age: Duration::ZERO,
+            max_age: options.retry.max_age,
             guarantee: options.guarantee,
         };
         TestRun { transition: decide(attempted.clone(), &policy, 1.0), attempted }
@@ -180,7 +183,13 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, queue: QueueName::default(), crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker,
+        guarantee: Guarantee::Transactional,
+        queue: QueueName::default(),
+        crashes_below: i32::MAX,
+    };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),

@@ -122,9 +122,8 @@ async fn sweep(cx: &Context<'_>, retry: &Retry, dry_run: bool) -> Result<Met, Fa
         let answer = cx.client.call(Call::post(["v1", "tasks", "retry"]).json(&body)?).await;
         let done: RetriedTasks =
             answer.and_then(|answer| answer.read()).map_err(|failure| match met.retried > 0 && !dry_run {
-                true => {
-                    failure.hint(format!("{} were retried before; the same command goes on", count(met.retried, "task")))
-                }
+                true => failure
+                    .hint(format!("{} were retried before; the same command goes on", count(met.retried, "task"))),
                 false => failure,
             })?;
         met.retried += done.retried;

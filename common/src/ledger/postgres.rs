@@ -49,9 +49,9 @@ use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger, LedgerError,
-    ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
-    Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger,
+    LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
+    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;

@@ -29,9 +29,9 @@ use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger, LedgerError, ListQuery, Native,
-    Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
-    Submission, Worker, WorkerRecord,
+    Abandoned, Changed, Claim, ClaimRequest, Due, DueSchedules, Edit, Edited, Fired, Firing, Ledger, LedgerError,
+    ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
+    Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use futures::future::{self, Shared};
 use rustix::fs::{Access, access};
-use tasklane_common::config::{CommandTable, ConfigError};
+use tasklane_common::config::{CommandTable, ConfigError, ExitCodes};
 use tasklane_common::task::{ERROR_BYTES_MAX, Json};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
@@ -22,8 +22,6 @@ use crate::handler::{HandlerError, Options, Outcome, TaskContext};
 use crate::process_group::{Group, Pipes, ProcessGroups, SHELL};
 use crate::registry::DynHandler;
 
-/// The exit code by which a program says that no other attempt will help.
-const EXIT_DISCARD: i32 = 65;
 /// How long a program may take to end after SIGTERM.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 /// How long the output is waited for after the program has exited: a child of it may hold the pipes.
@@ -38,6 +36,7 @@ pub struct CommandHandler {
     program: String,
     arguments: Vec<String>,
     options: Options,
+    discard: ExitCodes,
     groups: ProcessGroups,
 }
 
@@ -78,10 +77,11 @@ impl CommandHandler {
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("command", &table.kind, table.timeout_ms)?,
-            backoff: None,
+            retry: table.retry.clone(),
             guarantee: super::guarantee("command", &table.kind, table.guarantee)?,
         };
-        Ok(Self { program: program.clone(), arguments: arguments.to_vec(), options, groups })
+        let (program, arguments) = (program.clone(), arguments.to_vec());
+        Ok(Self { program, arguments, options, discard: table.discard_exit_codes.clone(), groups })
     }
 
     fn command(&self, cx: &TaskContext) -> Command {
@@ -124,7 +124,7 @@ impl DynHandler for CommandHandler {
         // However it ended, the run is over, and with it everything in the group.
         let status = group.end().await;
         match end {
-            End::Exited => answer(&self.program, status?, output),
+            End::Exited => answer(&self.program, &self.discard, status?, output),
             End::TooMuch => Err(HandlerError::discard(format!("the program {} {TooMuch}", self.program))),
             End::Stopped => Err(HandlerError::retry(format!("the program {} was stopped", self.program))),
         }
@@ -197,7 +197,7 @@ async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) {
     }
 }
 
-fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
+fn answer(program: &str, discard: &ExitCodes, status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
     if status.success() {
         return Ok(Outcome::Complete(output.stdout.into_result()?));
     }
@@ -208,7 +208,7 @@ fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outco
         (_, None, None) => format!("the program {program} failed: {status}"),
     };
     match status.code() {
-        Some(EXIT_DISCARD) => Err(HandlerError::discard(message)),
+        Some(code) if discard.contains(code) => Err(HandlerError::discard(message)),
         _ => Err(HandlerError::retry(message)),
     }
 }

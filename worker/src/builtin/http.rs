@@ -9,7 +9,7 @@ use jiff::fmt::rfc2822;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, redirect, retry};
 use secrecy::{ExposeSecret, SecretString};
-use tasklane_common::config::{ConfigError, HttpTable};
+use tasklane_common::config::{ConfigError, HttpTable, Statuses};
 use tasklane_common::task::Json;
 use url::Url;
 
@@ -45,6 +45,7 @@ pub struct HttpHandler {
     url: Url,
     headers: HeaderMap,
     options: Options,
+    discard: Statuses,
 }
 
 impl HttpHandler {
@@ -61,7 +62,7 @@ impl HttpHandler {
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("http", &table.kind, table.timeout_ms)?,
-            backoff: None,
+            retry: table.retry.clone(),
             guarantee: super::guarantee("http", &table.kind, table.guarantee)?,
         };
         Ok(Self {
@@ -69,13 +70,18 @@ impl HttpHandler {
             headers: configured_headers(&table.headers).map_err(fault)?,
             url,
             options,
+            discard: table.discard_statuses.clone(),
         })
     }
 
     async fn post(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         let request = self.client.post(self.url.clone()).headers(self.headers(cx)?).body(args.as_str().to_owned());
         let response = request.send().await.map_err(network)?;
-        if response.status().is_success() { complete(response).await } else { Err(refused(response).await) }
+        if response.status().is_success() {
+            complete(response).await
+        } else {
+            Err(refused(response, &self.discard).await)
+        }
     }
 
     fn headers(&self, cx: &TaskContext) -> Result<HeaderMap, HandlerError> {
@@ -150,7 +156,7 @@ async fn complete(mut response: Response) -> Result<Outcome, HandlerError> {
 }
 
 /// What an answer other than 2xx means.
-async fn refused(response: Response) -> HandlerError {
+async fn refused(response: Response, discard: &Statuses) -> HandlerError {
     let status = response.status();
     let delay =
         response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
@@ -162,7 +168,7 @@ async fn refused(response: Response) -> HandlerError {
     }
     let passing = status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
-    match (passing, delay) {
+    match (passing && !discard.contains(status.as_u16()), delay) {
         (true, Some(delay)) => HandlerError::retry_after(message, delay),
         (true, None) => HandlerError::retry(message),
         (false, _) => HandlerError::discard(message),

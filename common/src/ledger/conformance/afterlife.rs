@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::{HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, refused, run, until, worker};
+use super::{
+    HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, refused, run, until, worker,
+};
 use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Refusal, Replayed, Submission, Transition};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, OnConflict, TaskId, Unique};
@@ -65,8 +67,7 @@ pub async fn many_are_replayed_each_after_its_delay(ledger: &dyn Ledger) {
     let mut replayed = ledger.replay_many(replays.chain([(unknown, NOW)]).collect()).await.unwrap();
     replayed.sort_unstable_by_key(|(id, _)| *id);
     let before = |index| if index == 1_099 { State::Discarded } else { State::Cancelled };
-    let expected: Vec<_> =
-        ids.iter().enumerate().map(|(index, id)| (*id, Replayed::From(before(index)))).collect();
+    let expected: Vec<_> = ids.iter().enumerate().map(|(index, id)| (*id, Replayed::From(before(index)))).collect();
     assert_eq!(replayed, expected);
     let due = ledger.fetch_due(2_000, HOUR).await.unwrap();
     assert_eq!(due.len(), 550, "every second one");

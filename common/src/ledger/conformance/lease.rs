@@ -88,7 +88,13 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let ids = recorded(ledger, 4, |task| (task.kind, task.max_attempts) = (kind("pay.out"), 7)).await;
     for &id in &ids {
-        let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce, queue: queue("default"), crashes_below: i32::MAX };
+        let request = ClaimRequest {
+            id,
+            worker: holder,
+            guarantee: Guarantee::AtMostOnce,
+            queue: queue("default"),
+            crashes_below: i32::MAX,
+        };
         assert!(matches!(ledger.claim(request).await.unwrap(), Claim::Granted(_)));
     }
     ledger.retire(holder).await.unwrap();

@@ -14,7 +14,8 @@ use tokio::task::block_in_place;
 
 use super::{HOUR, cancel, complete, failure, new_task, recorded, worker};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement, SharedLedger, Transition,
+    Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
+    SharedLedger, Transition,
 };
 use crate::rescue;
 use crate::state::{Event, State};
@@ -68,7 +69,10 @@ enum How {
 /// An [`Act`] with the names and fences of its moment.
 #[derive(Debug, Clone)]
 enum Call {
-    Claim { request: ClaimRequest, alive: bool },
+    Claim {
+        request: ClaimRequest,
+        alive: bool,
+    },
     Settle(Settlement),
     MarkQueued(Fence),
     PutBack(Duration),

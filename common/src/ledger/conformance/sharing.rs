@@ -12,8 +12,8 @@ use super::{
     worker, worker_for,
 };
 use crate::ledger::{
-    Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
-    Submission,
+    Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed,
+    ScheduleChange, Settled, Submission,
 };
 use crate::state::State;
 use crate::task::{Json, TaskId, WorkerId};

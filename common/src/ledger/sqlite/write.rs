@@ -8,8 +8,8 @@ use super::read::{id_of, parsed_or};
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Due, Edit, Edited, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
-    Transition, WorkerRecord,
+    Abandoned, Claim, ClaimRequest, Due, Edit, Edited, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled,
+    Settlement, Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
@@ -81,7 +81,9 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
 
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
     let row: Option<(i16, i64, i32, bool)> = db
-        .prepare_cached("SELECT state, run_at, crashes, edited_at IS NOT NULL AND queue <> ?2 FROM tasks WHERE id = ?1")?
+        .prepare_cached(
+            "SELECT state, run_at, crashes, edited_at IS NOT NULL AND queue <> ?2 FROM tasks WHERE id = ?1",
+        )?
         .query_row(params![request.id.0.as_bytes().as_slice(), request.queue.as_str()], |row| {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
         })
