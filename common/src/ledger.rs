@@ -82,6 +82,10 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`.
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;
 
+    /// Lets go of tasks that [`Ledger::fetch_due`] took for a relay and that it could not publish: they are due again
+    /// now, where no claim or other write has overtaken that (same fence).
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError>;
+
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 

@@ -64,7 +64,7 @@ const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement cancels, moves or purges.
+/// How many tasks one statement releases, cancels, moves or purges.
 const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
@@ -190,6 +190,13 @@ impl Ledger for PostgresLedger {
 
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
         again(|| publish::fetch_due(&self.shared, limit, reserve)).await
+    }
+
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in unpublished.chunks(STATEMENT_TASKS_MAX) {
+            again(|| publish::release(&self.shared, some)).await?;
+        }
+        Ok(())
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {

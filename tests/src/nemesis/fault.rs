@@ -259,8 +259,9 @@ impl Injection {
     }
 
     async fn harm_broker(&self, world: &World) -> Result<()> {
-        world.settled().await;
         let mut cluster = broker(world).await?;
+        // Behind the lock: whoever held it may have had a queue declared anew.
+        world.settled().await;
         let at = self.node(&cluster, &world.lanes[self.lane]).await;
         let node = &mut cluster.nodes[at];
         match self.fault {
