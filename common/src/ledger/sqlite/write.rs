@@ -328,8 +328,9 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
 
 pub(super) fn release(db: &Connection, unpublished: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
     // What is not due any more was claimed, marked or ended meanwhile.
-    let mut release = db
-        .prepare_cached("UPDATE tasks SET due_at = min(due_at, ?3) WHERE id = ?1 AND fence = ?2 AND due_at IS NOT NULL")?;
+    let mut release = db.prepare_cached(
+        "UPDATE tasks SET due_at = min(due_at, ?3) WHERE id = ?1 AND fence = ?2 AND due_at IS NOT NULL",
+    )?;
     let now = wall_ms();
     for (id, fence) in unpublished {
         release.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
