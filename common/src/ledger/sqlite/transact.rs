@@ -27,7 +27,8 @@ const WORK_ROWS: usize = 16;
 const STEPS: std::ffi::c_int = 10_000;
 const SAVEPOINT: &str = "tasklane_work";
 /// The ledger's tables, which only the ledger writes.
-const TABLES: [&str; 5] = ["tasks", "task_args", "workers", "queues", "schedules"];
+pub(super) const TABLES: [&str; 8] =
+    ["paused_queues", "queues", "schedules", "task_args", "task_groups", "tasks", "unique_keys", "workers"];
 
 thread_local! {
     /// Whether this thread is inside of a work.
