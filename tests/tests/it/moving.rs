@@ -51,7 +51,9 @@ on_both_ledgers! {
         let moved = stack.test_worker(&log).env("TASKLANE_QUEUES", "other").start().await?;
         check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
         log.check_each_started_once(submitted.iter().map(String::as_str))?;
-        assert_eq!(stack.vhost.depth("tasklane.q.default").await?, Some(200));
+        let left = stack.vhost.depth("tasklane.q.default").await?;
+        // On a busy machine a relay may have published some of them twice.
+        assert!(left >= Some(200), "{left:?}");
         // And when somebody does, they start nothing.
         let old = stack.test_worker(&log).start().await?;
         nothing_left(&stack.vhost).await?;
