@@ -107,6 +107,8 @@ impl Report {
         self.row(f, "  of them transactional", |lane| lane.verdict.counts.transactional.to_string())?;
         self.row(f, "discarded (interrupted)", |lane| lane.verdict.counts.interrupted.to_string())?;
         self.row(f, "cancelled", |lane| lane.verdict.counts.cancelled.to_string())?;
+        self.row(f, "groups followed", |lane| lane.verdict.counts.followed.to_string())?;
+        self.row(f, "moved, pauses", |lane| format!("{}, {}", lane.verdict.counts.moved, lane.verdict.counts.pauses))?;
         self.row(f, "lost", |lane| broken(lane, Broken::Lost))?;
         self.row(f, "doubled", |lane| broken(lane, Broken::Doubled))?;
         self.row(f, "overlapping", |lane| broken(lane, Broken::Overlapping))?;
