@@ -143,7 +143,7 @@ fn clean() -> Evidence {
         cancel(55, "g2", Some(0)),
         resumed(30),
         paused(500),
-        resumed(900),
+        resumed(2_500),
         moved(None),
         moved(Some(1)),
         cancel(50, "w", None),
@@ -167,7 +167,7 @@ fn clean() -> Evidence {
     }
     history.extend(done(160, WORKER, "u2", 1));
     // In hand when the queue was paused; after that; and in another queue meanwhile.
-    for (at_ms, task) in [(510, "h"), (950, "p"), (600, "e"), (400, "m"), (450, "g1"), (700, "t")] {
+    for (at_ms, task) in [(510, "h"), (2_600, "p"), (600, "e"), (400, "m"), (450, "g1"), (700, "t")] {
         history.extend(done(at_ms, OTHER, task, 1));
     }
     let tasks = vec![
@@ -183,7 +183,7 @@ fn clean() -> Evidence {
         unique("u1", "only"),
         unique("u2", "only"),
         granted("h", "other", 490),
-        granted("p", "other", 940),
+        granted("p", "other", 2_590),
         granted("e", "default", 590),
         FinalTask { queue: "other".to_owned(), ..completed("m", "moved", 1) },
         member(completed("g1", "group", 1)),

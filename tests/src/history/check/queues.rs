@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use super::{Broken, Evidence, Line, Op, Verdict};
 
+/// How long a claim may take: the ledger reads its clock first, and afterwards what is paused by then.
+const CLAIM_TIME: Duration = Duration::from_secs(1);
+
 /// From the answer to a pause until before the request to go on, by the wall clock, which is the ledgers'.
 type Pauses<'h> = BTreeMap<&'h str, Vec<(Duration, Duration)>>;
 
@@ -29,7 +32,8 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
         // A cancelled task may have been moved since its last run; all others ended in the queue in which they ran. What
         // was granted before the pause, and begins or goes on in it, was in hand.
         let Some(granted) = task.started_at.filter(|_| task.state != "cancelled") else { continue };
-        let paused = pauses.get(queue).into_iter().flatten().find(|(from, to)| *from < granted && granted < *to);
+        let within = |(from, to): &&(Duration, Duration)| *from < granted && granted < to.saturating_sub(CLAIM_TIME);
+        let paused = pauses.get(queue).into_iter().flatten().find(within);
         if let Some((from, to)) = paused {
             let told = format!("granted at {granted:?} in {queue}, which was paused from {from:?} to {to:?}");
             verdict.blame(Broken::StartedInPause, &task.id, told);
