@@ -3,6 +3,7 @@
 mod groups;
 mod queues;
 mod runs;
+pub mod takeovers;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -106,9 +107,9 @@ pub fn check(evidence: &Evidence) -> Verdict {
         check_order(task, ran, &mut verdict);
         check_cancellation(task, ran, asked.flatten(), &mut verdict);
         check_overlap(task, ran, &freezes, &mut verdict);
-        count_runs(task, ran, &mut verdict);
+        count_runs(ran, &mut verdict);
     }
-    verdict.counts.takeovers.sort();
+    takeovers::count(evidence, &runs, &mut verdict);
     check_unique_keys(evidence, &runs, &freezes, &mut verdict);
     groups::check(evidence, &runs, &mut verdict);
     queues::check(evidence, &mut verdict);
@@ -311,17 +312,11 @@ fn after_thaw(first: &Ran, second: &Ran, freezes: &Freezes) -> Option<Duration> 
     })
 }
 
-fn count_runs(task: &FinalTask, ran: &[Ran], verdict: &mut Verdict) {
+fn count_runs(ran: &[Ran], verdict: &mut Verdict) {
     let counts = &mut verdict.counts;
     counts.starts += ran.len();
     counts.dropped_runs += ran.iter().filter(|run| matches!(run.ended, Some((_, Ending::Dropped)))).count();
-    for (at, run) in ran.iter().enumerate() {
-        let Some(killed) = run.killed else { continue };
-        counts.killed_runs += 1;
-        if let Some(next) = ran.get(at + 1).filter(|_| !task.is_once()) {
-            counts.takeovers.push(next.began.saturating_sub(killed));
-        }
-    }
+    counts.killed_runs += ran.iter().filter(|run| run.killed.is_some()).count();
 }
 
 /// Each completed transactional task has counted one further, and nothing else has.

@@ -367,3 +367,14 @@ fn slow(wire: &Proxy) {
 async fn broker(world: &World) -> Result<MutexGuard<'_, Cluster>> {
     within(BROKER_LIMIT, "the broker, which another fault holds", world.broker.lock()).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::check::takeovers::WORKER_DEATH;
+
+    #[test]
+    fn the_checker_knows_the_death_of_a_worker_by_its_name() {
+        assert_eq!(Fault::WorkerKilled.to_string(), WORKER_DEATH);
+    }
+}
