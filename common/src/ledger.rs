@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod editing;
 pub mod grouping;
 pub mod postgres;
 pub mod scheduling;
@@ -23,6 +24,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
@@ -32,7 +34,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 6;
+pub const SCHEMA_VERSION: i64 = 7;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -95,9 +97,22 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// The members of a group count from the group's end, and the group goes after the last of them.
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
-    /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError>;
+    /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
+    /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
+    /// holds it. Each task stands for itself; unknown ids are left out.
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
+
+    /// [`Ledger::replay_many`] of one, due at once.
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
+        let replayed = self.replay_many(vec![(id, Duration::ZERO)]).await?.pop();
+        Ok(replayed.map_or(Replayed::Unknown, |(_, replayed)| replayed))
+    }
+
+    /// Changes a waiting task, all that is given or nothing. It is `scheduled` then, to be published at its `run_at`.
+    ///
+    /// Raises the fence, and voids all messages published under a lower one: [`Refusal::Outdated`]. They may still be in
+    /// the broker, and say what held before.
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError>;
 
     /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
     /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
@@ -121,8 +136,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Gives those of these tasks that wait in the queue `from` to the queue `to`, where a relay publishes them at once or
     /// at their time; tells how many.
     ///
-    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing. A
-    /// message that is left in the old queue may still start its task, and the one in the new queue is dropped then.
+    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing, and
+    /// voids the messages in the old queue as [`Ledger::edit`] does.
     async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
 
     /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
@@ -241,8 +256,18 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
+    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
+    /// for a task that was never edited or moved.
+    pub published: Option<Fence>,
     /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
     pub crashes_below: i32,
+}
+
+impl ClaimRequest {
+    /// The fence of the message as a number: below all others where it is not known.
+    pub(crate) fn published_under(&self) -> i64 {
+        self.published.map_or(-1, |fence| fence.0)
+    }
 }
 
 /// The ledger's answer to a claim.
@@ -286,6 +311,8 @@ pub enum Refusal {
     NotDue,
     /// The ledger has no such task.
     Unknown,
+    /// It was edited or moved after the message was published; another one is there, or will be.
+    Outdated,
     /// Its queue is paused; a later claim may be granted.
     Paused,
     /// The asking worker's own lease has ended.
@@ -303,6 +330,7 @@ impl Refusal {
             Self::Held => "held",
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
+            Self::Outdated => "outdated",
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",

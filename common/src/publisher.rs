@@ -52,7 +52,7 @@ pub struct Publication {
     pub queue: QueueName,
     /// The handler's input.
     pub args: Json,
-    /// The row's fence at this moment: a later claim makes the mark of this publication void.
+    /// The row's fence at this moment: a later claim makes the mark of this publication void, a later edit or move its message.
     pub fence: Fence,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
@@ -347,6 +347,7 @@ async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherC
         id: publication.id,
         kind: publication.kind.clone(),
         args: publication.args.clone(),
+        fence: Some(publication.fence),
         traceparent: publication.traceparent.clone(),
         reply_to: publication.reply_to.clone(),
     };

@@ -352,6 +352,8 @@ pub struct NewTask {
     pub traceparent: Option<String>,
     /// What it is the only one of; `None` for most.
     pub unique: Option<Unique>,
+    /// The failed task whose work it does with other args; `None` for most.
+    pub retried_from: Option<TaskId>,
 }
 
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
@@ -477,6 +479,8 @@ pub struct Task {
     pub unique_key: Option<String>,
     /// The group whose end it is part of.
     pub group_id: Option<GroupId>,
+    /// The failed task whose work it does with other args.
+    pub retried_from: Option<TaskId>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

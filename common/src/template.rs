@@ -31,8 +31,7 @@ pub struct TaskTemplate {
 impl From<NewTask> for TaskTemplate {
     /// Leaves out what belongs to a single task.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
+        let NewTask { kind, queue, args, max_attempts, timeout, tags, .. } = task;
         Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
     }
 }
@@ -52,6 +51,7 @@ impl From<TaskTemplate> for NewTask {
             tags,
             traceparent: None,
             unique: None,
+            retried_from: None,
         }
     }
 }

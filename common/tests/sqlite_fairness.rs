@@ -36,6 +36,7 @@ fn task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        retried_from: None,
     }
 }
 

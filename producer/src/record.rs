@@ -153,5 +153,6 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         timeout_ms: task.timeout.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
         group_id: None,
+        retried_from: task.retried_from,
     }
 }

@@ -87,7 +87,7 @@ pub struct Circumstances<'c> {
 }
 
 /// Keeps `null` apart from a field left out.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+pub(crate) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -127,6 +127,7 @@ impl SubmitTask {
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
+                    retried_from: None,
                 })
             }
             _ => Err(faults.0),
@@ -135,10 +136,11 @@ impl SubmitTask {
 }
 
 /// The faults found so far.
-struct Faults(Vec<FieldError>);
+pub(crate) struct Faults(pub(crate) Vec<FieldError>);
 
 impl Faults {
-    fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
+    /// The checked value; a fault is noted under its path.
+    pub(crate) fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
         checked.map_err(|message| self.0.push(FieldError::new(path, message))).ok()
     }
 }
@@ -147,12 +149,15 @@ fn kind(name: Option<&str>) -> Result<Kind, String> {
     Kind::parse(name.ok_or("is required")?).map_err(|error| error.to_string())
 }
 
-fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
+pub(crate) fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
     name.map(QueueName::parse).transpose().map_err(|error| error.to_string())
 }
 
 fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
-    let Some(raw) = raw else { return Json::parse("{}".to_owned()).map_err(|error| error.to_string()) };
+    raw.map_or_else(|| Json::parse("{}".to_owned()).map_err(|error| error.to_string()), checked_args)
+}
+
+pub(crate) fn checked_args(raw: Box<RawValue>) -> Result<Json, String> {
     match raw.get().len() {
         bytes if bytes > ARGS_BYTES_MAX => {
             Err(format!("must be at most {ARGS_BYTES_MAX} bytes of JSON, but has {bytes}"))
@@ -161,7 +166,7 @@ fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
     }
 }
 
-fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
+pub(crate) fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     if (min..=max).contains(&number) {
         Ok(number)
     } else {
@@ -169,13 +174,13 @@ fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     }
 }
 
-fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
+pub(crate) fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
     let Some(delay_ms) = delay_ms else { return Ok(None) };
     within(delay_ms, 0, DELAY_MS_MAX).map(|ms| Some(clock::timestamp(now.as_millisecond().saturating_add(ms))))
 }
 
 /// In whole milliseconds, which is what ledgers keep.
-fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+pub(crate) fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let Some(text) = text else { return Ok(None) };
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;

@@ -45,6 +45,10 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         Some(Claim::Refused(Refusal::Suspect)) => {
             return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
         }
+        // It does not say what held when it was published, so it may be the newest there is.
+        Some(Claim::Refused(Refusal::Outdated)) if envelope.fence.is_none() => {
+            return put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO).await;
+        }
         Some(Claim::Refused(Refusal::Paused)) => return paused(&life, &envelope, delivery).await,
         Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
         None => return delivery.give_back().await,
@@ -101,26 +105,29 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
 async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let request = ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, crashes_below };
-    let claim = ask(life, request.clone()).await;
+    let Envelope { id, fence: published, .. } = *envelope;
+    let request = ClaimRequest { id, worker, guarantee: options.guarantee, published, crashes_below };
+    let claim = ask(life, request.clone(), &envelope.args).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);
     }
     // Before the claim: what is claimed counts as running, and so as guilty, even if it only waits for its turn.
     match Arc::clone(&life.suspects).try_acquire_owned() {
-        Ok(apart) => (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }).await, Some(apart)),
+        Ok(apart) => {
+            (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }, &envelope.args).await, Some(apart))
+        }
         Err(_) => (claim, None),
     }
 }
 
 /// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
-async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
+async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
     let id = request.id;
     let mut in_doubt = false;
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
             // An earlier try without an answer may have been granted all the same, and would be nobody's run.
-            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id).await,
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id, args).await,
             claim => claim,
         };
         match claim {
@@ -140,10 +147,13 @@ async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
     }
 }
 
-/// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it.
-async fn adopt(life: &Life, id: TaskId) -> Result<Claim, LedgerError> {
+/// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it: surely one with
+/// other args, which the ledger would not have granted to this one.
+async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerError> {
     let task = life.ledger.get(vec![id]).await?.pop();
-    let own = task.filter(|task| task.state == State::Running && task.worker_id == Some(life.lease.worker()));
+    let own = task.filter(|task| {
+        task.state == State::Running && task.worker_id == Some(life.lease.worker()) && task.args == *args
+    });
     let Some(task) = own.filter(|_| life.hold(id)) else { return Ok(Claim::Refused(Refusal::Held)) };
     Ok(Claim::Granted(Granted {
         fence: task.fence,
@@ -161,7 +171,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
-        Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
+        Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue => delivery.ack().await,
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }
@@ -175,7 +185,7 @@ async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
             metrics::counter!("tasklane_claims_refused_total", "reason" => Refusal::Paused.as_str()).increment(1);
             delivery.give_back().await;
         }
-        // This queue goes on, so the message belongs to another: the task was moved there, or the pause is over.
+        // This queue goes on, so the task belongs to another, or the pause is over.
         Ok(false) => put_back(life, envelope, delivery, Refusal::Paused.as_str(), ELSEWHERE_DELAY).await,
         Err(error) => {
             tracing::warn!(%error, task.id = %envelope.id, "whether the queue is paused is not known, trying again");

@@ -168,6 +168,7 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        retried_from: None,
     };
     let record = WorkerRecord {
         id: worker,
@@ -179,7 +180,13 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL, group: None }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker,
+        guarantee: Guarantee::Transactional,
+        published: Some(Fence(0)),
+        crashes_below: i32::MAX,
+    };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),

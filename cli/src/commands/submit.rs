@@ -104,6 +104,6 @@ fn tags(pairs: &[Pair]) -> Result<BTreeMap<&str, &str>, Failure> {
     Ok(tags)
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -17,6 +17,7 @@
 pub mod afterlife;
 pub mod cancel;
 pub mod claim;
+pub mod edit;
 pub mod group;
 pub mod lease;
 pub mod model;
@@ -122,8 +123,14 @@ macro_rules! suite {
             }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
-                a_message_left_in_the_old_queue_starts_nothing_twice, what_does_not_wait_there_is_left_alone,
+                a_message_left_in_the_old_queue_starts_nothing, what_does_not_wait_there_is_left_alone,
                 many_are_moved_together,
+            }
+            edit {
+                a_waiting_task_can_be_changed, what_is_left_out_stays, an_edited_task_waits_for_its_new_time,
+                a_message_of_before_an_edit_starts_nothing, a_message_of_before_is_refused_whatever_else_holds,
+                a_late_mark_of_the_old_publication_changes_nothing, an_attempt_must_be_left,
+                what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in,
             }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
@@ -148,6 +155,8 @@ macro_rules! suite {
             }
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
+                many_are_replayed_each_after_its_delay, of_many_with_one_key_one_is_replayed,
+                a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
             }
@@ -197,7 +206,7 @@ macro_rules! suite {
             $crate::ledger::conformance::suite! { @sharing $store;
                 one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
                 a_lease_ended_by_one_is_lost_for_the_other, nothing_starts_after_a_pause_was_answered, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
-                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first,
+                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first, an_edit_and_a_claim_come_one_after_the_other,
             }
         }
     };
@@ -248,6 +257,7 @@ pub fn new_task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        retried_from: None,
     }
 }
 
@@ -314,9 +324,18 @@ pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
     record.id
 }
 
-/// Asks for a task.
+/// The fence of a message that no edit and no move has voided.
+pub const NEWEST: Option<Fence> = Some(Fence(i64::MAX));
+
+/// Asks for a task, by its newest message.
 pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
-    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX }).await.unwrap()
+    claim_by(ledger, id, worker, NEWEST).await
+}
+
+/// Asks for a task by a message that was published under this fence.
+pub async fn claim_by(ledger: &dyn Ledger, id: TaskId, worker: WorkerId, published: Option<Fence>) -> Claim {
+    let guarantee = Guarantee::AtLeastOnce;
+    ledger.claim(ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX }).await.unwrap()
 }
 
 /// Takes a task that is to be had.

@@ -15,6 +15,7 @@
 mod afterlife;
 mod claim;
 mod connections;
+mod editing;
 mod fault;
 mod groups;
 mod lane;
@@ -51,9 +52,9 @@ use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
-    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
+    Firing, Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed,
+    ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
@@ -64,7 +65,7 @@ const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement cancels, moves or purges.
+/// How many tasks one statement cancels, moves, purges or replays.
 const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
@@ -205,8 +206,16 @@ impl Ledger for PostgresLedger {
         again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        again(|| afterlife::replay(&self.shared, id)).await
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(STATEMENT_TASKS_MAX) {
+            replayed.extend(again(|| afterlife::replay(&self.shared, some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        again(|| editing::edit(&self.shared, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {

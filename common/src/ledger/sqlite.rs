@@ -4,6 +4,7 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod editing;
 mod groups;
 mod queues;
 mod read;
@@ -32,8 +33,8 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
-    LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
+    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
+    Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
     SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
@@ -146,8 +147,17 @@ impl Ledger for SqliteLedger {
         Ok(pruned)
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        self.writer.write(1, move |db| write::replay(db, id)).await
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        self.writer.write(1, move |db| editing::edit(db, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::{
-    HOUR, claim, complete, get, granted, new_task, one, recorded, refused, retry, run, settle, submission, until,
-    worker, worker_for,
+    HOUR, NEWEST, claim, complete, get, granted, new_task, one, recorded, refused, retry, run, settle, submission,
+    until, worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Settled, Transition};
@@ -18,7 +18,13 @@ pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
     ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
     let holder = worker(ledger).await;
-    let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce, crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker: holder,
+        guarantee: Guarantee::AtMostOnce,
+        published: NEWEST,
+        crashes_below: i32::MAX,
+    };
     let Claim::Granted(grant) = ledger.claim(request).await.unwrap() else { panic!("the task is free") };
     let task = get(ledger, id).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(1), 1, 3));
@@ -127,7 +133,7 @@ pub async fn a_suspect_is_not_granted_unasked(ledger: &dyn Ledger) {
     let (id, worker) = (one(ledger).await, worker(ledger).await);
     let error = Failure { message: String::new(), kind: ErrorKind::Crash };
     run(ledger, id, worker, Transition::Retry { delay: Duration::ZERO, error }).await;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: 1 };
+    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
     assert_eq!(ledger.claim(request.clone()).await.unwrap(), Claim::Refused(Refusal::Suspect));
     let claim = ledger.claim(ClaimRequest { crashes_below: 2, ..request.clone() }).await.unwrap();
     assert!(matches!(claim, Claim::Granted(_)), "{claim:?}");

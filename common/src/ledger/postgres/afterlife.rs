@@ -1,5 +1,6 @@
 //! What ends tasks from outside, and what can still happen to one that is over: it is run again, or forgotten.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use super::rows::{codes_for, state_of, storable};
 use super::{groups, unique};
 use crate::clock::millis;
 use crate::ledger::Replayed;
-use crate::state::{Event, State, next};
+use crate::state::{Event, State};
 use crate::task::TaskId;
 
 /// How many rows one statement of a prune looks at: as many as it may delete, within these bounds.
@@ -21,16 +22,22 @@ const SCAN: (i64, i64) = (1_000, 20_000);
 const PRUNE_BUDGET: Duration = Duration::from_secs(2);
 
 const REPLAY: &str = "
-WITH found AS MATERIALIZED (SELECT id, state FROM tasks WHERE id = $1 FOR UPDATE),
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+found AS MATERIALIZED (
+    SELECT t.id, t.state, r.delay_ms
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS r (id, delay_ms) JOIN tasks t ON t.id = r.id
+    ORDER BY t.id
+    FOR UPDATE OF t
+),
 moved AS (
     UPDATE tasks t
-    SET state = $3, run_at = clock.now, due_at = clock.now, queued_at = NULL, crashes = 0,
+    SET state = $4, run_at = clock.now + f.delay_ms, due_at = clock.now + f.delay_ms, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
         cancel_requested_at = NULL
-    FROM found f, (SELECT tasklane_now() AS now) clock
-    WHERE t.id = f.id AND f.state = ANY($2)
+    FROM found f, clock
+    WHERE t.id = f.id AND f.state = ANY($3)
 )
-SELECT state FROM found";
+SELECT id, state FROM found";
 
 /// The rows are judged as they were locked. The first request for a run counts, and its worker may have heard of it.
 const CANCEL: &str = "
@@ -96,40 +103,64 @@ DELETE FROM workers w
 WHERE dead AND expires_at < tasklane_now() - 3600000
   AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
 
-pub(super) async fn replay(connections: &Connections, id: TaskId) -> Result<Replayed, Fault> {
+pub(super) async fn replay(
+    connections: &Connections,
+    replays: &[(TaskId, Duration)],
+) -> Result<Vec<(TaskId, Replayed)>, Fault> {
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
-    let replayed = replay_within(&mut transaction, id).await?;
+    let mut replayed = keys_held(&mut transaction, replays).await?;
+    let free: Vec<_> = replays.iter().filter(|(id, _)| !replayed.iter().any(|(held, _)| held == id)).collect();
+    let before: Vec<(Uuid, i16)> = sqlx::query_as(REPLAY)
+        .bind(free.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind(free.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
+        .bind(codes_for(Event::Replay))
+        .bind(State::Accepted.code())
+        .fetch_all(&mut *transaction)
+        .await?;
     transaction.commit().await?;
     lent.keep();
+    for (id, code) in before {
+        replayed.push((TaskId(id), Replayed::From(state_of(code)?)));
+    }
     Ok(replayed)
 }
 
-async fn replay_within(connection: &mut PgConnection, id: TaskId) -> Result<Replayed, Fault> {
-    let found: Option<(i16, Option<String>)> = sqlx::query_as("SELECT state, unique_key FROM tasks WHERE id = $1")
-        .bind(id.0)
-        .fetch_optional(&mut *connection)
+/// Takes back the unique keys of those that can be replayed; answers those whose key another task holds.
+async fn keys_held(
+    connection: &mut PgConnection,
+    replays: &[(TaskId, Duration)],
+) -> Result<Vec<(TaskId, Replayed)>, Fault> {
+    const KEYS: &str = "
+SELECT id, unique_key FROM tasks
+WHERE id = ANY($1) AND state = ANY($2) AND unique_key IS NOT NULL ORDER BY id";
+    let keyed: Vec<(Uuid, String)> = sqlx::query_as(KEYS)
+        .bind(replays.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind(codes_for(Event::Replay))
+        .fetch_all(&mut *connection)
         .await?;
-    let Some((code, key)) = found else { return Ok(Replayed::Unknown) };
-    let state = state_of(code)?;
-    if next(state, Event::Replay).is_none() {
-        return Ok(Replayed::From(state));
+    if keyed.is_empty() {
+        return Ok(Vec::new());
     }
-    if let Some(key) = key {
-        unique::lock(connection, &[&key]).await?;
-        match unique::holders(connection, &[&key]).await?.remove(&key) {
-            Some(holder) if holder.id != id => return Ok(Replayed::KeyHeld(holder.id)),
+    let keys: Vec<&str> = keyed.iter().map(|(_, key)| key.as_str()).collect();
+    unique::lock(connection, &keys).await?;
+    let found = unique::holders(connection, &keys).await?;
+    let mut holders: HashMap<&str, TaskId> = found.iter().map(|(key, holder)| (key.as_str(), holder.id)).collect();
+    let (mut taken, mut held) = (Vec::new(), Vec::new());
+    for (id, key) in &keyed {
+        let id = TaskId(*id);
+        match holders.get(key.as_str()) {
+            Some(holder) if *holder != id => held.push((id, Replayed::KeyHeld(*holder))),
             Some(_) => {}
-            None => unique::take(connection, &[(&key, id, None)]).await?,
+            // Of several with one key the first has it from here on.
+            None => {
+                holders.insert(key, id);
+                taken.push((key.as_str(), id, None));
+            }
         }
     }
-    let before: Option<i16> = sqlx::query_scalar(REPLAY)
-        .bind(id.0)
-        .bind(codes_for(Event::Replay))
-        .bind(State::Accepted.code())
-        .fetch_optional(connection)
-        .await?;
-    before.map_or(Ok(Replayed::Unknown), |code| state_of(code).map(Replayed::From))
+    unique::take(connection, &taken).await?;
+    Ok(held)
 }
 
 pub(super) async fn cancel(

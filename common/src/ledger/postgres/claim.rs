@@ -24,8 +24,9 @@ const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 paused AS MATERIALIZED (SELECT tasklane_paused() AS names),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee, a.crashes_below
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
+    SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.published
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[])
+         AS a (id, worker, guarantee, crashes_below, published)
     JOIN workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
@@ -33,7 +34,7 @@ locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
     FROM clock, paused, asked a JOIN tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
-      AND t.queue <> ALL(paused.names)
+      AND (t.void_below IS NULL OR t.void_below <= a.published) AND t.queue <> ALL(paused.names)
     ORDER BY t.id
     FOR UPDATE OF t
 )
@@ -48,8 +49,9 @@ const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
-       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue)
-FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
+       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue),
+       COALESCE(t.void_below > a.published, false)
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::bigint[]) AS a (id, worker, crashes_below, published)
 JOIN tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -106,6 +108,7 @@ async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
         .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
     Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row)))).collect())
@@ -128,17 +131,18 @@ fn granted(row: GrantedRow) -> Granted {
 /// Finds out why; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<(Uuid, i16, bool, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(refused.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
-    for (id, code, due, alive, suspect, paused) in rows {
+    for (id, code, due, alive, suspect, paused, outdated) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let looked = Looked { due, paused, suspect, alive };
+        let looked = Looked { outdated, due, paused, suspect, alive };
         let reason = reason(state, looked);
         if reason == Some(Refusal::NotDue) && state == State::Queued {
             early.push(id);
@@ -157,16 +161,19 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
 
 /// What may stand against a claim of a waiting task.
 struct Looked {
+    outdated: bool,
     due: bool,
     paused: bool,
     suspect: bool,
     alive: bool,
 }
 
-fn reason(state: State, Looked { due, paused, suspect, alive }: Looked) -> Option<Refusal> {
+fn reason(state: State, Looked { outdated, due, paused, suspect, alive }: Looked) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
+        // Before all that a message which counts would be told.
+        _ if outdated => Some(Refusal::Outdated),
         _ if !due => Some(Refusal::NotDue),
         // Before the suspect, which would be tried once more or put back.
         _ if paused => Some(Refusal::Paused),

@@ -69,6 +69,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         timeout_ms: row.try_get("timeout_ms")?,
         unique_key: row.try_get("unique_key")?,
         group_id: row.try_get::<Option<Uuid>, _>("group_id")?.map(GroupId),
+        retried_from: row.try_get::<Option<Uuid>, _>("retried_from")?.map(TaskId),
     })
 }
 

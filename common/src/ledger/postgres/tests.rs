@@ -12,8 +12,8 @@ use tokio::net::TcpListener;
 use self::server::Database;
 use super::PostgresLedger;
 use crate::ledger::conformance::{
-    HOUR, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle, submission, until,
-    worker,
+    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle,
+    submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
@@ -139,6 +139,7 @@ async fn cut_connections_are_replaced() {
                     id: ids[0],
                     worker: holder,
                     guarantee: Default::default(),
+                    published: NEWEST,
                     crashes_below: i32::MAX
                 }),
                 ledger.put_back(ids[0], HOUR),

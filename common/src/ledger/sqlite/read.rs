@@ -108,7 +108,7 @@ pub(super) fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> 
 
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key, t.cancel_requested_at, t.group_id";
+     t.unique_key, t.cancel_requested_at, t.group_id, t.retried_from";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -135,6 +135,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         timeout_ms: row.get(17)?,
         unique_key: row.get(18)?,
         group_id: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| GroupId(uuid::Uuid::from_bytes(id))),
+        retried_from: row.get::<_, Option<[u8; 16]>>(21)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
     })
 }
 

@@ -41,6 +41,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
+                 AND (void_below IS NULL OR void_below <= ?8)
                  AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
              RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
@@ -53,7 +54,8 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                 now,
                 boot_id,
                 boot_ms(),
-                request.crashes_below
+                request.crashes_below,
+                request.published_under(),
             ],
             |row| {
                 Ok(Granted {
@@ -75,28 +77,48 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
     }
 }
 
+/// What a refusal looks at, in this order.
+struct Looked {
+    state: Option<State>,
+    outdated: bool,
+    run_at: i64,
+    paused: bool,
+    crashes: i32,
+}
+
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let row: Option<(i16, i64, i32, bool)> = db
+    let looked = db
         .prepare_cached(
-            "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
+            "SELECT state, coalesce(void_below > ?2, 0), run_at,
+                 EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue), crashes
              FROM tasks WHERE id = ?1",
         )?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+        .query_row(params![request.id.0.as_bytes().as_slice(), request.published_under()], |row| {
+            Ok(Looked {
+                state: State::from_code(row.get(0)?),
+                outdated: row.get(1)?,
+                run_at: row.get(2)?,
+                paused: row.get(3)?,
+                crashes: row.get(4)?,
+            })
+        })
         .optional()?;
-    Ok(match row.map(|(code, run_at, crashes, paused)| (State::from_code(code), run_at, crashes, paused)) {
-        None => Refusal::Unknown,
-        Some((Some(State::Running), ..)) => Refusal::Held,
-        Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
-        Some((Some(state), run_at, ..)) if run_at > now => {
+    let Some(looked) = looked else { return Ok(Refusal::Unknown) };
+    Ok(match looked.state {
+        Some(State::Running) => Refusal::Held,
+        Some(state) if state.is_final() => Refusal::Finished,
+        // Before all that a message which counts would be told.
+        _ if looked.outdated => Refusal::Outdated,
+        Some(state) if looked.run_at > now => {
             if state == State::Queued {
                 take_custody(db, request.id)?;
             }
             Refusal::NotDue
         }
         // Before the suspect, which would be tried once more or put back.
-        Some((.., true)) => Refusal::Paused,
-        Some((_, _, crashes, _)) if crashes >= request.crashes_below => Refusal::Suspect,
-        Some(_) => Refusal::LeaseLost,
+        _ if looked.paused => Refusal::Paused,
+        _ if looked.crashes >= request.crashes_below => Refusal::Suspect,
+        _ => Refusal::LeaseLost,
     })
 }
 
@@ -435,7 +457,14 @@ pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite:
     Ok(before)
 }
 
-pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> {
+pub(super) fn replay(db: &Connection, replays: &[(TaskId, Duration)]) -> rusqlite::Result<Vec<(TaskId, Replayed)>> {
+    let replayed = replays.iter().map(|(id, delay)| Ok((*id, replay_one(db, *id, *delay)?)));
+    let mut replayed: Vec<_> = replayed.collect::<rusqlite::Result<_>>()?;
+    replayed.retain(|(_, replayed)| *replayed != Replayed::Unknown);
+    Ok(replayed)
+}
+
+fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<Replayed> {
     let row: Option<(i16, Option<String>)> = db
         .prepare_cached("SELECT state, unique_key FROM tasks WHERE id = ?1")?
         .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -454,6 +483,6 @@ pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> 
              crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
-    .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;
+    .execute(params![id.0.as_bytes().as_slice(), wall_ms().saturating_add(millis(delay))])?;
     Ok(Replayed::From(state))
 }
