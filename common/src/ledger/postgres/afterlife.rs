@@ -13,7 +13,7 @@ use super::rows::{codes_for, state_of, storable};
 use super::{groups, unique};
 use crate::clock::millis;
 use crate::ledger::Replayed;
-use crate::state::{Event, State};
+use crate::state::{Event, State, next};
 use crate::task::TaskId;
 
 /// How many rows one statement of a prune looks at: as many as it may delete, within these bounds.
@@ -109,8 +109,8 @@ pub(super) async fn replay(
 ) -> Result<Vec<(TaskId, Replayed)>, Fault> {
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
-    let mut replayed = keys_held(&mut transaction, replays).await?;
-    let free: Vec<_> = replays.iter().filter(|(id, _)| !replayed.iter().any(|(held, _)| held == id)).collect();
+    let mut replayed = without_key(&mut transaction, replays).await?;
+    let free: Vec<_> = replays.iter().filter(|(id, _)| !replayed.contains_key(id)).collect();
     let before: Vec<(Uuid, i16)> = sqlx::query_as(REPLAY)
         .bind(free.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
         .bind(free.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
@@ -121,46 +121,53 @@ pub(super) async fn replay(
     transaction.commit().await?;
     lent.keep();
     for (id, code) in before {
-        replayed.push((TaskId(id), Replayed::From(state_of(code)?)));
+        replayed.insert(TaskId(id), Replayed::From(state_of(code)?));
     }
-    Ok(replayed)
+    Ok(replayed.into_iter().collect())
 }
 
-/// Takes back the unique keys of those that can be replayed; answers those whose key another task holds.
-async fn keys_held(
+/// Takes back the unique keys of those that have failed; answers the others, and those whose key another task holds.
+///
+/// What has not failed at this look must not be replayed at the next: it may have ended in between, and has no key.
+async fn without_key(
     connection: &mut PgConnection,
     replays: &[(TaskId, Duration)],
-) -> Result<Vec<(TaskId, Replayed)>, Fault> {
-    const KEYS: &str = "
-SELECT id, unique_key FROM tasks
-WHERE id = ANY($1) AND state = ANY($2) AND unique_key IS NOT NULL ORDER BY id";
-    let keyed: Vec<(Uuid, String)> = sqlx::query_as(KEYS)
+) -> Result<HashMap<TaskId, Replayed>, Fault> {
+    const LOOK: &str = "SELECT id, state, unique_key FROM tasks WHERE id = ANY($1) ORDER BY id";
+    let found: Vec<(Uuid, i16, Option<String>)> = sqlx::query_as(LOOK)
         .bind(replays.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
-        .bind(codes_for(Event::Replay))
         .fetch_all(&mut *connection)
         .await?;
-    if keyed.is_empty() {
-        return Ok(Vec::new());
+    let (mut without, mut keyed) = (HashMap::new(), Vec::new());
+    for (id, code, key) in &found {
+        let (id, state) = (TaskId(*id), state_of(*code)?);
+        match key {
+            _ if next(state, Event::Replay).is_none() => drop(without.insert(id, Replayed::From(state))),
+            Some(key) => keyed.push((id, key.as_str())),
+            None => {}
+        }
     }
-    let keys: Vec<&str> = keyed.iter().map(|(_, key)| key.as_str()).collect();
+    if keyed.is_empty() {
+        return Ok(without);
+    }
+    let keys: Vec<&str> = keyed.iter().map(|(_, key)| *key).collect();
     unique::lock(connection, &keys).await?;
     let found = unique::holders(connection, &keys).await?;
     let mut holders: HashMap<&str, TaskId> = found.iter().map(|(key, holder)| (key.as_str(), holder.id)).collect();
-    let (mut taken, mut held) = (Vec::new(), Vec::new());
-    for (id, key) in &keyed {
-        let id = TaskId(*id);
-        match holders.get(key.as_str()) {
-            Some(holder) if *holder != id => held.push((id, Replayed::KeyHeld(*holder))),
+    let mut taken = Vec::new();
+    for (id, key) in keyed {
+        match holders.get(key) {
+            Some(holder) if *holder != id => drop(without.insert(id, Replayed::KeyHeld(*holder))),
             Some(_) => {}
             // Of several with one key the first has it from here on.
             None => {
                 holders.insert(key, id);
-                taken.push((key.as_str(), id, None));
+                taken.push((key, id, None));
             }
         }
     }
     unique::take(connection, &taken).await?;
-    Ok(held)
+    Ok(without)
 }
 
 pub(super) async fn cancel(
