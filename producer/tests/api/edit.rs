@@ -48,6 +48,12 @@ async fn a_bad_edit_changes_nothing() {
     assert_snapshot!("edit_many_faults", api.patch(&path, faults).await.shown());
     assert_snapshot!("edit_nothing", api.patch(&path, "{}").await.shown());
     assert_snapshot!("edit_unknown_field", api.patch(&path, r#"{"args":2,"kind":"b"}"#).await.shown());
+    let both = r#"{"run_at":"2030-01-31T08:00:00Z","delay_ms":5}"#;
+    assert_snapshot!("edit_two_times", api.patch(&path, both).await.shown());
+    let large = format!(r#"{{"args":"{}"}}"#, "x".repeat(1024 * 1024));
+    assert_snapshot!("edit_args_too_large", api.patch(&path, large).await.shown());
+    let huge = format!(r#"{{"args":"{}"}}"#, "x".repeat(2 * 1024 * 1024));
+    assert_eq!(api.patch(&path, huge).await.status, 413);
     assert_snapshot!("edit_no_json", api.patch(&path, "nope").await.shown());
     assert_eq!(api.get(&path).await.json(), before);
 }
