@@ -4,6 +4,7 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod claim;
 mod editing;
 mod groups;
 mod queues;
@@ -93,7 +94,7 @@ impl Ledger for SqliteLedger {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
         let boot_id = self.boot_id.clone();
-        self.writer.write(1, move |db| write::claim(db, &request, &boot_id)).await
+        self.writer.write(1, move |db| claim::claim(db, &request, &boot_id)).await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
