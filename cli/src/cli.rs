@@ -138,6 +138,9 @@ pub(crate) struct Submit {
     /// The queue that carries it [default: as the producer's routes say]
     #[arg(long, value_name = "NAME")]
     pub(crate) queue: Option<String>,
+    /// How urgent it is: high, normal or low [default: normal]
+    #[arg(long, value_name = "LEVEL", value_parser = ["high", "normal", "low"], hide_possible_values = true)]
+    pub(crate) priority: Option<String>,
     /// How long it waits before its first start, such as 5m
     #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
     pub(crate) delay: Option<Duration>,

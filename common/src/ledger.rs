@@ -29,10 +29,12 @@ pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{
+    ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId,
+};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 6;
+pub const SCHEMA_VERSION: i64 = 7;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,10 +87,11 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
-    /// Makes `queued` tasks of a queue due again whose messages the broker lost: those published before the
-    /// queue's [watermark](Renewal::heads) less `slack`, unless it is paused, and, when the broker's queue is `empty`, all those
+    /// Makes `queued` tasks of a lane due again whose messages the broker lost: those published before the
+    /// lane's [watermark](Renewal::heads) less `slack`, unless the queue is paused, and, when the lane is `empty` in
+    /// the broker, all those
     /// published more than `slack` ago. At most `limit`; returns how many.
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
     /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
     ///
@@ -135,8 +138,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// The paused queues, by name; cheap.
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
 
-    /// The queues that hold `queued` tasks; cheap whatever the backlog.
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
+    /// The lanes that hold `queued` tasks; cheap whatever the backlog.
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError>;
 
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
@@ -269,7 +272,7 @@ pub struct Granted {
     pub created_at: Timestamp,
     /// When it could have started.
     pub run_at: Timestamp,
-    /// When it was marked queued, if it was: feeds the queue's watermark.
+    /// When it was marked queued, if it was: feeds the lane's watermark.
     pub queued_at: Option<Timestamp>,
     /// The ledger's time of the claim.
     pub started_at: Timestamp,
@@ -421,10 +424,10 @@ pub struct Renewal {
     pub ttl: Duration,
     /// How many tasks the worker runs.
     pub running: i32,
-    /// Per queue, the newest `queued_at` among the tasks delivered to this worker: the queue's watermark.
+    /// Per lane, the newest `queued_at` among the tasks delivered to this worker: the lane's watermark.
     ///
-    /// Queues are first-in-first-out, so a task queued well before it that still waits has lost its message.
-    pub heads: Vec<(QueueName, Timestamp)>,
+    /// Lanes are first-in-first-out, so a task queued well before it that still waits there has lost its message.
+    pub heads: Vec<(Lane, Timestamp)>,
 }
 
 /// The ledger's answer to a renewal.
@@ -466,8 +469,8 @@ pub struct Due {
     pub id: TaskId,
     /// The work.
     pub kind: Kind,
-    /// The queue.
-    pub queue: QueueName,
+    /// Where it goes.
+    pub lane: Lane,
     /// The handler's input.
     pub args: Json,
     /// The row's fence, for [`Ledger::mark_queued`].

@@ -57,6 +57,6 @@ async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<Duration,
 }
 
 fn publication(due: Due) -> Publication {
-    let Due { id, kind, queue, args, fence, traceparent } = due;
-    Publication { id, kind, queue, args, fence, traceparent, reply_to: None }
+    let Due { id, kind, lane, args, fence, traceparent } = due;
+    Publication { id, kind, lane, args, fence, traceparent, reply_to: None }
 }

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::clock::millis;
 use crate::ledger::LedgerError;
-use crate::task::{Json, Kind, NewTask, QueueName, TaskId};
+use crate::task::{Json, Kind, NewTask, Priority, QueueName, TaskId};
 
 /// The task of each tick of a schedule, or the one that follows a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,6 +20,10 @@ pub struct TaskTemplate {
     /// The handler's input.
     #[schema(value_type = serde_json::Value)]
     pub args: Json,
+    /// The urgency.
+    #[serde(default)]
+    #[schema(required)]
+    pub priority: Priority,
     /// How often it may start.
     pub max_attempts: i32,
     /// How long one run may take; null leaves it to the handler.
@@ -31,21 +35,21 @@ pub struct TaskTemplate {
 impl From<NewTask> for TaskTemplate {
     /// Leaves out what belongs to a single task.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
-        Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
+        let NewTask { id: _, kind, queue, args, priority, max_attempts, timeout, run_at: _, tags, .. } = task;
+        Self { kind, queue, args, priority, max_attempts, timeout_ms: timeout.map(millis), tags }
     }
 }
 
 impl From<TaskTemplate> for NewTask {
     /// A new task, to start at once.
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { kind, queue, args, max_attempts, timeout_ms, tags } = template;
+        let TaskTemplate { kind, queue, args, priority, max_attempts, timeout_ms, tags } = template;
         Self {
             id: TaskId::new(),
             kind,
             queue,
             args,
+            priority,
             max_attempts,
             timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
             run_at: None,

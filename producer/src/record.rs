@@ -11,7 +11,7 @@ use tasklane_common::group::NewGroup;
 use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, NewTask, Priority, QueueName, Task, TaskId};
+use tasklane_common::task::{Fence, Lane, NewTask, QueueName, Task, TaskId};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -107,7 +107,7 @@ fn publication(task: &NewTask, reply_to: &Option<String>) -> Publication {
     Publication {
         id: task.id,
         kind: task.kind.clone(),
-        queue: task.queue.clone(),
+        lane: Lane { queue: task.queue.clone(), priority: task.priority },
         args: task.args.clone(),
         fence: Fence(0),
         traceparent: task.traceparent.clone(),
@@ -137,7 +137,7 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         state: first_state(task.run_at, recorded_at),
         args: task.args,
         tags: task.tags,
-        priority: Priority::default(),
+        priority: task.priority,
         attempt: 0,
         max_attempts: task.max_attempts,
         fence: Fence(0),

@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
-use tasklane_common::task::{Json, Kind, NewTask, OnConflict, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique};
+use tasklane_common::task::{
+    Json, Kind, NewTask, OnConflict, Priority, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique,
+};
 use utoipa::ToSchema;
 
 use crate::args::{self, ARGS_BYTES_MAX};
@@ -54,6 +56,9 @@ pub struct SubmitTask {
     /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
     #[schema(format = DateTime)]
     pub run_at: Option<String>,
+    /// How urgent it is among the tasks of its queue: `high`, `normal` or `low`. Defaults to `normal`.
+    #[schema(value_type = Option<Priority>)]
+    pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     pub tags: Option<BTreeMap<String, String>>,
     /// Makes it the only task with this key, of all kinds and queues, until it has finished: 255 bytes at most.
@@ -110,17 +115,21 @@ impl SubmitTask {
         }
         let delayed = faults.keep("delay_ms", delay(self.delay_ms, circumstances.now));
         let timed = faults.keep("run_at", run_at(self.run_at.as_deref()));
+        let priority = faults.keep("priority", priority(self.priority.as_deref()));
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &mut faults.0);
         let unique = unique(self.unique_key, self.unique_for_ms, self.on_conflict.as_deref(), &mut faults);
-        match (kind, queue, args, max_attempts, timeout) {
-            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout)) if faults.0.is_empty() => {
+        match (kind, queue, args, max_attempts, timeout, priority) {
+            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout), Some(priority))
+                if faults.0.is_empty() =>
+            {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
                 Ok(NewTask {
                     id: TaskId::new(),
                     queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
                     kind,
                     args,
+                    priority,
                     max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
                     timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
                     run_at,
@@ -180,6 +189,11 @@ fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
     Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn priority(name: Option<&str>) -> Result<Priority, String> {
+    let parse = |name| Priority::from_name(name).ok_or_else(|| "must be one of high, normal, low".to_owned());
+    name.map_or(Ok(Priority::default()), parse)
 }
 
 fn unique(

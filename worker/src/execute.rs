@@ -10,6 +10,7 @@ use tasklane_common::task::{Fence, Json, Kind, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
+use crate::arbiter::Permit;
 use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
@@ -28,7 +29,7 @@ const NOBODY_DELAY: Duration = Duration::from_secs(5);
 const SUSPECT_DELAY: Duration = Duration::from_secs(1);
 
 /// Takes one delivery all the way. The permit bounds how many tasks run at once.
-pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemaphorePermit) {
+pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let body = std::mem::take(&mut delivery.body);
     let envelope = match Envelope::decode(&delivery.properties, &body) {
         Ok(envelope) => envelope,
@@ -190,7 +191,7 @@ async fn delay_elsewhere(life: &Life, envelope: &Envelope, delivery: &Delivery) 
     let elsewhere = match life.ledger.workers().await {
         Ok(workers) => workers
             .iter()
-            .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.queue)),
+            .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.lane.queue)),
         Err(_) => false,
     };
     if elsewhere { ELSEWHERE_DELAY } else { NOBODY_DELAY }
@@ -300,7 +301,7 @@ fn give_up(error: &LedgerError, deadline: Instant) -> bool {
 
 fn observe_claim(life: &Life, envelope: &Envelope, granted: &Granted, delivery: &Delivery) {
     if let Some(queued_at) = granted.queued_at.filter(|_| !delivery.redelivered) {
-        life.note_head(&delivery.queue, queued_at);
+        life.note_head(&delivery.lane, queued_at);
     }
     let waited = granted.started_at.duration_since(granted.run_at);
     metrics::histogram!("tasklane_task_wait_seconds", "kind" => envelope.kind.as_str().to_owned())

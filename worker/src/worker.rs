@@ -16,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
@@ -149,7 +150,7 @@ impl Worker {
             ledger: self.ledger.clone(),
             publisher: publisher.clone(),
             settings: Arc::clone(&self.settings),
-            permits: Arc::new(Semaphore::new(self.settings.concurrency.into())),
+            permits: Arbiter::new(self.settings.concurrency.into()),
             suspects: Arc::new(Semaphore::new(1)),
             deliveries: TaskTracker::new(),
             draining: CancellationToken::new(),

@@ -43,7 +43,9 @@ use super::{
     WorkerRecord,
 };
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{
+    ErrorKind, Fence, Guarantee, Json, Kind, Lane, NewTask, Priority, QueueName, Task, TaskId, WorkerId,
+};
 
 /// How long a condition may take to come true.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -102,7 +104,8 @@ macro_rules! suite {
                 a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
                 next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
-                a_passed_watermark_strands, an_empty_queue_strands,
+                a_passed_watermark_strands, an_empty_queue_strands, a_task_keeps_its_priority,
+                lanes_are_stranded_each_by_its_own_mark, an_empty_lane_strands_alone,
             }
             lease {
                 tasks_are_abandoned_after_the_lease_and_not_before, a_renewed_lease_lives_on,
@@ -242,6 +245,7 @@ pub fn new_task() -> NewTask {
         kind: kind("test.work"),
         queue: queue("default"),
         args: Json::parse(r#"{"n":1}"#.to_owned()).unwrap(),
+        priority: Priority::Normal,
         max_attempts: 3,
         timeout: None,
         run_at: None,
@@ -259,6 +263,11 @@ pub fn kind(name: &str) -> Kind {
 /// A queue's name.
 pub fn queue(name: &str) -> QueueName {
     QueueName::parse(name).unwrap()
+}
+
+/// A lane.
+pub fn lane(name: &str, priority: Priority) -> Lane {
+    Lane { queue: queue(name), priority }
 }
 
 /// A submission whose tasks no relay touches within the test.

@@ -57,7 +57,7 @@ use crate::ledger::{
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{self, Fence, GroupId, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of each lane that every task passes.
 const BUSY_CONNECTIONS: usize = 2;
@@ -196,8 +196,8 @@ impl Ledger for PostgresLedger {
         again(|| publish::next_due(&self.shared)).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        let stranded = Stranded { queue, empty, slack, limit };
+    async fn strand(&self, lane: task::Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        let stranded = Stranded { lane, empty, slack, limit };
         again(|| publish::strand(&self.shared, &stranded)).await
     }
 
@@ -257,8 +257,8 @@ impl Ledger for PostgresLedger {
         again(|| queues::paused(&self.shared)).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        again(|| read::queued_queues(&self.shared)).await
+    async fn queued_lanes(&self) -> Result<Vec<task::Lane>, LedgerError> {
+        again(|| read::queued_lanes(&self.shared)).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

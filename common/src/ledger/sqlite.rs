@@ -38,7 +38,7 @@ use crate::ledger::{
 };
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Lane, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
@@ -134,8 +134,8 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::next_due).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        self.writer.write(limit as usize, move |db| write::strand(db, &queue, empty, slack, limit)).await
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| write::strand(db, &lane, empty, slack, limit)).await
     }
 
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
@@ -201,8 +201,8 @@ impl Ledger for SqliteLedger {
         self.readers.read(queues::paused).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        self.readers.read(read::queued_queues).await
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError> {
+        self.readers.read(read::queued_lanes).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

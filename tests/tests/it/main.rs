@@ -27,6 +27,7 @@ mod messages;
 mod moving;
 mod nemesis;
 mod pause;
+mod priority;
 mod shutdown;
 mod smoke;
 mod transactional;

@@ -16,6 +16,7 @@ fn definition(cron: &str, catch_up: CatchUp, overlap: Overlap) -> Definition {
             kind: Kind::parse("a").unwrap(),
             queue: QueueName::default(),
             args: Json::null(),
+            priority: Default::default(),
             max_attempts: 1,
             timeout_ms: None,
             tags: Default::default(),
