@@ -18,7 +18,7 @@ use lapin::{Channel, Connection, Consumer};
 use tasklane_common::broker::{self, BrokerError, Generations, within};
 use tasklane_common::task::Lane;
 use tasklane_common::topology::broker_queue;
-use tokio::time::{Instant, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, interval, interval_at, sleep_until, timeout};
 
 use crate::arbiter::Permit;
 use crate::delivery::Delivery;
@@ -143,7 +143,6 @@ impl Pull<'_> {
                 biased;
                 () = self.life.draining.cancelled() => return Ok(()),
                 () = self.life.pauses.until(&self.lane.queue, true) => return Ok(()),
-                () = self.life.draining.cancelled() => return Ok(()),
                 Some(permit) = places.next() => permit,
             };
             let Some(delivery) = self.get().await? else { return Ok(()) };
