@@ -171,7 +171,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
 /// A task of a paused queue stays in the broker: its message is given back once the consumer knows of the pause, since
 /// before that it would come again at once.
 async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
-    match life.pauses.confirm(&*life.ledger, &delivery.queue).await {
+    match life.pauses.confirm(&*life.ledger, &delivery.lane.queue).await {
         Ok(true) => {
             metrics::counter!("tasklane_claims_refused_total", "reason" => Refusal::Paused.as_str()).increment(1);
             delivery.give_back().await;

@@ -130,7 +130,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         state: state_of(row, 3)?,
         args: parsed(row, 4, |text| Json::parse(text.to_owned()))?,
         tags: parsed_or(row, 5, BTreeMap::new(), |text| serde_json::from_str(text))?,
-        priority: priority_of(row, 20)?,
+        priority: priority_of(row, 21)?,
         attempt: row.get(6)?,
         max_attempts: row.get(7)?,
         fence: Fence(row.get(8)?),

@@ -104,7 +104,7 @@ fn insert(
     db.prepare_cached(
         "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
              idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
     )?
     .execute(params![
         task.id.0.as_bytes().as_slice(),
