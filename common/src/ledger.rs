@@ -8,7 +8,8 @@
 pub mod conformance;
 pub mod grouping;
 pub mod postgres;
-pub mod scheduling;
+mod limiting;
+mod scheduling;
 pub mod sqlite;
 pub mod transact;
 mod unique;
@@ -24,9 +25,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub use self::grouping::{Closed, EndedGroups};
+pub use self::limiting::{LimitSet, Released};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{
@@ -34,7 +37,7 @@ use crate::task::{
 };
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 7;
+pub const SCHEMA_VERSION: i64 = 8;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -137,6 +140,28 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// The paused queues, by name; cheap.
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
+
+    /// The limits, by scope.
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError>;
+
+    /// Sets a limit. After `Ok` no claim exceeds it; what runs already counts and goes on.
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError>;
+
+    /// Deletes a limit, whoever has set it; whether there was one.
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError>;
+
+    /// Makes these the limits that come from settings files; what the API has set stays as it is.
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError>;
+
+    /// Lets up to `limit` held tasks go for which their limits have a place, and keeps it for each: they are due for
+    /// publication then. Looks at a bounded number of scopes, those `after` that one; cheap when nothing is held.
+    ///
+    /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
+    /// the oldest.
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+
+    /// How many tasks wait in a queue or will within a minute, counted to `most`.
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
 
     /// The lanes that hold `queued` tasks; cheap whatever the backlog.
     async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError>;
@@ -276,6 +301,8 @@ pub struct Granted {
     pub queued_at: Option<Timestamp>,
     /// The ledger's time of the claim.
     pub started_at: Timestamp,
+    /// Whether it has taken a place that others may wait for.
+    pub limited: bool,
 }
 
 /// Why a claim was refused.
@@ -295,6 +322,8 @@ pub enum Refusal {
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
+    /// A limit has no place for it: the ledger holds it until [`Ledger::release`].
+    Limited,
 }
 
 impl Refusal {
@@ -309,6 +338,7 @@ impl Refusal {
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",
+            Self::Limited => "limited",
         }
     }
 }

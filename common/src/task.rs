@@ -422,6 +422,8 @@ pub struct NewTask {
     pub traceparent: Option<String>,
     /// What it is the only one of; `None` for most.
     pub unique: Option<Unique>,
+    /// What it shares [limits](crate::limit) with, besides its queue and its kind.
+    pub concurrency_key: Option<String>,
 }
 
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
@@ -547,6 +549,10 @@ pub struct Task {
     pub unique_key: Option<String>,
     /// The group whose end it is part of.
     pub group_id: Option<GroupId>,
+    /// What it shares limits with, besides its queue and its kind.
+    pub concurrency_key: Option<String>,
+    /// The limit that holds it, such as `kind:email.send`; null when none does.
+    pub limited_by: Option<String>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

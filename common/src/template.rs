@@ -28,6 +28,9 @@ pub struct TaskTemplate {
     pub max_attempts: i32,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
+    /// What it shares limits with, besides its queue and its kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency_key: Option<String>,
     /// The submitter's own labels; a schedule adds those of itself and of the tick.
     pub tags: BTreeMap<String, String>,
 }
@@ -35,15 +38,15 @@ pub struct TaskTemplate {
 impl From<NewTask> for TaskTemplate {
     /// Leaves out what belongs to a single task.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, priority, max_attempts, timeout, run_at: _, tags, .. } = task;
-        Self { kind, queue, args, priority, max_attempts, timeout_ms: timeout.map(millis), tags }
+        let NewTask { kind, queue, args, priority, max_attempts, timeout, concurrency_key, tags, .. } = task;
+        Self { kind, queue, args, priority, max_attempts, timeout_ms: timeout.map(millis), concurrency_key, tags }
     }
 }
 
 impl From<TaskTemplate> for NewTask {
     /// A new task, to start at once.
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { kind, queue, args, priority, max_attempts, timeout_ms, tags } = template;
+        let TaskTemplate { kind, queue, args, priority, max_attempts, timeout_ms, concurrency_key, tags } = template;
         Self {
             id: TaskId::new(),
             kind,
@@ -56,6 +59,7 @@ impl From<TaskTemplate> for NewTask {
             tags,
             traceparent: None,
             unique: None,
+            concurrency_key,
         }
     }
 }

@@ -37,6 +37,7 @@ fn task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
     }
 }
 

@@ -61,6 +61,7 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
     let mut due: Vec<_> =
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
+    app.intake.take(&parts(&tasks))?;
     let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
     match app.gate.ask(app.gate.ledger().record(submission)).await? {
         Recorded::New { at, existing } => {
@@ -101,6 +102,18 @@ async fn offer(app: &App, due: Vec<Publication>) {
         }
         app.publisher.offer(portion).await;
     }
+}
+
+/// How many tasks go to which queue.
+fn parts(tasks: &[NewTask]) -> Vec<(QueueName, u32)> {
+    let mut parts: Vec<(QueueName, u32)> = Vec::new();
+    for task in tasks {
+        match parts.iter_mut().find(|(queue, _)| *queue == task.queue) {
+            Some((_, count)) => *count += 1,
+            None => parts.push((task.queue.clone(), 1)),
+        }
+    }
+    parts
 }
 
 fn publication(task: &NewTask, reply_to: &Option<String>) -> Publication {
@@ -153,5 +166,7 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         timeout_ms: task.timeout.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
         group_id: None,
+        concurrency_key: task.concurrency_key,
+        limited_by: None,
     }
 }

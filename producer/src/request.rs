@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
+use tasklane_common::limit::{self, KEY_BYTES_MAX};
 use tasklane_common::task::{
     Json, Kind, NewTask, OnConflict, Priority, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique,
 };
@@ -61,6 +62,9 @@ pub struct SubmitTask {
     pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     pub tags: Option<BTreeMap<String, String>>,
+    /// What it shares limits with, besides its queue and its kind, such as a customer: 255 bytes at most, no asterisks.
+    #[schema(min_length = 1, max_length = 255, examples("customer:4711"))]
+    pub concurrency_key: Option<String>,
     /// Makes it the only task with this key, of all kinds and queues, until it has finished: 255 bytes at most.
     #[schema(min_length = 1, max_length = 255, examples("report.build 2026-11"))]
     pub unique_key: Option<String>,
@@ -118,6 +122,7 @@ impl SubmitTask {
         let priority = faults.keep("priority", priority(self.priority.as_deref()));
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &mut faults.0);
+        let concurrency_key = faults.keep("concurrency_key", concurrency_key(self.concurrency_key)).flatten();
         let unique = unique(self.unique_key, self.unique_for_ms, self.on_conflict.as_deref(), &mut faults);
         match (kind, queue, args, max_attempts, timeout, priority) {
             (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout), Some(priority))
@@ -136,6 +141,7 @@ impl SubmitTask {
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
+                    concurrency_key,
                 })
             }
             _ => Err(faults.0),
@@ -189,6 +195,15 @@ fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
     Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn concurrency_key(key: Option<String>) -> Result<Option<String>, String> {
+    match key {
+        Some(key) if !limit::is_key(&key) => {
+            Err(format!("must be 1 to {KEY_BYTES_MAX} bytes without control characters and asterisks"))
+        }
+        key => Ok(key),
+    }
 }
 
 fn priority(name: Option<&str>) -> Result<Priority, String> {

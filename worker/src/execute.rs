@@ -83,6 +83,9 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
         settle(&life, ran, transition).await
     };
     life.release(id);
+    if granted.limited {
+        life.nudges.freed.notify_one();
+    }
     drop(apart);
     if settled {
         // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
@@ -155,6 +158,8 @@ async fn adopt(life: &Life, id: TaskId) -> Result<Claim, LedgerError> {
         run_at: task.run_at,
         queued_at: None,
         started_at: task.started_at.unwrap_or(task.run_at),
+        // Not known: a place too many is only looked for.
+        limited: true,
     }))
 }
 
@@ -162,7 +167,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
-        Refusal::Finished | Refusal::Held | Refusal::NotDue => delivery.ack().await,
+        Refusal::Finished | Refusal::Held | Refusal::NotDue | Refusal::Limited => delivery.ack().await,
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
+use tasklane_common::release::Nudges;
 use tasklane_common::task::{Fence, Lane, TaskId};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,8 @@ pub struct Life {
     pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
     /// Is notified when the ledger has something for [`crate::cancel`].
     pub asked: Notify,
+    /// Wakes the loops that wait for what happens in this life.
+    pub nudges: Arc<Nudges>,
     /// The queues that somebody has paused.
     pub pauses: Pauses,
     /// Per lane, the newest `queued_at` delivered since the last renewal.

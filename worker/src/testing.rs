@@ -169,6 +169,7 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
     };
     let record = WorkerRecord {
         id: worker,

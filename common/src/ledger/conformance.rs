@@ -19,6 +19,7 @@ pub mod cancel;
 pub mod claim;
 pub mod group;
 pub mod lease;
+pub mod limit;
 pub mod model;
 pub mod moving;
 pub mod pause;
@@ -123,6 +124,12 @@ macro_rules! suite {
                 pausing_twice_is_pausing_once, paused_queues_are_shown, a_watermark_strands_nothing_of_a_paused_queue,
                 a_dead_workers_task_waits_in_its_paused_queue,
             }
+            limit {
+                limits_are_kept_as_they_were_set, there_is_an_end_to_limits, a_task_without_a_place_is_held,
+                every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
+                a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
+                keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+            }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
                 a_message_left_in_the_old_queue_starts_nothing_twice, what_does_not_wait_there_is_left_alone,
@@ -166,6 +173,12 @@ macro_rules! suite {
         async fn no_key_ever_has_two_unfinished_tasks() {
             let store = $store().await;
             $crate::ledger::conformance::unique::no_key_ever_has_two_unfinished_tasks(&store.handles).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn no_limit_is_ever_exceeded() {
+            let store = $store().await;
+            $crate::ledger::conformance::limit::no_limit_is_ever_exceeded(&store.handles).await;
         }
 
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -252,6 +265,7 @@ pub fn new_task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
     }
 }
 

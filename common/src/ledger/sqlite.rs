@@ -5,6 +5,7 @@
 //! boot has ended. The file must lie on a local file system.
 
 mod groups;
+mod limits;
 mod queues;
 mod read;
 mod record;
@@ -33,9 +34,10 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
-    LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
-    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed, Replayed,
+    ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{Fence, GroupId, Lane, QueueName, Task, TaskId, WorkerId};
@@ -199,6 +201,33 @@ impl Ledger for SqliteLedger {
 
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
         self.readers.read(queues::paused).await
+    }
+
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
+        self.readers.read(limits::all).await
+    }
+
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError> {
+        self.writer.write(1, move |db| limits::set(db, &scope, &bounds)).await
+    }
+
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError> {
+        self.writer.write(1, move |db| limits::delete(db, &scope)).await
+    }
+
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
+        self.writer.write(limits.len(), move |db| limits::adopt(db, &limits)).await
+    }
+
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+        if !self.readers.read(limits::anything_held).await? {
+            return Ok(Released::default());
+        }
+        self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
+    }
+
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
+        self.readers.read(move |db| limits::waiting(db, &queue, most)).await
     }
 
     async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError> {

@@ -20,6 +20,7 @@ mod groups;
 mod harness;
 mod liveness;
 mod load;
+mod limit;
 mod main_job;
 mod requests;
 mod settings;

@@ -29,6 +29,7 @@ pub fn definition() -> Definition {
             priority: Priority::High,
             max_attempts: 3,
             timeout_ms: Some(5_000),
+            concurrency_key: None,
             tags: [("of".to_owned(), "Größe".to_owned())].into(),
         },
         catch_up: CatchUp::All,

@@ -76,6 +76,9 @@ SELECT queue, 2::smallint, count(*), min(run_at), tasklane_now() FROM tasks WHER
 UNION ALL
 SELECT queue, state, count(*), min(run_at), tasklane_now() FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state
 UNION ALL
+SELECT queue, 0::smallint, count(*), min(run_at), tasklane_now() FROM tasks
+WHERE state = 0 AND due_at IS NULL GROUP BY queue
+UNION ALL
 SELECT queue, 3::smallint, count(*), NULL, tasklane_now() FROM tasks WHERE state = 3 GROUP BY queue
 UNION ALL
 SELECT queue, state, count(*), NULL, tasklane_now() FROM tasks WHERE state IN (6, 7) GROUP BY queue, state";
@@ -152,7 +155,7 @@ pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>
         let queue = QueueName::parse(&name).map_err(Fault::corrupt)?;
         let counts = entry(&mut found, queue);
         if let Some(code) = code {
-            counts.counts.insert(state_of(code)?, count.unsigned_abs());
+            *counts.counts.entry(state_of(code)?).or_default() += count.unsigned_abs();
         }
         let waited = since.and_then(|since| u64::try_from(now - since).ok()).map(Duration::from_millis);
         counts.oldest_waiting = counts.oldest_waiting.max(waited);

@@ -54,11 +54,13 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
     let optional = |column: &str| row.try_get::<Option<&str>, _>(column);
     let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
     let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
+    let state = state_of(row.try_get("state")?)?;
+    let held = state == State::Accepted && row.try_get::<Option<i64>, _>("due_at")?.is_none();
     Ok(Task {
         id: TaskId(row.try_get("id")?),
         kind: Kind::parse(text("kind")?).map_err(Fault::corrupt)?,
         queue: QueueName::parse(text("queue")?).map_err(Fault::corrupt)?,
-        state: state_of(row.try_get("state")?)?,
+        state,
         args: json_of(text("args")?)?,
         tags: optional("tags")?.map_or_else(|| Ok(BTreeMap::new()), serde_json::from_str).map_err(Fault::corrupt)?,
         priority: priority_of(row.try_get("priority")?)?,
@@ -77,6 +79,8 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         timeout_ms: row.try_get("timeout_ms")?,
         unique_key: row.try_get("unique_key")?,
         group_id: row.try_get::<Option<Uuid>, _>("group_id")?.map(GroupId),
+        concurrency_key: row.try_get("concurrency_key")?,
+        limited_by: row.try_get::<Option<String>, _>("limited_by")?.filter(|_| held),
     })
 }
 

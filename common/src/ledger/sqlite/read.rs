@@ -119,7 +119,8 @@ pub(super) fn lane_of(row: &Row<'_>, queue: usize, priority: usize) -> rusqlite:
 
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key, t.cancel_requested_at, t.group_id, t.priority";
+     t.unique_key, t.cancel_requested_at, t.group_id, t.priority, t.concurrency_key, \
+     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL)";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -146,6 +147,8 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         timeout_ms: row.get(17)?,
         unique_key: row.get(18)?,
         group_id: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| GroupId(uuid::Uuid::from_bytes(id))),
+        concurrency_key: row.get(22)?,
+        limited_by: row.get(23)?,
     })
 }
 
@@ -216,9 +219,11 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
 
 pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
     // One query an index; none of them holds a completed row.
-    const COUNTS: [&str; 4] = [
+    const COUNTS: [&str; 5] = [
         "SELECT queue, state, count(*), min(queued_at) FROM tasks WHERE state = 2 GROUP BY queue",
         "SELECT queue, state, count(*), min(run_at) FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state",
+        "SELECT queue, state, count(*), min(run_at) FROM tasks INDEXED BY tasks_held
+         WHERE state = 0 AND due_at IS NULL GROUP BY queue",
         "SELECT queue, state, count(*), NULL FROM tasks WHERE state = 3 GROUP BY queue",
         "SELECT queue, state, count(*), NULL FROM tasks WHERE state IN (6, 7) GROUP BY queue, state",
     ];
@@ -232,7 +237,7 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let queue = entry(&mut found, parsed(row, 0, QueueName::parse)?);
-            queue.counts.insert(state_of(row, 1)?, row.get::<_, i64>(2)?.unsigned_abs());
+            *queue.counts.entry(state_of(row, 1)?).or_default() += row.get::<_, i64>(2)?.unsigned_abs();
             let waited = row.get::<_, Option<i64>>(3)?.and_then(|since| u64::try_from(now - since).ok());
             queue.oldest_waiting = queue.oldest_waiting.max(waited.map(Duration::from_millis));
         }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
-use super::{groups, unique};
+use super::limits::IS_LIMITED;
+use super::{groups, limits, unique};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
     Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
@@ -36,15 +37,32 @@ pub(super) fn mark_queued(db: &Connection, published: &[(TaskId, Fence)]) -> rus
 
 pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Claim> {
     let now = wall_ms();
-    let granted = db
-        .prepare_cached(
+    if let Some(granted) = grant(db, request, boot_id, now, false)? {
+        return Ok(Claim::Granted(granted));
+    }
+    match refusal(db, request, now)? {
+        Refusal::Limited => limits::claim(db, request, boot_id),
+        refusal => Ok(Claim::Refused(refusal)),
+    }
+}
+
+/// The claim, if nothing stands against it; a limit does not when the task is `admitted` by it.
+pub(super) fn grant(
+    db: &Connection,
+    request: &ClaimRequest,
+    boot_id: &str,
+    now: i64,
+    admitted: bool,
+) -> rusqlite::Result<Option<Granted>> {
+    db.prepare_cached(&format!(
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
                  AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
+                 AND (?8 OR NOT {IS_LIMITED})
              RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
-        )?
+        ))?
         .query_row(
             params![
                 request.id.0.as_bytes().as_slice(),
@@ -53,7 +71,8 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                 now,
                 boot_id,
                 boot_ms(),
-                request.crashes_below
+                request.crashes_below,
+                admitted,
             ],
             |row| {
                 Ok(Granted {
@@ -65,25 +84,24 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                     run_at: timestamp(row.get(5)?),
                     queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
                     started_at: timestamp(now),
+                    limited: admitted,
                 })
             },
         )
-        .optional()?;
-    match granted {
-        Some(granted) => Ok(Claim::Granted(granted)),
-        None => refusal(db, request, now).map(Claim::Refused),
-    }
+        .optional()
 }
 
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let row: Option<(i16, i64, i32, bool)> = db
-        .prepare_cached(
-            "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
-             FROM tasks WHERE id = ?1",
-        )?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))
+    let row = db
+        .prepare_cached(&format!(
+            "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue), {IS_LIMITED}
+             FROM tasks WHERE id = ?1"
+        ))?
+        .query_row([request.id.0.as_bytes().as_slice()], |row| {
+            Ok((State::from_code(row.get(0)?), row.get::<_, i64>(1)?, row.get::<_, i32>(2)?, row.get(3)?, row.get(4)?))
+        })
         .optional()?;
-    Ok(match row.map(|(code, run_at, crashes, paused)| (State::from_code(code), run_at, crashes, paused)) {
+    Ok(match row {
         None => Refusal::Unknown,
         Some((Some(State::Running), ..)) => Refusal::Held,
         Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
@@ -94,8 +112,9 @@ fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Resul
             Refusal::NotDue
         }
         // Before the suspect, which would be tried once more or put back.
-        Some((.., true)) => Refusal::Paused,
-        Some((_, _, crashes, _)) if crashes >= request.crashes_below => Refusal::Suspect,
+        Some((.., true, _)) => Refusal::Paused,
+        Some((_, _, crashes, ..)) if crashes >= request.crashes_below => Refusal::Suspect,
+        Some((.., true)) => Refusal::Limited,
         Some(_) => Refusal::LeaseLost,
     })
 }
