@@ -34,6 +34,7 @@ pub mod clock;
 pub mod config;
 pub mod telemetry;
 pub mod shutdown;
+pub mod memory;
 pub mod doctor;
 
 /// The library behind the ledger in a file, in the version that handlers meet in their transactions.

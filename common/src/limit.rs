@@ -53,7 +53,9 @@ pub enum ScopeError {
     #[error(transparent)]
     Name(#[from] NameError),
     /// The key is none.
-    #[error("must be 1 to {KEY_BYTES_MAX} bytes without control characters and asterisks, but for one at the end of a limit's name")]
+    #[error(
+        "must be 1 to {KEY_BYTES_MAX} bytes without control characters and asterisks, but for one at the end of a limit's name"
+    )]
     Key,
 }
 

@@ -133,7 +133,9 @@ mod tests {
         let limit = |text: &str| resolve(&format!("[[limit]]\n{text}"), &[]).unwrap_err();
         assert!(limit("queue = \"a\"\nkind = \"b\"\nmax_running = 1").starts_with("limit: must name one of"));
         assert!(limit("key = \"a*b\"\nmax_running = 1").starts_with("limit: key: `a*b` must be"));
-        assert!(limit("kind = \"a\"\nmax_running = 0").starts_with("limit: kind:a: max_running must be from 1 to 100000"));
+        assert!(
+            limit("kind = \"a\"\nmax_running = 0").starts_with("limit: kind:a: max_running must be from 1 to 100000")
+        );
         assert!(limit("kind = \"a\"\nmax_queued = 1").starts_with("limit: kind:a: max_queued is for queues only"));
         assert!(limit("kind = \"a\"\nrate = { per_ms = 5 }").contains("missing field `tasks`"));
         assert!(resolve("port = 1", &[]).unwrap_err().starts_with("FILE:1:1: unknown field `port`"));

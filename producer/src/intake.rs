@@ -72,7 +72,8 @@ impl Intake {
         for (queue, count) in tasks {
             let Some(level) = levels.get(queue) else { continue };
             if u64::from(level.waiting) + u64::from(level.taken) + u64::from(*count) > u64::from(level.most) {
-                metrics::counter!("tasklane_submissions_refused_total", "queue" => queue.as_str().to_owned()).increment(1);
+                metrics::counter!("tasklane_submissions_refused_total", "queue" => queue.as_str().to_owned())
+                    .increment(1);
                 let (queue, most, wait) = (queue.clone(), level.most, level.wait(*count));
                 return Err(ApiError::QueueFull { queue, most, wait });
             }

@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, group, health, limits, list, move_tasks, pause, purge, put_schedule, queues, retry,
-    schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, group, health, limits, list, move_tasks, pause, purge, put_schedule, queues,
+    retry, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 

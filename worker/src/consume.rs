@@ -30,7 +30,7 @@ use crate::{cancel, execute};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// How often an idle consumer looks after its channel and its prefetch.
+/// How often an idle consumer looks after its channel.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Consumes until the life ends, over as many generations of the connection as it takes.
@@ -102,7 +102,8 @@ enum Stopped {
     Paused,
     /// It gave back so many messages.
     NoRoom(usize),
-    MoreRoom,
+    /// The lookout thinks that it is not served.
+    Stuck,
 }
 
 impl Pull<'_> {
@@ -119,15 +120,13 @@ impl Pull<'_> {
             if self.life.draining.is_cancelled() {
                 return Ok(());
             }
-            let running = u16::try_from(self.life.deliveries.len()).unwrap_or(u16::MAX);
-            let prefetch = self.life.settings.concurrency.saturating_sub(running).max(1);
-            let mut consumer = self.start(prefetch).await?;
-            let stopped = self.take(&mut consumer, prefetch).await?;
+            let mut consumer = self.start().await?;
+            let stopped = self.take(&mut consumer).await?;
             self.stop(consumer).await?;
             given_back = match stopped {
                 Stopped::Draining => return Ok(()),
                 Stopped::NoRoom(messages) => messages,
-                Stopped::MoreRoom | Stopped::Paused => 0,
+                Stopped::Stuck | Stopped::Paused => 0,
             };
         }
     }
@@ -191,7 +190,10 @@ impl Pull<'_> {
         }))
     }
 
-    async fn start(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+    async fn start(&self) -> Result<Consumer, BrokerError> {
+        // As many as can run and as many to follow at once: a place that becomes free while the next message is on its
+        // way would go to a less urgent lane.
+        let prefetch = self.life.settings.concurrency.saturating_mul(2);
         within("basic.qos", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
         let queue = broker_queue(self.lane);
         let options = BasicConsumeOptions::default();
@@ -201,7 +203,7 @@ impl Pull<'_> {
 
     /// Takes deliveries until there is a reason to stop. Each waits for a place of its own, so that places which become
     /// free together all go to the most urgent.
-    async fn take(&self, consumer: &mut Consumer, prefetch: u16) -> Result<Stopped, BrokerError> {
+    async fn take(&self, consumer: &mut Consumer) -> Result<Stopped, BrokerError> {
         let mut look = interval_at(Instant::now() + LOOK_PERIOD, LOOK_PERIOD);
         let (mut waiting, mut places) = (VecDeque::new(), FuturesUnordered::new());
         let mut give_up = Instant::now();
@@ -232,12 +234,10 @@ impl Pull<'_> {
                     }
                 }
                 () = sleep_until(give_up), if !waiting.is_empty() => break Stopped::NoRoom(waiting.len()),
-                () = self.pulse.refresh.notified() => break Stopped::MoreRoom,
-                _ = look.tick() => {
-                    if self.has_more_room(prefetch)? {
-                        break Stopped::MoreRoom;
-                    }
-                }
+                () = self.pulse.refresh.notified() => break Stopped::Stuck,
+                _ = look.tick() => if !self.channel.status().connected() {
+                    return Err(BrokerError::Ended("the channel is closed"));
+                },
             }
         };
         drop(places);
@@ -245,14 +245,6 @@ impl Pull<'_> {
             delivery.give_back().await;
         }
         Ok(stopped)
-    }
-
-    fn has_more_room(&self, prefetch: u16) -> Result<bool, BrokerError> {
-        if !self.channel.status().connected() {
-            return Err(BrokerError::Ended("the channel is closed"));
-        }
-        let available = self.life.permits.available();
-        Ok(prefetch < self.life.settings.concurrency && available > usize::from(prefetch))
     }
 
     fn process(&self, delivery: Delivery, permit: Permit) {

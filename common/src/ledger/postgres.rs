@@ -53,8 +53,8 @@ use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed, Replayed,
-    ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed,
+    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};

@@ -13,6 +13,8 @@ pub struct Gate {
     pub rate: Option<Rate>,
     /// Tasks that run, or that are on their way with a place kept for them.
     pub used: u32,
+    /// Those of them that are on their way: each will take a start of the rate.
+    pub kept: u32,
     /// Where the bucket stands: the theoretical arrival time of the next start, in microseconds since 1970.
     pub next_us: i64,
     /// Whether tasks are held by it already, before which no other may go.
@@ -60,21 +62,32 @@ impl Gate {
     #[must_use]
     pub fn room(&self, now_us: i64) -> u32 {
         let places = self.max_running.map_or(u32::MAX, |most| most.saturating_sub(self.used));
-        let starts = self.rate.map_or(u32::MAX, |rate| {
+        places.min(self.starts(now_us).saturating_sub(self.kept))
+    }
+
+    /// How many its rate lets start now.
+    fn starts(&self, now_us: i64) -> u32 {
+        self.rate.map_or(u32::MAX, |rate| {
             let ahead = now_us.saturating_add(rate.slack_us()) - self.standing(now_us);
             if ahead < 0 { 0 } else { u32::try_from(ahead / rate.interval_us() + 1).unwrap_or(u32::MAX) }
-        });
-        places.min(starts)
+        })
     }
 
-    /// How long until its rate lets another start, in microseconds: zero when only places are missing.
+    /// How long until its rate lets one more start, in microseconds: zero when only places are missing.
     #[must_use]
     pub fn wait_us(&self, now_us: i64) -> i64 {
-        self.rate.map_or(0, |rate| (self.standing(now_us) - rate.slack_us() - now_us).max(0))
+        self.rate.map_or(0, |rate| {
+            let on_their_way = rate.interval_us().saturating_mul(self.kept.into());
+            (self.standing(now_us).saturating_add(on_their_way) - rate.slack_us() - now_us).max(0)
+        })
     }
 
-    fn take(&mut self, now_us: i64) {
-        self.used = self.used.saturating_add(1);
+    fn start(&mut self, now_us: i64, kept: bool) {
+        if kept {
+            self.kept = self.kept.saturating_sub(1);
+        } else {
+            self.used = self.used.saturating_add(1);
+        }
         if let Some(rate) = self.rate {
             self.next_us = self.standing(now_us).saturating_add(rate.interval_us());
         }
@@ -82,27 +95,46 @@ impl Gate {
 }
 
 impl Gates {
-    /// Takes a place in each of these scopes, or in none: then tells the first that has none.
+    /// Starts a task: takes a place and a start in each of these scopes, or in none.
     ///
-    /// One that comes `from` the held tasks does not queue again.
+    /// Where a place is `kept` for it only the start is missing, and wherever one is, it has queued already.
     ///
     /// # Errors
-    /// The scope that has to hold the task.
-    pub fn admit(&mut self, scopes: &[Scope], from_held: bool) -> Result<(), Scope> {
-        let now_us = self.now_us;
-        let shut = |scope: &&Scope| {
-            let gate = self.by_scope.get(scope);
-            gate.is_some_and(|gate| (gate.crowded && !from_held) || gate.room(now_us) == 0)
+    /// The first scope that has no room, and must hold the task.
+    pub fn start(&mut self, scopes: &[Scope], kept: impl Fn(&Scope) -> bool) -> Result<(), Scope> {
+        let (now_us, has_queued) = (self.now_us, scopes.iter().any(&kept));
+        let open = |scope: &Scope, gate: &Gate| match kept(scope) {
+            true => gate.starts(now_us) > 0,
+            false => gate.room(now_us) > 0 && (has_queued || !gate.crowded),
         };
-        if let Some(shut) = scopes.iter().find(shut) {
-            return Err(shut.clone());
-        }
+        self.check(scopes, open)?;
         for scope in scopes {
             if let Some(gate) = self.by_scope.get_mut(scope) {
-                gate.take(now_us);
+                gate.start(now_us, kept(scope));
             }
         }
         Ok(())
+    }
+
+    /// Lets a held task go: keeps a place in each of these scopes for it, or in none.
+    ///
+    /// # Errors
+    /// The first scope that has no room, and must hold the task.
+    pub fn let_go(&mut self, scopes: &[Scope]) -> Result<(), Scope> {
+        let now_us = self.now_us;
+        self.check(scopes, |_, gate| gate.room(now_us) > 0)?;
+        for scope in scopes {
+            if let Some(gate) = self.by_scope.get_mut(scope) {
+                gate.used = gate.used.saturating_add(1);
+                gate.kept = gate.kept.saturating_add(1);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, scopes: &[Scope], open: impl Fn(&Scope, &Gate) -> bool) -> Result<(), Scope> {
+        let shut = |scope: &&Scope| self.by_scope.get(*scope).is_some_and(|gate| !open(scope, gate));
+        scopes.iter().find(shut).map_or(Ok(()), |shut| Err(shut.clone()))
     }
 
     /// Those of these scopes that a limit fits.
@@ -131,19 +163,35 @@ mod tests {
         let gate = |most| Gate { max_running: Some(most), ..Gate::default() };
         let mut gates = gates(0, [(key("a"), gate(2)), (key("b"), gate(1))]);
         let both = [key("a"), key("b"), key("open")];
-        assert_eq!(gates.admit(&both, false), Ok(()));
-        assert_eq!(gates.admit(&both, false), Err(key("b")));
+        let no = |_: &Scope| false;
+        assert_eq!(gates.start(&both, no), Ok(()));
+        assert_eq!(gates.start(&both, no), Err(key("b")));
+        assert_eq!(gates.let_go(&both), Err(key("b")));
         assert_eq!(gates.by_scope[&key("a")].used, 1, "nothing was taken");
-        assert_eq!(gates.admit(&both[..1], false), Ok(()));
-        assert_eq!(gates.admit(&both[..1], false), Err(key("a")));
+        assert_eq!(gates.start(&both[..1], no), Ok(()));
+        assert_eq!(gates.start(&both[..1], no), Err(key("a")));
     }
 
     #[test]
     fn nobody_goes_before_those_who_are_held() {
         let gate = Gate { max_running: Some(2), crowded: true, ..Gate::default() };
         let mut gates = gates(0, [(key("a"), gate)]);
-        assert_eq!(gates.admit(&[key("a")], false), Err(key("a")));
-        assert_eq!(gates.admit(&[key("a")], true), Ok(()));
+        assert_eq!(gates.start(&[key("a")], |_| false), Err(key("a")));
+        assert_eq!(gates.let_go(&[key("a")]), Ok(()));
+        assert_eq!(gates.by_scope[&key("a")].used, 1);
+        assert_eq!(gates.start(&[key("a")], |_| true), Ok(()), "its place is kept");
+        assert_eq!((gates.by_scope[&key("a")].used, gates.by_scope[&key("a")].kept), (1, 0));
+    }
+
+    #[test]
+    fn a_start_of_the_rate_waits_for_who_was_let_go() {
+        let rate = Rate { tasks: 1, per_ms: 1_000, burst: 1 };
+        let mut gates = gates(0, [(key("a"), Gate { rate: Some(rate), ..Gate::default() })]);
+        assert_eq!(gates.let_go(&[key("a")]), Ok(()));
+        assert_eq!(gates.let_go(&[key("a")]), Err(key("a")));
+        assert_eq!(gates.start(&[key("a")], |_| false), Err(key("a")));
+        assert_eq!(gates.by_scope[&key("a")].wait_us(0), 1_000_000);
+        assert_eq!(gates.start(&[key("a")], |_| true), Ok(()));
     }
 
     #[test]
@@ -171,7 +219,7 @@ mod tests {
                 gates.now_us += step;
                 for _ in 0..tries {
                     let room = gates.by_scope[&key("a")].room(gates.now_us);
-                    let admitted = gates.admit(&[key("a")], false).is_ok();
+                    let admitted = gates.start(&[key("a")], |_| false).is_ok();
                     prop_assert_eq!(admitted, room > 0);
                     if admitted {
                         starts.push(gates.now_us);

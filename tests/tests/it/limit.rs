@@ -23,9 +23,7 @@ async fn set(api: &Api, limit: &str, bounds: Value) -> Result<Value> {
 fn runs(log: &OperationLog, killed: Option<(i32, Duration)>) -> Result<Vec<(String, Duration, Duration)>> {
     let entries = log.entries()?;
     let end_of = |start: &Entry| {
-        let same = |entry: &&Entry| {
-            entry.step == Step::End && entry.task == start.task && entry.fence == start.fence
-        };
+        let same = |entry: &&Entry| entry.step == Step::End && entry.task == start.task && entry.fence == start.fence;
         let logged = entries.iter().find(same).map(|end| end.at);
         logged.or_else(|| killed.filter(|(pid, _)| *pid == start.pid).map(|(_, at)| at)).unwrap_or(Duration::MAX)
     };

@@ -17,6 +17,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const WINDOW: usize = 4;
 /// After so many urgent starts each lane that waits has its turn.
 const IN_A_ROW: usize = 8;
+/// Long beside the settling of a task, during which it still takes a place of its lane's window.
+const WORK_MS: u64 = 100;
 
 fn tasks(count: usize, priority: &str, work_ms: u64) -> Vec<Value> {
     vec![json!({"kind": "test.work", "priority": priority, "args": {"work_ms": work_ms}}); count]
@@ -49,11 +51,11 @@ on_both_ledgers! {
         let _worker = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", WINDOW).start().await?;
         let (all_tap, normal_tap) =
             (stack.vhost.tap(TASKS_EXCHANGE, "#").await?, stack.vhost.tap(TASKS_EXCHANGE, "default.#").await?);
-        let mut backlog = tasks(150, "normal", 100);
-        backlog.extend(tasks(150, "low", 100));
+        let mut backlog = tasks(150, "normal", WORK_MS);
+        backlog.extend(tasks(150, "low", WORK_MS));
         let mut submitted = ids(&producer.api.submit_batch(&backlog).await?);
         log.started(20, LIMIT).await?;
-        let urgent = queued(&producer, &tasks(30, "high", 100)).await?;
+        let urgent = queued(&producer, &tasks(30, "high", WORK_MS)).await?;
         let before = order(&log)?.len();
         submitted.extend(urgent.iter().cloned());
         let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
@@ -78,9 +80,9 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let low = queued(&producer, &tasks(6, "low", 20)).await?;
-        let normal = queued(&producer, &tasks(6, "normal", 20)).await?;
-        let mut submitted = queued(&producer, &tasks(240, "high", 20)).await?;
+        let low = queued(&producer, &tasks(6, "low", WORK_MS)).await?;
+        let normal = queued(&producer, &tasks(6, "normal", WORK_MS)).await?;
+        let mut submitted = queued(&producer, &tasks(120, "high", WORK_MS)).await?;
         submitted.extend(low.iter().chain(&normal).cloned());
         let _worker = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", WINDOW).start().await?;
         check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;

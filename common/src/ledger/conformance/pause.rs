@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, complete, get, lane, granted, new_task, one, queue, recorded, refused, retry, run, settle, submission, worker,
+    HOUR, complete, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle, submission, worker,
 };
 use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition};
 use crate::rescue;

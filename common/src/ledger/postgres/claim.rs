@@ -7,8 +7,8 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::fault::Fault;
-use super::limits;
 use super::lane::{Answers, Bulk, Size, TRIES};
+use super::limits;
 use super::rows::{codes_for, guarantee_code};
 use crate::clock::timestamp;
 use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};

@@ -58,7 +58,7 @@ WHERE ($1::text[] IS NULL OR p.scope = ANY($1)) AND NOT EXISTS (
 const GATES: &str = "
 SELECT s.scope, l.max_running, l.rate_tasks, l.rate_per_ms, l.rate_burst, COALESCE(g.next_us, 0), COALESCE(g.turn, ''),
        EXISTS (SELECT 1 FROM tasks t WHERE t.state = 0 AND t.due_at IS NULL AND t.limited_by = s.scope),
-       (SELECT count(*) FROM limit_places p WHERE p.scope = s.scope)
+       p.used, p.kept
 FROM UNNEST($1::text[]) AS s (scope)
 CROSS JOIN LATERAL (
     SELECT * FROM limits l
@@ -67,6 +67,9 @@ CROSS JOIN LATERAL (
     ORDER BY l.scope = s.scope DESC, length(l.scope) DESC
     LIMIT 1
 ) l
+CROSS JOIN LATERAL (
+    SELECT count(*) AS used, count(*) - count(p.fence) AS kept FROM limit_places p WHERE p.scope = s.scope
+) p
 LEFT JOIN limit_gates g ON g.scope = s.scope";
 
 const ASKED: &str = "
@@ -298,11 +301,9 @@ pub(super) async fn claim(
     for &request in requests {
         let Some(task) = asked.get_mut(&request.id.0) else { continue };
         task.scopes = look.gates.limited(std::mem::take(&mut task.scopes).into_iter());
-        let missing: Vec<Scope> =
-            task.scopes.iter().filter(|scope| !task.kept.contains(&scope.to_string())).cloned().collect();
-        match look.gates.admit(&missing, !task.kept.is_empty()) {
+        match look.gates.start(&task.scopes, |scope| task.kept.contains(&scope.to_string())) {
             Ok(()) => {
-                look.changed.extend(missing);
+                look.changed.extend(task.scopes.iter().cloned());
                 admitted.push(request);
             }
             Err(shut) => held.push((task.id, shut)),
@@ -376,7 +377,7 @@ struct Look {
     turns: HashMap<Scope, String>,
     /// Scopes that were asked for.
     known: BTreeSet<Scope>,
-    /// Scopes in which places were taken.
+    /// Scopes whose bucket stands elsewhere now.
     changed: BTreeSet<Scope>,
 }
 
@@ -409,7 +410,7 @@ impl Look {
         let texts: Vec<String> = unknown.iter().map(Scope::to_string).collect();
         self.known.extend(unknown);
         let full = self.read(connection, texts).await?;
-        // Only who finds no place looks whether all of them are still taken.
+        // Only who finds no room looks whether all of it is still taken.
         if !full.is_empty() && self.sweep(connection, Some(full.clone())).await? > 0 {
             self.read(connection, full).await?;
         }
@@ -428,11 +429,12 @@ impl Look {
                 next_us: row.try_get(5)?,
                 crowded: row.try_get(7)?,
                 used: u32::try_from(row.try_get::<i64, _>(8)?).unwrap_or(u32::MAX),
+                kept: u32::try_from(row.try_get::<i64, _>(9)?).unwrap_or(u32::MAX),
             };
             if gate.take_back(self.gates.now_us) {
                 self.changed.insert(scope.clone());
             }
-            if gate.max_running.is_some_and(|most| gate.used >= most) {
+            if gate.room(self.gates.now_us) == 0 {
                 full.push(scope.to_string());
             }
             self.turns.insert(scope.clone(), row.try_get(6)?);
@@ -498,12 +500,7 @@ pub(super) async fn release(connections: &Connections, after: Option<&Scope>, li
 
 impl Look {
     /// Lets tasks of one scope go, its concurrency keys in turn; tells how many.
-    async fn release_from(
-        &mut self,
-        connection: &mut PgConnection,
-        scope: &Scope,
-        budget: u32,
-    ) -> Result<u32, Fault> {
+    async fn release_from(&mut self, connection: &mut PgConnection, scope: &Scope, budget: u32) -> Result<u32, Fault> {
         // Without a limit any more they all go.
         let room = self.gates.by_scope.get(scope).map_or(u32::MAX, |gate| gate.room(self.gates.now_us));
         let wanted = room.min(budget);
@@ -516,10 +513,9 @@ impl Look {
         let (mut places, mut free, mut held, mut last) = (Places::default(), Vec::new(), Vec::new(), turn.clone());
         for Candidate { id, key, scopes } in candidates {
             let scopes = self.gates.limited(scopes.into_iter());
-            match self.gates.admit(&scopes, true) {
+            match self.gates.let_go(&scopes) {
                 Ok(()) => {
                     scopes.iter().for_each(|scope| places.push(scope, id, None, Some(self.kept_until())));
-                    self.changed.extend(scopes);
                     free.push(id);
                 }
                 // It goes on waiting, elsewhere.

@@ -128,11 +128,12 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
     look.load(&scopes)?;
     let scopes = look.gates.limited(scopes.into_iter());
     let kept: Vec<String> = db
-        .prepare_cached("SELECT scope FROM limit_places WHERE task_id = ?1 AND fence IS NULL AND kept_until BETWEEN ?2 AND ?3")?
+        .prepare_cached(
+            "SELECT scope FROM limit_places WHERE task_id = ?1 AND fence IS NULL AND kept_until BETWEEN ?2 AND ?3",
+        )?
         .query_map(params![request.id.0.as_bytes().as_slice(), now, now + millis(KEPT_FOR)], |row| row.get(0))?
         .collect::<rusqlite::Result<_>>()?;
-    let missing: Vec<Scope> = scopes.iter().filter(|scope| !kept.contains(&scope.to_string())).cloned().collect();
-    if let Err(shut) = look.gates.admit(&missing, !kept.is_empty()) {
+    if let Err(shut) = look.gates.start(&scopes, |scope| kept.contains(&scope.to_string())) {
         hold(db, request.id, &shut)?;
         return Ok(Claim::Refused(Refusal::Limited));
     }
@@ -142,7 +143,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
         db.prepare_cached("INSERT OR REPLACE INTO limit_places (scope, task_id, fence) VALUES (?1, ?2, ?3)")?
             .execute(params![scope.to_string(), request.id.0.as_bytes().as_slice(), granted.fence.0])?;
     }
-    look.write_rates(&missing)?;
+    look.write_rates(&scopes)?;
     Ok(Claim::Granted(granted))
 }
 
@@ -219,29 +220,32 @@ impl<'c> Look<'c> {
         }
         gate.crowded = self
             .db
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by = ?1)")?
+            .prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by = ?1)",
+            )?
             .query_row([&text], |row| row.get(0))?;
-        if let Some(most) = gate.max_running {
-            gate.used = self.used(&text)?;
-            // Only who finds no place looks whether all of them are still taken.
-            if gate.used >= most && self.sweep(&text)? > 0 {
-                gate.used = self.used(&text)?;
-            }
+        (gate.used, gate.kept) = self.taken(&text)?;
+        // Only who finds no room looks whether all of it is still taken.
+        if gate.room(self.gates.now_us) == 0 && self.sweep(&text)? > 0 {
+            (gate.used, gate.kept) = self.taken(&text)?;
         }
         Ok(Some(gate))
     }
 
-    fn used(&self, scope: &str) -> rusqlite::Result<u32> {
+    /// The places taken, and those of them that are kept.
+    fn taken(&self, scope: &str) -> rusqlite::Result<(u32, u32)> {
         self.db
-            .prepare_cached("SELECT count(*) FROM limit_places WHERE scope = ?1")?
-            .query_row([scope], |row| row.get(0))
+            .prepare_cached("SELECT count(*), count(*) - count(fence) FROM limit_places WHERE scope = ?1")?
+            .query_row([scope], |row| Ok((row.get(0)?, row.get(1)?)))
     }
 
     fn sweep(&self, scope: &str) -> rusqlite::Result<usize> {
         let now = self.gates.now_us / 1_000;
-        self.db
-            .prepare_cached(&format!("DELETE FROM limit_places WHERE scope = ?3 AND {FREE}"))?
-            .execute(params![now, now + millis(KEPT_FOR), scope])
+        self.db.prepare_cached(&format!("DELETE FROM limit_places WHERE scope = ?3 AND {FREE}"))?.execute(params![
+            now,
+            now + millis(KEPT_FOR),
+            scope
+        ])
     }
 
     fn write_rates(&self, scopes: &[Scope]) -> rusqlite::Result<()> {
@@ -320,7 +324,7 @@ impl Look<'_> {
             let Some((id, key, scopes)) = self.next_held(text, &turn)? else { break };
             self.load(&scopes)?;
             let scopes = self.gates.limited(scopes.into_iter());
-            match self.gates.admit(&scopes, true) {
+            match self.gates.let_go(&scopes) {
                 Ok(()) => {
                     self.keep_places(id, &scopes)?;
                     *released += 1;
@@ -380,7 +384,6 @@ impl Look<'_> {
                 .prepare_cached("INSERT OR REPLACE INTO limit_places (scope, task_id, kept_until) VALUES (?1, ?2, ?3)")?
                 .execute(params![scope.to_string(), id.0.as_bytes().as_slice(), until])?;
         }
-        self.write_rates(scopes)?;
         self.db
             .prepare_cached("UPDATE tasks SET due_at = max(?2, run_at), limited_by = NULL WHERE id = ?1")?
             .execute(params![id.0.as_bytes().as_slice(), now])?;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::read::id_of;
 use super::limits::IS_LIMITED;
+use super::read::id_of;
 use super::{groups, limits, unique};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
@@ -55,40 +55,40 @@ pub(super) fn grant(
     admitted: bool,
 ) -> rusqlite::Result<Option<Granted>> {
     db.prepare_cached(&format!(
-            "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
+        "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
                  started_at = ?4, due_at = NULL
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
                  AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
                  AND (?8 OR NOT {IS_LIMITED})
              RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
-        ))?
-        .query_row(
-            params![
-                request.id.0.as_bytes().as_slice(),
-                request.worker.0.as_bytes().as_slice(),
-                guarantee_code(request.guarantee),
-                now,
-                boot_id,
-                boot_ms(),
-                request.crashes_below,
-                admitted,
-            ],
-            |row| {
-                Ok(Granted {
-                    fence: Fence(row.get(0)?),
-                    attempt: row.get(1)?,
-                    max_attempts: row.get(2)?,
-                    timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                    created_at: timestamp(row.get(4)?),
-                    run_at: timestamp(row.get(5)?),
-                    queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
-                    started_at: timestamp(now),
-                    limited: admitted,
-                })
-            },
-        )
-        .optional()
+    ))?
+    .query_row(
+        params![
+            request.id.0.as_bytes().as_slice(),
+            request.worker.0.as_bytes().as_slice(),
+            guarantee_code(request.guarantee),
+            now,
+            boot_id,
+            boot_ms(),
+            request.crashes_below,
+            admitted,
+        ],
+        |row| {
+            Ok(Granted {
+                fence: Fence(row.get(0)?),
+                attempt: row.get(1)?,
+                max_attempts: row.get(2)?,
+                timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                created_at: timestamp(row.get(4)?),
+                run_at: timestamp(row.get(5)?),
+                queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
+                started_at: timestamp(now),
+                limited: admitted,
+            })
+        },
+    )
+    .optional()
 }
 
 fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
