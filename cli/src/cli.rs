@@ -108,7 +108,7 @@ pub(crate) enum Command {
     Watch(Watch),
     /// List tasks, newest first
     List(List),
-    /// Change a task that waits: its time, its args, its queue
+    /// Change a task that waits: its time, its args, its queue, its priority
     #[command(after_help = EDIT_EXAMPLES)]
     Edit(Edit),
     /// Cancel tasks, by id or all that meet a filter
@@ -151,6 +151,9 @@ pub(crate) struct Submit {
     /// The queue that carries it [default: as the producer's routes say]
     #[arg(long, value_name = "NAME")]
     pub(crate) queue: Option<String>,
+    /// How urgent it is: high, normal or low [default: normal]
+    #[arg(long, value_name = "LEVEL", value_parser = ["high", "normal", "low"], hide_possible_values = true)]
+    pub(crate) priority: Option<String>,
     /// How long it waits before its first start, such as 5m
     #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
     pub(crate) delay: Option<Duration>,
@@ -282,7 +285,7 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 #[command(group(
     ArgGroup::new("changes")
-        .args(["delay", "at", "args", "queue", "max_attempts", "timeout"])
+        .args(["delay", "at", "args", "queue", "priority", "max_attempts", "timeout"])
         .required(true)
         .multiple(true)
 ))]
@@ -302,6 +305,9 @@ pub(crate) struct Edit {
     /// The queue that carries it
     #[arg(long, value_name = "NAME")]
     pub(crate) queue: Option<String>,
+    /// How urgent it is: high, normal or low
+    #[arg(long, value_name = "LEVEL", value_parser = ["high", "normal", "low"], hide_possible_values = true)]
+    pub(crate) priority: Option<String>,
     /// How often it may start
     #[arg(long, value_name = "N")]
     pub(crate) max_attempts: Option<u32>,

@@ -9,7 +9,8 @@ pub mod conformance;
 pub mod editing;
 pub mod grouping;
 pub mod postgres;
-pub mod scheduling;
+mod limiting;
+mod scheduling;
 pub mod sqlite;
 pub mod transact;
 mod unique;
@@ -26,15 +27,17 @@ use utoipa::ToSchema;
 
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
+pub use self::limiting::{LimitSet, Released};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 7;
+pub const SCHEMA_VERSION: i64 = 9;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,10 +90,11 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
-    /// Makes `queued` tasks of a queue due again whose messages the broker lost: those published before the
-    /// queue's [watermark](Renewal::heads) less `slack`, unless it is paused, and, when the broker's queue is `empty`, all those
+    /// Makes `queued` tasks of a lane due again whose messages the broker lost: those published before the
+    /// lane's [watermark](Renewal::heads) less `slack`, unless the queue is paused, and, when the lane is `empty` in
+    /// the broker, all those
     /// published more than `slack` ago. At most `limit`; returns how many.
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
     /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
     ///
@@ -150,8 +154,30 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// The paused queues, by name; cheap.
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
 
-    /// The queues that hold `queued` tasks; cheap whatever the backlog.
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
+    /// The limits, by scope.
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError>;
+
+    /// Sets a limit. After `Ok` no claim exceeds it; what runs already counts and goes on.
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError>;
+
+    /// Deletes a limit, whoever has set it; whether there was one.
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError>;
+
+    /// Makes these the limits that come from settings files; what the API has set stays as it is.
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError>;
+
+    /// Lets up to `limit` held tasks go for which their limits have a place, and keeps it for each: they are due for
+    /// publication then. Looks at a bounded number of scopes, those `after` that one; cheap when nothing is held.
+    ///
+    /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
+    /// the oldest.
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+
+    /// How many tasks wait in a queue or will within a minute, counted to `most`.
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
+
+    /// The lanes that hold `queued` tasks; cheap whatever the backlog.
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError>;
 
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
@@ -294,10 +320,12 @@ pub struct Granted {
     pub created_at: Timestamp,
     /// When it could have started.
     pub run_at: Timestamp,
-    /// When it was marked queued, if it was: feeds the queue's watermark.
+    /// When it was marked queued, if it was: feeds the lane's watermark.
     pub queued_at: Option<Timestamp>,
     /// The ledger's time of the claim.
     pub started_at: Timestamp,
+    /// Whether it has taken a place that others may wait for.
+    pub limited: bool,
 }
 
 /// Why a claim was refused.
@@ -319,6 +347,8 @@ pub enum Refusal {
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
+    /// A limit has no place for it: the ledger holds it until [`Ledger::release`].
+    Limited,
 }
 
 impl Refusal {
@@ -334,6 +364,7 @@ impl Refusal {
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",
+            Self::Limited => "limited",
         }
     }
 }
@@ -449,10 +480,10 @@ pub struct Renewal {
     pub ttl: Duration,
     /// How many tasks the worker runs.
     pub running: i32,
-    /// Per queue, the newest `queued_at` among the tasks delivered to this worker: the queue's watermark.
+    /// Per lane, the newest `queued_at` among the tasks delivered to this worker: the lane's watermark.
     ///
-    /// Queues are first-in-first-out, so a task queued well before it that still waits has lost its message.
-    pub heads: Vec<(QueueName, Timestamp)>,
+    /// Lanes are first-in-first-out, so a task queued well before it that still waits there has lost its message.
+    pub heads: Vec<(Lane, Timestamp)>,
 }
 
 /// The ledger's answer to a renewal.
@@ -494,8 +525,8 @@ pub struct Due {
     pub id: TaskId,
     /// The work.
     pub kind: Kind,
-    /// The queue.
-    pub queue: QueueName,
+    /// Where it goes.
+    pub lane: Lane,
     /// The handler's input.
     pub args: Json,
     /// The row's fence, for [`Ledger::mark_queued`].

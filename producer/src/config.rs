@@ -1,7 +1,8 @@
 //! The producer's settings.
 
 use clap::{Parser, ValueEnum};
-use tasklane_common::config::{Common, CommonArgs, ConfigError, File};
+use tasklane_common::config::{Common, CommonArgs, ConfigError, File, LimitTable};
+use tasklane_common::limit::{Bounds, Scope};
 
 use crate::request::{MAX_ATTEMPTS_MAX, Rules};
 use crate::routing::Routes;
@@ -47,6 +48,8 @@ pub struct Settings {
     pub http_addr: String,
     /// What the settings add to submissions: `max_attempts`, which defaults to 20, and the `[[route]]` tables.
     pub rules: Rules,
+    /// The `[[limit]]` tables; without any the ledger's limits stay as they are.
+    pub limits: Option<Vec<(Scope, Bounds)>>,
 }
 
 impl ProducerArgs {
@@ -74,6 +77,7 @@ impl ProducerArgs {
                 max_attempts: self.max_attempts.or(file.max_attempts).unwrap_or(20),
                 routes: Routes::new(&file.route)?,
             },
+            limits: file.limit.as_ref().map(|tables| tables.iter().map(LimitTable::check).collect()).transpose()?,
         };
         settings.validate()?;
         Ok(settings)
@@ -126,6 +130,14 @@ mod tests {
         assert!(resolve("", &["--http-addr", "8080"]).unwrap_err().starts_with("http_addr: "));
         assert!(resolve("max_attempts = 0", &[]).unwrap_err().starts_with("max_attempts: "));
         assert!(resolve("[[route]]\nkind = \"a b\"\nqueue = \"q\"", &[]).unwrap_err().starts_with("route.kind: "));
+        let limit = |text: &str| resolve(&format!("[[limit]]\n{text}"), &[]).unwrap_err();
+        assert!(limit("queue = \"a\"\nkind = \"b\"\nmax_running = 1").starts_with("limit: must name one of"));
+        assert!(limit("key = \"a*b\"\nmax_running = 1").starts_with("limit: key: `a*b` must be"));
+        assert!(
+            limit("kind = \"a\"\nmax_running = 0").starts_with("limit: kind:a: max_running must be from 1 to 100000")
+        );
+        assert!(limit("kind = \"a\"\nmax_queued = 1").starts_with("limit: kind:a: max_queued is for queues only"));
+        assert!(limit("kind = \"a\"\nrate = { per_ms = 5 }").contains("missing field `tasks`"));
         assert!(resolve("port = 1", &[]).unwrap_err().starts_with("FILE:1:1: unknown field `port`"));
     }
 }

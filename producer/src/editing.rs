@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tasklane_common::ledger::Edit;
-use tasklane_common::task::Json;
+use tasklane_common::task::{Json, Priority};
 use utoipa::ToSchema;
 
 use crate::error::{ApiError, FieldError};
@@ -30,6 +30,8 @@ pub struct EditTask {
     /// The queue that carries it.
     #[schema(max_length = 64, pattern = "^[a-z0-9_-]+$", examples("default"))]
     queue: Option<String>,
+    /// How urgent it is: `high`, `normal` or `low`.
+    priority: Option<String>,
     /// How often it may start: more often than it has.
     #[schema(minimum = 1, maximum = 1000)]
     max_attempts: Option<i64>,
@@ -60,11 +62,12 @@ pub fn edit(body: &[u8], now: Timestamp) -> Result<Edit, ApiError> {
         run_at: timed.or(delayed),
         args: faults.keep("args", args(asked.args)).flatten(),
         queue: faults.keep("queue", request::queue(asked.queue.as_deref())).flatten(),
+        priority: faults.keep("priority", priority(asked.priority.as_deref())).flatten(),
         max_attempts: max_attempts.map(|most| i32::try_from(most).unwrap_or(MAX_ATTEMPTS_MAX)),
         timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
     };
     if faults.0.is_empty() && edit == Edit::default() {
-        let all = "must have at least one of run_at, delay_ms, args, queue, max_attempts, timeout_ms";
+        let all = "must have at least one of run_at, delay_ms, args, queue, priority, max_attempts, timeout_ms";
         faults.0.push(FieldError::new("", all));
     }
     if faults.0.is_empty() { Ok(edit) } else { Err(ApiError::InvalidEdit(faults.0)) }
@@ -72,6 +75,10 @@ pub fn edit(body: &[u8], now: Timestamp) -> Result<Edit, ApiError> {
 
 fn args(raw: Option<Box<RawValue>>) -> Result<Option<Json>, String> {
     raw.map(request::checked_args).transpose()
+}
+
+fn priority(name: Option<&str>) -> Result<Option<Priority>, String> {
+    name.map(|name| request::priority(Some(name))).transpose()
 }
 
 #[cfg(test)]
@@ -88,11 +95,13 @@ mod tests {
 
     #[test]
     fn what_is_given_is_changed() {
-        let edit = read(r#"{"delay_ms":1500,"args":null,"queue":"q","max_attempts":3,"timeout_ms":250}"#).unwrap();
+        let edit =
+            read(r#"{"delay_ms":1500,"args":null,"queue":"q","priority":"low","max_attempts":3,"timeout_ms":250}"#)
+                .unwrap();
         assert_eq!(edit.run_at.unwrap().as_millisecond(), 1_500);
         assert_eq!(edit.args, Some(Json::null()), "null are args like any others");
         assert_eq!((edit.queue.unwrap().as_str(), edit.max_attempts), ("q", Some(3)));
-        assert_eq!(edit.timeout, Some(Duration::from_millis(250)));
+        assert_eq!((edit.priority, edit.timeout), (Some(Priority::Low), Some(Duration::from_millis(250))));
         let edit = read(r#"{"run_at":"2030-01-31T08:00:00Z","queue":null}"#).unwrap();
         assert_eq!((edit.run_at.unwrap().to_string().as_str(), edit.queue), ("2030-01-31T08:00:00Z", None));
     }
@@ -102,9 +111,9 @@ mod tests {
         assert_eq!(read("{}").unwrap_err(), [""]);
         assert_eq!(read(r#"{"run_at":null}"#).unwrap_err(), [""]);
         assert_eq!(
-            read(r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","max_attempts":0,"timeout_ms":0}"#)
+            read(r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","priority":"top","max_attempts":0,"timeout_ms":0}"#)
                 .unwrap_err(),
-            ["run_at", "delay_ms", "run_at", "max_attempts", "timeout_ms", "args", "queue"]
+            ["run_at", "delay_ms", "run_at", "max_attempts", "timeout_ms", "args", "queue", "priority"]
         );
         assert_eq!(read(r#"{"kind":"b"}"#).unwrap_err(), ["kind"], "it is what it is");
     }

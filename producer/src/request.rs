@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
-use tasklane_common::task::{Json, Kind, NewTask, OnConflict, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique};
+use tasklane_common::limit::{self, KEY_BYTES_MAX};
+use tasklane_common::task::{
+    Json, Kind, NewTask, OnConflict, Priority, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique,
+};
 use utoipa::ToSchema;
 
 use crate::args::{self, ARGS_BYTES_MAX};
@@ -54,8 +57,14 @@ pub struct SubmitTask {
     /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
     #[schema(format = DateTime)]
     pub run_at: Option<String>,
+    /// How urgent it is among the tasks of its queue: `high`, `normal` or `low`. Defaults to `normal`.
+    #[schema(value_type = Option<Priority>)]
+    pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     pub tags: Option<BTreeMap<String, String>>,
+    /// What it shares limits with, besides its queue and its kind, such as a customer: 255 bytes at most, no asterisks.
+    #[schema(min_length = 1, max_length = 255, examples("customer:4711"))]
+    pub concurrency_key: Option<String>,
     /// Makes it the only task with this key, of all kinds and queues, until it has finished: 255 bytes at most.
     #[schema(min_length = 1, max_length = 255, examples("report.build 2026-11"))]
     pub unique_key: Option<String>,
@@ -110,23 +119,29 @@ impl SubmitTask {
         }
         let delayed = faults.keep("delay_ms", delay(self.delay_ms, circumstances.now));
         let timed = faults.keep("run_at", run_at(self.run_at.as_deref()));
+        let priority = faults.keep("priority", priority(self.priority.as_deref()));
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &mut faults.0);
+        let concurrency_key = faults.keep("concurrency_key", concurrency_key(self.concurrency_key)).flatten();
         let unique = unique(self.unique_key, self.unique_for_ms, self.on_conflict.as_deref(), &mut faults);
-        match (kind, queue, args, max_attempts, timeout) {
-            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout)) if faults.0.is_empty() => {
+        match (kind, queue, args, max_attempts, timeout, priority) {
+            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout), Some(priority))
+                if faults.0.is_empty() =>
+            {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
                 Ok(NewTask {
                     id: TaskId::new(),
                     queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
                     kind,
                     args,
+                    priority,
                     max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
                     timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
                     run_at,
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
+                    concurrency_key,
                     retried_from: None,
                 })
             }
@@ -185,6 +200,20 @@ pub(crate) fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
     Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn concurrency_key(key: Option<String>) -> Result<Option<String>, String> {
+    match key {
+        Some(key) if !limit::is_key(&key) => {
+            Err(format!("must be 1 to {KEY_BYTES_MAX} bytes without control characters and asterisks"))
+        }
+        key => Ok(key),
+    }
+}
+
+pub(crate) fn priority(name: Option<&str>) -> Result<Priority, String> {
+    let parse = |name| Priority::from_name(name).ok_or_else(|| "must be one of high, normal, low".to_owned());
+    name.map_or(Ok(Priority::default()), parse)
 }
 
 fn unique(

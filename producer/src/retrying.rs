@@ -108,7 +108,7 @@ pub fn args(body: &[u8]) -> Result<Option<Json>, ApiError> {
     args.map_err(|message| ApiError::InvalidRetry(vec![FieldError::new("args", message)]))
 }
 
-/// The task that does a failed one's work with other args. It keeps kind, queue, limits, tags and unique key.
+/// The task that does a failed one's work with other args. It keeps kind, queue, priority, limits, tags, concurrency key and unique key.
 ///
 /// # Errors
 /// [`ApiError::NotRetryable`] when the other one has not failed.
@@ -120,12 +120,14 @@ pub fn anew(failed: Task, args: Json, traceparent: Option<&str>) -> Result<NewTa
         id: TaskId::new(),
         kind: failed.kind,
         queue: failed.queue,
+        priority: failed.priority,
         args,
         max_attempts: failed.max_attempts,
         timeout: failed.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
         run_at: None,
         tags: failed.tags,
         traceparent: traceparent.map(str::to_owned),
+        concurrency_key: failed.concurrency_key,
         unique: failed.unique_key.map(|key| Unique { key, window: None, on_conflict: OnConflict::Reject }),
         retried_from: Some(failed.id),
     })

@@ -4,6 +4,7 @@ pub mod submit;
 pub mod batch;
 pub mod group;
 pub mod status;
+pub mod limits;
 pub mod list;
 pub mod edit;
 pub mod retry;

@@ -52,6 +52,8 @@ pub struct Task {
     pub timeout_ms: Option<u64>,
     pub unique_key: Option<String>,
     pub group_id: Option<String>,
+    pub concurrency_key: Option<String>,
+    pub limited_by: Option<String>,
     pub retried_from: Option<String>,
 }
 

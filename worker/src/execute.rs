@@ -10,6 +10,7 @@ use tasklane_common::task::{Fence, Json, Kind, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
+use crate::arbiter::Permit;
 use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
@@ -28,7 +29,7 @@ const NOBODY_DELAY: Duration = Duration::from_secs(5);
 const SUSPECT_DELAY: Duration = Duration::from_secs(1);
 
 /// Takes one delivery all the way. The permit bounds how many tasks run at once.
-pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemaphorePermit) {
+pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let body = std::mem::take(&mut delivery.body);
     let envelope = match Envelope::decode(&delivery.properties, &body) {
         Ok(envelope) => envelope,
@@ -86,6 +87,9 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: OwnedSemap
         settle(&life, ran, transition).await
     };
     life.release(id);
+    if granted.limited {
+        life.nudges.freed.notify_one();
+    }
     drop(apart);
     if settled {
         // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
@@ -164,6 +168,8 @@ async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerErro
         run_at: task.run_at,
         queued_at: None,
         started_at: task.started_at.unwrap_or(task.run_at),
+        // Not known: a place too many is only looked for.
+        limited: true,
     }))
 }
 
@@ -171,7 +177,9 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
-        Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue => delivery.ack().await,
+        Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue | Refusal::Limited => {
+            delivery.ack().await;
+        }
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }
@@ -180,7 +188,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
 /// A task of a paused queue stays in the broker: its message is given back once the consumer knows of the pause, since
 /// before that it would come again at once.
 async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
-    match life.pauses.confirm(&*life.ledger, &delivery.queue).await {
+    match life.pauses.confirm(&*life.ledger, &delivery.lane.queue).await {
         Ok(true) => {
             metrics::counter!("tasklane_claims_refused_total", "reason" => Refusal::Paused.as_str()).increment(1);
             delivery.give_back().await;
@@ -200,7 +208,7 @@ async fn delay_elsewhere(life: &Life, envelope: &Envelope, delivery: &Delivery) 
     let elsewhere = match life.ledger.workers().await {
         Ok(workers) => workers
             .iter()
-            .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.queue)),
+            .any(|worker| worker.kinds.contains(&envelope.kind) && worker.queues.contains(&delivery.lane.queue)),
         Err(_) => false,
     };
     if elsewhere { ELSEWHERE_DELAY } else { NOBODY_DELAY }
@@ -310,7 +318,7 @@ fn give_up(error: &LedgerError, deadline: Instant) -> bool {
 
 fn observe_claim(life: &Life, envelope: &Envelope, granted: &Granted, delivery: &Delivery) {
     if let Some(queued_at) = granted.queued_at.filter(|_| !delivery.redelivered) {
-        life.note_head(&delivery.queue, queued_at);
+        life.note_head(&delivery.lane, queued_at);
     }
     let waited = granted.started_at.duration_since(granted.run_at);
     metrics::histogram!("tasklane_task_wait_seconds", "kind" => envelope.kind.as_str().to_owned())

@@ -34,7 +34,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -162,12 +162,14 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         kind: kind.clone(),
         queue: QueueName::default(),
         args: args.clone(),
+        priority: Priority::default(),
         max_attempts: 1,
         timeout: None,
         run_at: None,
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
         retried_from: None,
     };
     let record = WorkerRecord {

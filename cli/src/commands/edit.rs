@@ -25,6 +25,8 @@ struct Changes<'e> {
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<&'e str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<&'e str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     max_attempts: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
@@ -36,6 +38,7 @@ pub(super) async fn run(cx: &Context<'_>, edit: &Edit) -> Result<Exit, Failure> 
         delay_ms: edit.delay.map(millis),
         args: edit.args.as_deref().map(input::args).transpose()?,
         queue: edit.queue.as_deref(),
+        priority: edit.priority.as_deref(),
         max_attempts: edit.max_attempts,
         timeout_ms: edit.timeout.map(millis),
     };

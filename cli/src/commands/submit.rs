@@ -33,6 +33,8 @@ struct Submission<'s> {
     delay_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<&'s str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<&'s str, &'s str>,
 }
@@ -49,6 +51,7 @@ pub(super) async fn run(cx: &Context<'_>, submit: Submit) -> Result<Exit, Failur
         timeout_ms: submit.timeout.map(millis),
         delay_ms: submit.delay.map(millis),
         run_at: submit.at,
+        priority: submit.priority.as_deref(),
         tags: tags(&submit.tags)?,
     };
     // With a key of its own a request whose answer was lost can be sent again.

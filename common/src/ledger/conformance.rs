@@ -20,6 +20,7 @@ pub mod claim;
 pub mod edit;
 pub mod group;
 pub mod lease;
+pub mod limit;
 pub mod model;
 pub mod moving;
 pub mod pause;
@@ -44,7 +45,9 @@ use super::{
     WorkerRecord,
 };
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{
+    ErrorKind, Fence, Guarantee, Json, Kind, Lane, NewTask, Priority, QueueName, Task, TaskId, WorkerId,
+};
 
 /// How long a condition may take to come true.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -103,7 +106,8 @@ macro_rules! suite {
                 a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
                 next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
-                a_passed_watermark_strands, an_empty_queue_strands,
+                a_passed_watermark_strands, an_empty_queue_strands, a_task_keeps_its_priority,
+                lanes_are_stranded_each_by_its_own_mark, an_empty_lane_strands_alone,
             }
             lease {
                 tasks_are_abandoned_after_the_lease_and_not_before, a_renewed_lease_lives_on,
@@ -121,6 +125,12 @@ macro_rules! suite {
                 pausing_twice_is_pausing_once, paused_queues_are_shown, a_watermark_strands_nothing_of_a_paused_queue,
                 a_dead_workers_task_waits_in_its_paused_queue,
             }
+            limit {
+                limits_are_kept_as_they_were_set, there_is_an_end_to_limits, a_task_without_a_place_is_held,
+                every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
+                a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
+                keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+            }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
                 a_message_left_in_the_old_queue_starts_nothing, what_does_not_wait_there_is_left_alone,
@@ -130,7 +140,7 @@ macro_rules! suite {
                 a_waiting_task_can_be_changed, what_is_left_out_stays, an_edited_task_waits_for_its_new_time,
                 a_message_of_before_an_edit_starts_nothing, a_message_of_before_is_refused_whatever_else_holds,
                 a_late_mark_of_the_old_publication_changes_nothing, an_attempt_must_be_left,
-                what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in,
+                what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in, a_held_task_can_be_edited,
             }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
@@ -172,6 +182,12 @@ macro_rules! suite {
         async fn no_key_ever_has_two_unfinished_tasks() {
             let store = $store().await;
             $crate::ledger::conformance::unique::no_key_ever_has_two_unfinished_tasks(&store.handles).await;
+        }
+
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn no_limit_is_ever_exceeded() {
+            let store = $store().await;
+            $crate::ledger::conformance::limit::no_limit_is_ever_exceeded(&store.handles).await;
         }
 
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -251,12 +267,14 @@ pub fn new_task() -> NewTask {
         kind: kind("test.work"),
         queue: queue("default"),
         args: Json::parse(r#"{"n":1}"#.to_owned()).unwrap(),
+        priority: Priority::Normal,
         max_attempts: 3,
         timeout: None,
         run_at: None,
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
         retried_from: None,
     }
 }
@@ -269,6 +287,11 @@ pub fn kind(name: &str) -> Kind {
 /// A queue's name.
 pub fn queue(name: &str) -> QueueName {
     QueueName::parse(name).unwrap()
+}
+
+/// A lane.
+pub fn lane(name: &str, priority: Priority) -> Lane {
+    Lane { queue: queue(name), priority }
 }
 
 /// A submission whose tasks no relay touches within the test.

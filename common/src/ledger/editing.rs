@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::state::State;
-use crate::task::{Json, QueueName};
+use crate::task::{Json, Priority, QueueName};
 
 /// What shall be different; what is `None` stays as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -16,6 +16,8 @@ pub struct Edit {
     pub args: Option<Json>,
     /// The queue that carries it.
     pub queue: Option<QueueName>,
+    /// How urgent it is.
+    pub priority: Option<Priority>,
     /// How often it may start: more often than it has.
     pub max_attempts: Option<i32>,
     /// How long one run may take.

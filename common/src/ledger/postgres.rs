@@ -20,6 +20,7 @@ mod fault;
 mod groups;
 mod lane;
 mod lease;
+mod limits;
 mod publish;
 mod queues;
 mod read;
@@ -53,12 +54,13 @@ use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed,
-    ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed,
+    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{self, Fence, GroupId, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of each lane that every task passes.
 const BUSY_CONNECTIONS: usize = 2;
@@ -197,8 +199,8 @@ impl Ledger for PostgresLedger {
         again(|| publish::next_due(&self.shared)).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        let stranded = Stranded { queue, empty, slack, limit };
+    async fn strand(&self, lane: task::Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        let stranded = Stranded { lane, empty, slack, limit };
         again(|| publish::strand(&self.shared, &stranded)).await
     }
 
@@ -266,8 +268,32 @@ impl Ledger for PostgresLedger {
         again(|| queues::paused(&self.shared)).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        again(|| read::queued_queues(&self.shared)).await
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
+        again(|| limits::all(&self.shared)).await
+    }
+
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError> {
+        again(|| limits::set(&self.shared, &scope, &bounds)).await
+    }
+
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError> {
+        again(|| limits::delete(&self.shared, &scope)).await
+    }
+
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
+        again(|| limits::adopt(&self.shared, &limits)).await
+    }
+
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+        again(|| limits::release(&self.shared, after.as_ref(), limit)).await
+    }
+
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
+        again(|| limits::waiting(&self.shared, &queue, most)).await
+    }
+
+    async fn queued_lanes(&self) -> Result<Vec<task::Lane>, LedgerError> {
+        again(|| read::queued_lanes(&self.shared)).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

@@ -7,6 +7,7 @@
 mod claim;
 mod editing;
 mod groups;
+mod limits;
 mod queues;
 mod read;
 mod record;
@@ -35,12 +36,13 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
-    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed,
+    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Lane, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
@@ -136,8 +138,8 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::next_due).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        self.writer.write(limit as usize, move |db| write::strand(db, &queue, empty, slack, limit)).await
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| write::strand(db, &lane, empty, slack, limit)).await
     }
 
     async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
@@ -212,8 +214,35 @@ impl Ledger for SqliteLedger {
         self.readers.read(queues::paused).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        self.readers.read(read::queued_queues).await
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
+        self.readers.read(limits::all).await
+    }
+
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError> {
+        self.writer.write(1, move |db| limits::set(db, &scope, &bounds)).await
+    }
+
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError> {
+        self.writer.write(1, move |db| limits::delete(db, &scope)).await
+    }
+
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
+        self.writer.write(limits.len(), move |db| limits::adopt(db, &limits)).await
+    }
+
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+        if !self.readers.read(limits::anything_held).await? {
+            return Ok(Released::default());
+        }
+        self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
+    }
+
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
+        self.readers.read(move |db| limits::waiting(db, &queue, most)).await
+    }
+
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError> {
+        self.readers.read(read::queued_lanes).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

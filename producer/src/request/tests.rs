@@ -31,7 +31,7 @@ fn the_shortest_submission_gets_the_defaults() {
 
 #[test]
 fn null_is_left_out_except_as_args() {
-    let nulls = r#"{"kind":"a","args":null,"queue":null,"max_attempts":null,"timeout_ms":null,"delay_ms":null,"run_at":null,"tags":null}"#;
+    let nulls = r#"{"kind":"a","args":null,"queue":null,"max_attempts":null,"timeout_ms":null,"delay_ms":null,"run_at":null,"priority":null,"tags":null}"#;
     assert_eq!(validate(nulls).unwrap().args.as_str(), "null");
 }
 
@@ -43,9 +43,19 @@ fn a_queue_goes_before_a_route() {
 
 #[test]
 fn every_fault_is_named() {
-    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"delay_ms":-1,"run_at":"soon","tags":{"a:b":"x","c":"\u0000"}}"#;
-    let expected =
-        ["kind", "queue", "max_attempts", "timeout_ms", "run_at", "delay_ms", "run_at", "tags.a:b", "tags.c"];
+    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"delay_ms":-1,"run_at":"soon","priority":"urgent","tags":{"a:b":"x","c":"\u0000"}}"#;
+    let expected = [
+        "kind",
+        "queue",
+        "max_attempts",
+        "timeout_ms",
+        "run_at",
+        "delay_ms",
+        "run_at",
+        "priority",
+        "tags.a:b",
+        "tags.c",
+    ];
     assert_eq!(paths(text), expected);
     assert_eq!(paths("{}"), ["kind"]);
 }

@@ -23,7 +23,7 @@ use crate::{extract, trace_context};
 /// Run a failure again
 ///
 /// A cancelled or discarded task starts over at once, and gets one more attempt if none is left. With `args` it stays as it
-/// is, and a new task does its work with them: of the same kind, queue, limits, tags and unique key, and with `retried_from`.
+/// is, and a new task does its work with them: of the same kind, queue, priority, limits, tags and keys, and with `retried_from`.
 /// Such a request is made repeatable by an `Idempotency-Key`.
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/retry", tag = "tasks", operation_id = "retryTask",

@@ -13,7 +13,7 @@ async fn a_waiting_task_is_changed() {
     let api = Api::start().await;
     let id = api.submitted(r#"{"kind":"a","args":{"to":"ada"},"tags":{"k":"v"},"unique_key":"one"}"#).await;
     let path = format!("/v1/tasks/{id}");
-    let edit = r#"{"args":{"to":"bob"},"delay_ms":3600000,"queue":"slow","max_attempts":3,"timeout_ms":5000}"#;
+    let edit = r#"{"args":{"to":"bob"},"delay_ms":3600000,"queue":"slow","priority":"high","max_attempts":3,"timeout_ms":5000}"#;
     let edited = api.patch(&path, edit).await;
     assert_snapshot!("edited", edited.shown());
     assert_eq!(api.get(&path).await.json(), edited.json());
@@ -44,7 +44,8 @@ async fn a_bad_edit_changes_nothing() {
     let id = api.submitted(r#"{"kind":"a"}"#).await;
     let path = format!("/v1/tasks/{id}");
     let before = api.get(&path).await.json();
-    let faults = r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","max_attempts":0,"timeout_ms":0}"#;
+    let faults =
+        r#"{"run_at":"soon","delay_ms":-1,"args":1e999,"queue":"A","priority":"top","max_attempts":0,"timeout_ms":0}"#;
     assert_snapshot!("edit_many_faults", api.patch(&path, faults).await.shown());
     assert_snapshot!("edit_nothing", api.patch(&path, "{}").await.shown());
     assert_snapshot!("edit_unknown_field", api.patch(&path, r#"{"args":2,"kind":"b"}"#).await.shown());

@@ -7,6 +7,7 @@ mod support;
 
 mod submit;
 mod batch;
+mod limits;
 mod look;
 mod retry;
 mod cancel;

@@ -136,7 +136,7 @@ async fn a_task_is_submitted_as_written_and_waited_for() -> Result<()> {
     let (stack, producer) = producer().await?;
     let cli = Cli::of(&producer);
     let args = "submit test.echo month=2026-11 dry=true n=12345678901234567890 list=[1,2] name=\"Ada\" --wait 40s \
-                --tag team=blue --tag x=a=b --max-attempts 3 --timeout 1m";
+                --tag team=blue --tag x=a=b --max-attempts 3 --timeout 1m --priority high";
     let _worker = worker(&stack).await?;
     let task = &cli.json(&args.split(' ').collect::<Vec<_>>()).await?[0];
     assert_eq!(task["state"], "completed", "{task}");
@@ -145,6 +145,7 @@ async fn a_task_is_submitted_as_written_and_waited_for() -> Result<()> {
     assert_eq!((&task["args"], &task["result"]), (&args, &args));
     assert_eq!(task["tags"], json!({"team": "blue", "x": "a=b"}));
     assert_eq!((&task["max_attempts"], &task["timeout_ms"]), (&json!(3), &json!(60_000)));
+    assert_eq!(task["priority"], "high");
 
     let shown = cli.ok(&["submit", "test.echo", "--wait", "40s", "--args", "[1]"]).await?;
     for line in ["state         completed\n", "result        [1]\n", "attempt       1 of 20\n"] {

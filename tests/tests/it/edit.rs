@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use futures::StreamExt;
 use futures::future::{join_all, try_join_all};
 use futures::stream;
@@ -97,6 +97,27 @@ on_both_ledgers! {
         let _new = stack.test_worker(&log).env("TASKLANE_QUEUES", "other").start().await?;
         assert_eq!(producer.api.in_state(&id, "completed", LIMIT).await?.result, json!("done"));
         log.check_each_started_once([id.as_str()])?;
+        nothing_left(&stack.vhost).await
+    }
+
+    async fn a_task_edited_to_be_urgent_goes_before_the_others(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let ids = ids(&producer.api.submit_batch(&vec![json!({"kind": "test.work", "args": {"work_ms": 50}}); 60]).await?);
+        for id in &ids {
+            producer.api.in_state(id, "queued", LIMIT).await?;
+        }
+        let last = ids.last().context("tasks")?;
+        let task = edit(&producer.api, last, &json!({"priority": "high"})).await?;
+        assert_eq!(task.priority, "high");
+        producer.api.in_state(last, "queued", LIMIT).await?;
+        let _worker = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
+        producer.api.all_ended(ids.len(), LIMIT).await?;
+        let place = log.starts()?.iter().position(|start| start.task == *last);
+        // Before it are only those that were taken before the urgent lane was looked at.
+        assert!(place.is_some_and(|place| place <= 8), "it was started as the {place:?}th of 60");
+        log.check_each_started_once(ids.iter().map(String::as_str))?;
         nothing_left(&stack.vhost).await
     }
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, claim_by, complete, discard, get, granted, new_task, one, queue, recorded, refused, retry, run, settle,
+    HOUR, claim_by, complete, discard, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle,
     submission, until, worker,
 };
 use crate::ledger::{Claim, Edit, Edited, Ledger, Refusal};
+use crate::limit::Bounds;
 use crate::state::State;
-use crate::task::{Fence, Json, NewTask, TaskId, WorkerId};
+use crate::task::{Fence, Json, NewTask, Priority, TaskId, WorkerId};
 
 fn json(text: &str) -> Json {
     Json::parse(text.to_owned()).unwrap()
@@ -43,13 +44,15 @@ pub async fn a_waiting_task_can_be_changed(ledger: &dyn Ledger) {
             run_at: Some(run_at),
             args: Some(json("[2]")),
             queue: Some(queue("other")),
+            priority: Some(Priority::High),
             max_attempts: Some(9),
             timeout: Some(Duration::from_millis(1_500)),
         };
         assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(state));
         let task = get(ledger, id).await;
         assert_eq!((task.state, task.run_at, task.args.as_str()), (State::Scheduled, run_at, "[2]"));
-        assert_eq!((task.queue.as_str(), task.max_attempts, task.timeout_ms), ("other", 9, Some(1_500)));
+        assert_eq!((task.queue.as_str(), task.priority), ("other", Priority::High));
+        assert_eq!((task.max_attempts, task.timeout_ms), (9, Some(1_500)));
         assert_eq!((task.fence.0, task.attempt), (before.fence.0 + 1, before.attempt));
         assert_eq!((task.errors, task.created_at), (before.errors, before.created_at));
     }
@@ -91,10 +94,11 @@ pub async fn an_edited_task_waits_for_its_new_time(ledger: &dyn Ledger) {
 pub async fn a_message_of_before_an_edit_starts_nothing(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
     let mut seen = vec![None, Some(Fence(0))];
-    for text in ["[2]", "[3]"] {
-        ledger.edit(id, Edit { args: Some(json(text)), queue: Some(queue("other")), ..Edit::default() }).await.unwrap();
+    for (text, priority) in [("[2]", Priority::High), ("[3]", Priority::Low)] {
+        let (args, queue, priority_too) = (Some(json(text)), Some(queue("other")), Some(priority));
+        ledger.edit(id, Edit { args, queue, priority: priority_too, ..Edit::default() }).await.unwrap();
         let [due] = &ledger.fetch_due(10, HOUR).await.unwrap()[..] else { panic!("one is due") };
-        assert_eq!((due.args.as_str(), due.queue.as_str()), (text, "other"));
+        assert_eq!((due.args.as_str(), &due.lane), (text, &lane("other", priority)));
         ledger.mark_queued(vec![(id, due.fence)]).await.unwrap();
         for older in &seen {
             assert_eq!(claim_by(ledger, id, holder, *older).await, Claim::Refused(Refusal::Outdated));
@@ -135,6 +139,27 @@ pub async fn a_late_mark_of_the_old_publication_changes_nothing(ledger: &dyn Led
     assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(1))]);
     ledger.mark_queued(vec![(id, Fence(1))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Queued);
+}
+
+/// It is published again, and asks its limits as any other; it keeps to the time that it was given.
+pub async fn a_held_task_can_be_edited(ledger: &dyn Ledger) {
+    let most = Bounds { max_running: Some(1), ..Bounds::default() };
+    ledger.set_limit("queue:default".parse().unwrap(), most).await.unwrap();
+    let holder = worker(ledger).await;
+    let [runs, goes, stays] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
+    let fence = granted(ledger, runs, holder).await.fence;
+    for id in [goes, stays] {
+        assert_eq!(refused(ledger, id, holder).await, Refusal::Limited);
+    }
+    ledger.edit(goes, Edit { queue: Some(queue("other")), ..Edit::default() }).await.unwrap();
+    ledger.edit(stays, Edit { run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
+    assert_eq!((get(ledger, goes).await.limited_by, get(ledger, stays).await.limited_by), (None, None));
+    // A message that is void has no place to ask for.
+    assert_eq!(claim_by(ledger, goes, holder, Some(Fence(0))).await, Claim::Refused(Refusal::Outdated));
+    run(ledger, goes, holder, complete()).await;
+    settle(ledger, runs, fence, complete()).await;
+    assert_eq!(ledger.release(None, 10).await.unwrap().tasks, 0, "nothing is held any more");
+    assert_eq!(refused(ledger, stays, holder).await, Refusal::NotDue);
 }
 
 /// A limit that the task has reached already is refused with all else that was given.

@@ -470,7 +470,7 @@ impl<'a> World<'a> {
         let fetched = self.handles[1].fetch_due(EVERYTHING, HOUR).await.unwrap();
         for (id, rows) in &mut self.rows {
             let due = fetched.iter().filter(|due| due.id == *id);
-            let seen: Vec<_> = due.map(|due| (due.fence, due.queue.as_str(), due.args.as_str())).collect();
+            let seen: Vec<_> = due.map(|due| (due.fence, due.lane.queue.as_str(), due.args.as_str())).collect();
             let is_due = |row: &Row| row.due == Some(Duration::ZERO);
             let before = rows.clone();
             rows.retain(|row| seen == is_due(row).then_some((row.fence, row.queue, row.args.as_str())).as_slice());

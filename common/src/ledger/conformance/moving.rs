@@ -39,7 +39,7 @@ pub async fn a_waiting_task_goes_to_another_queue(ledger: &dyn Ledger) {
         assert_eq!((task.state, task.queue, task.fence.0), (state, queue("other"), fence + 1));
     }
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
-    assert!(due.iter().all(|due| due.queue == queue("other")), "{due:?}");
+    assert!(due.iter().all(|due| due.lane.queue == queue("other")), "{due:?}");
     let due: BTreeSet<TaskId> = due.into_iter().map(|due| due.id).collect();
     assert_eq!(due, BTreeSet::from([accepted, queued, retryable]));
     assert_eq!(refused(ledger, scheduled_id, holder).await, Refusal::NotDue, "its time is its own");

@@ -6,7 +6,7 @@ use super::rows::{codes_for, state_of};
 use crate::clock::millis;
 use crate::ledger::{Edit, Edited};
 use crate::state::{Event, State, next};
-use crate::task::{QueueName, TaskId};
+use crate::task::{Priority, QueueName, TaskId};
 
 /// The row is judged as it was locked. The raised fence voids the late mark of a publication under way, and what was
 /// published before says what held before.
@@ -18,7 +18,7 @@ changed AS (
     SET state = $3, fence = t.fence + 1, void_below = t.fence + 1, queued_at = NULL,
         run_at = CASE WHEN $4::bigint IS NULL THEN t.run_at ELSE GREATEST($4, clock.now) END,
         due_at = GREATEST(COALESCE($4, t.run_at), clock.now),
-        args = COALESCE($5::text, t.args), queue = COALESCE($6::text, t.queue),
+        args = COALESCE($5::text, t.args), queue = COALESCE($6::text, t.queue), priority = COALESCE($9::smallint, t.priority),
         max_attempts = COALESCE($7::integer, t.max_attempts), timeout_ms = COALESCE($8::bigint, t.timeout_ms)
     FROM found f, clock
     WHERE t.id = f.id AND f.state = ANY($2) AND COALESCE($7 > f.attempt, true)
@@ -36,6 +36,7 @@ pub(super) async fn edit(connections: &Connections, id: TaskId, edit: &Edit) -> 
         .bind(edit.queue.as_ref().map(QueueName::as_str))
         .bind(edit.max_attempts)
         .bind(edit.timeout.map(millis))
+        .bind(edit.priority.map(Priority::code))
         .fetch_optional(&mut *lent)
         .await?;
     lent.keep();

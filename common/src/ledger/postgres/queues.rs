@@ -8,10 +8,10 @@ use super::rows::codes_for;
 use crate::state::{Event, State};
 use crate::task::{QueueName, TaskId};
 
-/// The other side of `tasklane_paused()`, with the same number: it waits for every claim that may have looked at the
+/// The other side of `tasklane_gates()` and `tasklane_paused()`, with the same number: it waits for every claim that may have looked at the
 /// paused queues before this one is among them, and claims that come meanwhile wait for the commit. So after the
 /// answer no claim is granted that had not seen it.
-const KEEP_CLAIMS_OUT: &str = "SELECT pg_advisory_xact_lock(8386110886424704371)";
+pub(super) const KEEP_CLAIMS_OUT: &str = "SELECT pg_advisory_xact_lock(8386110886424704371)";
 
 const PAUSE: &str =
     "INSERT INTO paused_queues (name, paused_at) VALUES ($1, tasklane_now()) ON CONFLICT (name) DO NOTHING";

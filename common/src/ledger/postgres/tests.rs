@@ -247,7 +247,7 @@ async fn looking_for_little_reads_little() {
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
     let plans = [
         (super::publish::FETCH_DUE, "NULL, NULL, NULL", "Index Cond: (due_at <= "),
-        (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
+        (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
         (super::lease::CANCELLING, "NULL", "worker_id = "),
     ];
     for (sql, parameters, condition) in plans {

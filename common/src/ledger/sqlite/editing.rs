@@ -6,7 +6,7 @@ use super::read::state_of;
 use crate::clock::{millis, wall_ms};
 use crate::ledger::{Edit, Edited};
 use crate::state::{Event, next};
-use crate::task::{QueueName, TaskId};
+use crate::task::{Priority, QueueName, TaskId};
 
 pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result<Edited> {
     let row = db
@@ -23,7 +23,8 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result
     db.prepare_cached(
         "UPDATE tasks SET state = ?2, fence = fence + 1, void_below = fence + 1, queued_at = NULL,
              run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
-             queue = coalesce(?5, queue), max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms)
+             queue = coalesce(?5, queue), priority = coalesce(?8, priority),
+             max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms)
          WHERE id = ?1",
     )?
     .execute(params![
@@ -34,6 +35,7 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result
         edit.queue.as_ref().map(QueueName::as_str),
         edit.max_attempts,
         edit.timeout.map(millis),
+        edit.priority.map(Priority::code),
     ])?;
     if let Some(args) = &edit.args {
         db.prepare_cached("UPDATE task_args SET args = ?2 WHERE id = ?1")?

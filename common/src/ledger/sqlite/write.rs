@@ -12,7 +12,7 @@ use crate::ledger::{
 };
 use crate::state::{Event, State, next};
 use crate::task::{
-    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, QueueName, TaskId, WorkerId, truncate,
+    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, Lane, Priority, TaskId, WorkerId, truncate,
 };
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
@@ -182,12 +182,19 @@ pub(super) fn renew(db: &Connection, renewal: &Renewal, boot_id: &str) -> rusqli
             renewal.running,
             boot_id
         ])?;
-    for (queue, head) in &renewal.heads {
+    for (lane, head) in &renewal.heads {
+        let head_of = |priority| if lane.priority == priority { head.as_millisecond() } else { 0 };
         db.prepare_cached(
-            "INSERT INTO queues (name, head_at) VALUES (?1, ?2)
-             ON CONFLICT (name) DO UPDATE SET head_at = max(head_at, excluded.head_at)",
+            "INSERT INTO queues (name, high_at, head_at, low_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (name) DO UPDATE SET high_at = max(high_at, excluded.high_at),
+                 head_at = max(head_at, excluded.head_at), low_at = max(low_at, excluded.low_at)",
         )?
-        .execute(params![queue.as_str(), head.as_millisecond()])?;
+        .execute(params![
+            lane.queue.as_str(),
+            head_of(Priority::High),
+            head_of(Priority::Normal),
+            head_of(Priority::Low)
+        ])?;
     }
     Ok(if renewed == 1 { Renewed::Held } else { Renewed::Lost })
 }
@@ -228,7 +235,7 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
 pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusqlite::Result<Vec<Due>> {
     let now = wall_ms();
     let mut statement = db.prepare_cached(
-        "SELECT tasks.id, kind, queue, args, fence, traceparent FROM tasks JOIN task_args ON task_args.id = tasks.id
+        "SELECT tasks.id, kind, queue, priority, args, fence, traceparent FROM tasks JOIN task_args ON task_args.id = tasks.id
          WHERE due_at IS NOT NULL AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
     )?;
     let due: rusqlite::Result<Vec<Due>> = statement
@@ -236,10 +243,10 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
             Ok(Due {
                 id: id_of(row, 0)?,
                 kind: super::read::parsed(row, 1, Kind::parse)?,
-                queue: super::read::parsed(row, 2, QueueName::parse)?,
-                args: super::read::parsed(row, 3, |text| Json::parse(text.to_owned()))?,
-                fence: Fence(row.get(4)?),
-                traceparent: row.get(5)?,
+                lane: super::read::lane_of(row, 2, 3)?,
+                args: super::read::parsed(row, 4, |text| Json::parse(text.to_owned()))?,
+                fence: Fence(row.get(5)?),
+                traceparent: row.get(6)?,
             })
         })?
         .collect();
@@ -251,29 +258,25 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
     Ok(due)
 }
 
-pub(super) fn strand(
-    db: &Connection,
-    queue: &QueueName,
-    empty: bool,
-    slack: Duration,
-    limit: u32,
-) -> rusqlite::Result<u64> {
+pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration, limit: u32) -> rusqlite::Result<u64> {
     let now = wall_ms();
     // What a pause has given back to a paused queue is older than what was claimed before, and not lost.
     let head: Option<i64> = db
         .prepare_cached(
-            "SELECT head_at FROM queues WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = ?1)",
+            "SELECT CASE ?2 WHEN 1 THEN high_at WHEN 0 THEN head_at ELSE low_at END FROM queues
+             WHERE name = ?1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = ?1)",
         )?
-        .query_row([queue.as_str()], |row| row.get(0))
+        .query_row(params![lane.queue.as_str(), lane.priority.code()], |row| row.get(0))
         .optional()?;
     let lost_before = if empty { Some(now) } else { head }.map(|at| at - millis(slack));
     let Some(lost_before) = lost_before else { return Ok(0) };
     let stranded = db
         .prepare_cached(
             "UPDATE tasks SET state = 0, due_at = ?3 WHERE id IN (
-                 SELECT id FROM tasks WHERE state = 2 AND queue = ?1 AND queued_at < ?2 ORDER BY queued_at LIMIT ?4)",
+                 SELECT id FROM tasks WHERE state = 2 AND queue = ?1 AND priority = ?5 AND queued_at < ?2
+                 ORDER BY queued_at LIMIT ?4)",
         )?
-        .execute(params![queue.as_str(), lost_before, now, limit])?;
+        .execute(params![lane.queue.as_str(), lost_before, now, limit, lane.priority.code()])?;
     Ok(stranded as u64)
 }
 
