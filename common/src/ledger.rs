@@ -173,6 +173,10 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// the oldest.
     async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
 
+    /// Forgets up to `limit` places that are free again, and where buckets stood that are full; how many. No claim needs it: it
+    /// keeps what is past from adding up.
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError>;
+
     /// How many tasks wait in a queue or will within a minute, counted to `most`.
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
 

@@ -130,6 +130,7 @@ macro_rules! suite {
                 every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
                 a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
                 keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+                places_of_the_past_are_forgotten,
             }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,

@@ -288,6 +288,10 @@ impl Ledger for PostgresLedger {
         again(|| limits::release(&self.shared, after.as_ref(), limit)).await
     }
 
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| limits::forget_places(&self.shared, limit)).await
+    }
+
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
         again(|| limits::waiting(&self.shared, &queue, most)).await
     }

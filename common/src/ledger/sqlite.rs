@@ -237,6 +237,10 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
     }
 
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| limits::forget_places(db, limit)).await
+    }
+
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
         self.readers.read(move |db| limits::waiting(db, &queue, most)).await
     }
