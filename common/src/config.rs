@@ -3,6 +3,8 @@
 //! Flags, environment variables and the file name the same settings; a flag goes before the environment, the
 //! environment before the file, the file before the default.
 
+mod discard;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -10,8 +12,8 @@ use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::backoff::Backoff;
-use crate::task::{Guarantee, Kind, QueueName};
+use crate::backoff::{Backoff, Retry};
+use crate::task::{ErrorKind, Guarantee, Kind, QueueName};
 
 /// The file that is read when none is named and it is there.
 pub const DEFAULT_FILE: &str = "tasklane.toml";
@@ -91,6 +93,15 @@ pub struct CommandTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Exit codes after which no other attempt is made, besides 65. Defaults to none.
+    #[serde(default, deserialize_with = "discard::exit_codes")]
+    pub discard_exit_codes: Vec<i32>,
+    /// Sorts of failure after which no other attempt is made. Defaults to none.
+    #[serde(default, deserialize_with = "discard::errors")]
+    pub discard_errors: Vec<ErrorKind>,
 }
 
 /// `[[http]]`: an HTTP service that handles one kind.
@@ -108,6 +119,15 @@ pub struct HttpTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Statuses after which no other attempt is made, besides those of 3xx and 4xx that say so anyway. Defaults to none.
+    #[serde(default, deserialize_with = "discard::statuses")]
+    pub discard_statuses: Vec<u16>,
+    /// Sorts of failure after which no other attempt is made. Defaults to none.
+    #[serde(default, deserialize_with = "discard::errors")]
+    pub discard_errors: Vec<ErrorKind>,
     /// Further request headers, such as an authorization.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretString>,
@@ -347,6 +367,27 @@ mod tests {
         assert!(error("x = [").starts_with("t.toml:1:"));
         let keyless = error("postgres://user:secret@host/db?sslmode=disable\n");
         assert!(keyless.starts_with("t.toml:1:") && !keyless.contains("secret"), "{keyless}");
+    }
+
+    /// Each tells the line, the key, and what would be right.
+    #[test]
+    fn faults_of_retries_name_the_key_and_what_is_allowed() {
+        let command = "[[command]]\nkind = \"k\"\nargv = [\"true\"]\n";
+        let http = "[[http]]\nkind = \"k\"\nurl = \"http://x/\"\n";
+        for (table, line, fault) in [
+            (command, "retry = { policy = \"cubic\" }", "expected one of `exponential`, `linear`, `fixed`"),
+            (http, "retry = { policy = \"fixed\" }", "policy fixed needs delays_ms: 1 to 1000"),
+            (command, "discard_exit_codes = [65, 256]", "must be exit codes from 1 to 255, but one is 256"),
+            (command, "discard_exit_codes = [0]", "must be exit codes from 1 to 255, but one is 0"),
+            (http, "discard_statuses = [200]", "must be statuses from 300 to 599, but one is 200"),
+            (http, "discard_errors = [\"slow\"]", "must be of error, panic, timeout, but one is \"slow\""),
+            (command, "discard_errors = [\"crash\"]", "must be of error, panic, timeout, but one is \"crash\""),
+        ] {
+            let told = error(&format!("{table}{line}\n"));
+            let key = line.split(' ').next().unwrap();
+            assert!(told.starts_with("t.toml:4:") && told.contains(fault), "{line}\n{told}");
+            assert!(told.ends_with(&format!("(key `{key}`)")), "{line}\n{told}");
+        }
     }
 
     #[test]

@@ -32,7 +32,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 6;
+pub const SCHEMA_VERSION: i64 = 7;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -265,9 +265,9 @@ pub struct Granted {
     pub max_attempts: i32,
     /// The submitter's limit on one run.
     pub timeout: Option<Duration>,
-    /// When the task was recorded.
-    pub created_at: Timestamp,
-    /// When it could have started.
+    /// When it could first have started, since it was recorded or, by a replay, made new: what its age counts from.
+    pub first_due_at: Timestamp,
+    /// When this attempt could have started.
     pub run_at: Timestamp,
     /// When it was marked queued, if it was: feeds the queue's watermark.
     pub queued_at: Option<Timestamp>,
@@ -350,7 +350,7 @@ pub enum Transition {
     },
     /// To `discarded`.
     Discard {
-        /// Why: `exhausted`, `interrupted`, `poison`, or the handler's own word.
+        /// Why: `exhausted`, `final_error`, `too_old`, `interrupted` or `poison`.
         reason: String,
         /// What went wrong.
         error: Failure,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tasklane_common::backoff::Backoff;
+use tasklane_common::backoff::Delays;
 use tasklane_common::ledger::{Failure, Transition};
 use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Guarantee, Json, truncate};
 
@@ -10,6 +10,9 @@ use crate::handler::{HandlerError, Outcome, Remedy};
 
 /// The largest result that the ledger keeps, in bytes of JSON.
 pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
+
+/// The reason of what is discarded for its age.
+const TOO_OLD: &str = "too_old";
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,19 +29,35 @@ pub enum Attempted {
     Interrupted,
     /// Somebody wanted it cancelled, and it was stopped.
     Cancelled,
+    /// It did not begin: [`Policy::is_too_old`].
+    TooOld,
 }
 
 /// What the decision needs to know of the task.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Policy {
     /// This attempt.
     pub attempt: i32,
     /// How many there may be.
     pub max_attempts: i32,
     /// How long the next one waits.
-    pub backoff: Backoff,
+    pub delays: Delays,
+    /// How long ago the task was first due.
+    pub age: Duration,
+    /// The age past which no attempt but the first starts.
+    pub max_age: Option<Duration>,
+    /// Sorts of failure after which no other attempt is made.
+    pub discard_errors: Vec<ErrorKind>,
     /// What an unknown outcome means.
     pub guarantee: Guarantee,
+}
+
+impl Policy {
+    /// Whether this attempt must not begin: it is not the first, and the task is past its age.
+    #[must_use]
+    pub fn is_too_old(&self) -> bool {
+        self.attempt > 1 && self.max_age.is_some_and(|most| self.age > most)
+    }
 }
 
 /// Where the task goes. `random`, of 0 to 1, is the backoff's jitter.
@@ -69,6 +88,13 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
         }
         // The ledger knows who wanted that and why, and keeps it.
         Attempted::Cancelled => Transition::Cancel { reason: "cancelled in mid-run".to_owned() },
+        Attempted::TooOld => {
+            let (age, most) = (policy.age.as_millis(), policy.max_age.unwrap_or_default().as_millis());
+            let message = format!(
+                "the attempt was not begun: the task was first due {age} ms ago, and the max_age_ms of its kind is {most}"
+            );
+            discard(TOO_OLD, failure(ErrorKind::Error, &message))
+        }
         Attempted::Interrupted => match policy.guarantee {
             Guarantee::AtLeastOnce | Guarantee::Transactional => Transition::Interrupt,
             Guarantee::AtMostOnce => {
@@ -104,10 +130,17 @@ fn unknown(error: Failure, policy: &Policy, random: f64) -> Transition {
 }
 
 fn retry(delay: Option<Duration>, error: Failure, policy: &Policy, random: f64) -> Transition {
+    if policy.discard_errors.contains(&error.kind) {
+        return discard("final_error", error);
+    }
     if policy.attempt >= policy.max_attempts {
         return discard("exhausted", error);
     }
-    let delay = delay.unwrap_or_else(|| policy.backoff.delay_with(policy.attempt, random));
+    let delay = delay.unwrap_or_else(|| policy.delays.delay_with(policy.attempt, random));
+    // An attempt that would start too late need not be waited for.
+    if policy.max_age.is_some_and(|most| policy.age.saturating_add(delay) > most) {
+        return discard(TOO_OLD, error);
+    }
     Transition::Retry { delay, error }
 }
 
@@ -123,6 +156,7 @@ fn failure(kind: ErrorKind, message: &str) -> Failure {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tasklane_common::backoff::Backoff;
 
     fn attempted() -> impl Strategy<Value = Attempted> {
         prop_oneof![
@@ -140,7 +174,8 @@ mod tests {
 
     fn policy(attempt: i32, max_attempts: i32, once: bool) -> Policy {
         let guarantee = if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce };
-        Policy { attempt, max_attempts, backoff: Backoff::default(), guarantee }
+        let (delays, age) = (Delays::from(Backoff::default()), Duration::ZERO);
+        Policy { attempt, max_attempts, delays, age, max_age: None, discard_errors: Vec::new(), guarantee }
     }
 
     proptest! {
@@ -160,6 +195,49 @@ mod tests {
             prop_assert!(!repeated || asked, "{transition:?}");
         }
 
+        /// Whatever asks for it, and however long it waits; what ends the task ends it as it would have.
+        #[test]
+        fn no_attempt_starts_past_the_age(
+            attempted in attempted(), once in any::<bool>(), age in 0u64..100_000, most in 1u64..100_000, wish in any::<Option<u16>>(),
+        ) {
+            let wished = |ms: u16| HandlerError::retry_after("later", Duration::from_millis(ms.into()));
+            let attempted = wish.map_or(attempted, |ms| Attempted::Answered(Err(wished(ms))));
+            let (age, most) = (Duration::from_millis(age), Duration::from_millis(most));
+            let unlimited = Policy { age, ..policy(1, 5, once) };
+            let limited = Policy { max_age: Some(most), ..unlimited.clone() };
+            let (free, bound) = (decide(attempted.clone(), &unlimited, 0.5), decide(attempted, &limited, 0.5));
+            match free {
+                Transition::Retry { delay, error } if age + delay > most => {
+                    prop_assert_eq!(bound, Transition::Discard { reason: "too_old".to_owned(), error });
+                }
+                free => prop_assert_eq!(bound, free),
+            }
+        }
+
+        /// What is decided for a wait and what is looked at when it is over agree.
+        #[test]
+        fn only_another_attempt_can_be_too_old(attempt in 1..50i32, age in 0u64..1_000, most in 1u64..1_000) {
+            let (age, most) = (Duration::from_millis(age), Duration::from_millis(most));
+            let limited = Policy { age, max_age: Some(most), ..policy(attempt, 50, false) };
+            prop_assert_eq!(limited.is_too_old(), attempt > 1 && age > most);
+            let unlimited = Policy { max_age: None, ..limited };
+            prop_assert!(!unlimited.is_too_old());
+        }
+
+        /// Whoever asks for another attempt, and however many are left.
+        #[test]
+        fn a_failure_of_a_final_sort_is_final(attempted in attempted(), attempt in 1..50i32, once in any::<bool>()) {
+            let sorts = [ErrorKind::Error, ErrorKind::Panic, ErrorKind::Timeout];
+            let strict = Policy { discard_errors: sorts.to_vec(), ..policy(attempt, 100, once) };
+            let (free, bound) = (decide(attempted.clone(), &policy(attempt, 100, once), 0.5), decide(attempted, &strict, 0.5));
+            match free {
+                Transition::Retry { error, .. } => {
+                    prop_assert_eq!(bound, Transition::Discard { reason: "final_error".to_owned(), error });
+                }
+                free => prop_assert_eq!(bound, free),
+            }
+        }
+
         #[test]
         fn a_wish_for_a_delay_is_granted(ms in 0u64..1_000_000) {
             let delay = Duration::from_millis(ms);
@@ -167,6 +245,26 @@ mod tests {
             let granted = matches!(decide(attempted, &policy(1, 2, false), 0.5), Transition::Retry { delay: d, .. } if d == delay);
             prop_assert!(granted);
         }
+    }
+
+    #[test]
+    fn an_attempt_that_was_not_begun_says_why() {
+        let age = Duration::from_millis(7_001);
+        let old = Policy { age, max_age: Some(Duration::from_secs(7)), ..policy(2, 20, true) };
+        let Transition::Discard { reason, error } = decide(Attempted::TooOld, &old, 0.5) else { panic!("it ends") };
+        let message =
+            "the attempt was not begun: the task was first due 7001 ms ago, and the max_age_ms of its kind is 7000";
+        assert_eq!((reason.as_str(), error.message.as_str()), ("too_old", message));
+    }
+
+    /// One sort does not stand for another.
+    #[test]
+    fn other_sorts_are_tried_again() {
+        let strict = Policy { discard_errors: vec![ErrorKind::Timeout], ..policy(1, 5, false) };
+        let late = decide(Attempted::TimedOut(Duration::from_secs(1)), &strict, 0.5);
+        assert!(matches!(late, Transition::Discard { reason, .. } if reason == "final_error"));
+        let panicked = decide(Attempted::Panicked("oh".to_owned()), &strict, 0.5);
+        assert!(matches!(panicked, Transition::Retry { .. }));
     }
 
     #[test]

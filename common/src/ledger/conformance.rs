@@ -87,6 +87,7 @@ macro_rules! suite {
                 a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
                 a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
+                an_age_counts_from_when_a_task_was_first_due,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,

@@ -38,6 +38,8 @@ pub struct CommandHandler {
     program: String,
     arguments: Vec<String>,
     options: Options,
+    /// Exit codes that are final besides [`EXIT_DISCARD`].
+    discard: Vec<i32>,
     groups: ProcessGroups,
 }
 
@@ -78,10 +80,12 @@ impl CommandHandler {
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("command", &table.kind, table.timeout_ms)?,
-            backoff: None,
+            retry: table.retry.clone(),
+            discard_errors: table.discard_errors.clone(),
             guarantee: super::guarantee("command", &table.kind, table.guarantee)?,
         };
-        Ok(Self { program: program.clone(), arguments: arguments.to_vec(), options, groups })
+        let (program, arguments) = (program.clone(), arguments.to_vec());
+        Ok(Self { program, arguments, options, discard: table.discard_exit_codes.clone(), groups })
     }
 
     fn command(&self, cx: &TaskContext) -> Command {
@@ -124,7 +128,7 @@ impl DynHandler for CommandHandler {
         // However it ended, the run is over, and with it everything in the group.
         let status = group.end().await;
         match end {
-            End::Exited => answer(&self.program, status?, output),
+            End::Exited => answer(&self.program, &self.discard, status?, output),
             End::TooMuch => Err(HandlerError::discard(format!("the program {} {TooMuch}", self.program))),
             End::Stopped => Err(HandlerError::retry(format!("the program {} was stopped", self.program))),
         }
@@ -197,7 +201,7 @@ async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) {
     }
 }
 
-fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
+fn answer(program: &str, discard: &[i32], status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
     if status.success() {
         return Ok(Outcome::Complete(output.stdout.into_result()?));
     }
@@ -208,7 +212,7 @@ fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outco
         (_, None, None) => format!("the program {program} failed: {status}"),
     };
     match status.code() {
-        Some(EXIT_DISCARD) => Err(HandlerError::discard(message)),
+        Some(code) if code == EXIT_DISCARD || discard.contains(&code) => Err(HandlerError::discard(message)),
         _ => Err(HandlerError::retry(message)),
     }
 }

@@ -26,7 +26,7 @@ moved AS (
     UPDATE tasks t
     SET state = $3, run_at = clock.now, due_at = clock.now, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
-        cancel_requested_at = NULL
+        cancel_requested_at = NULL, first_due_at = NULL
     FROM found f, (SELECT tasklane_now() AS now) clock
     WHERE t.id = f.id AND f.state = ANY($2)
 )

@@ -39,11 +39,11 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
     let granted = db
         .prepare_cached(
             "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
-                 started_at = ?4, due_at = NULL
+                 started_at = ?4, due_at = NULL, first_due_at = coalesce(first_due_at, run_at)
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
                  AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
-             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
+             RETURNING fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at",
         )?
         .query_row(
             params![
@@ -61,7 +61,7 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
                     attempt: row.get(1)?,
                     max_attempts: row.get(2)?,
                     timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                    created_at: timestamp(row.get(4)?),
+                    first_due_at: timestamp(row.get(4)?),
                     run_at: timestamp(row.get(5)?),
                     queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
                     started_at: timestamp(now),
@@ -451,7 +451,7 @@ pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> 
     }
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
-             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
+             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
     .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;

@@ -188,3 +188,15 @@ async fn a_stopped_run_drops_its_request() {
     let answer = tokio::time::timeout(LIMIT, run).await.unwrap().unwrap();
     assert_eq!(answer, Err(HandlerError::retry("the request was stopped")));
 }
+
+#[tokio::test]
+async fn the_operator_says_which_statuses_are_final_besides() {
+    for (status, is_final) in [(501, true), (429, true), (500, false), (404, true)] {
+        let mut service = service(move || StatusCode::from_u16(status).unwrap()).await;
+        service.handler.discard = vec![501, 429];
+        let error = service.run().await.unwrap_err();
+        let message = format!("the service answered {}", StatusCode::from_u16(status).unwrap());
+        let expected = if is_final { HandlerError::discard(message) } else { HandlerError::retry(message) };
+        assert_eq!(error, expected);
+    }
+}

@@ -1,0 +1,2 @@
+-- When the task could first have started, kept by its first claim; a replay begins anew. Its age counts from then.
+ALTER TABLE tasks ADD COLUMN first_due_at INTEGER;
