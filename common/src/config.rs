@@ -58,6 +58,8 @@ pub struct File {
     pub cancel_grace_ms: Option<u64>,
     /// Worker: how long failed attempts wait.
     pub backoff: Option<Backoff>,
+    /// Worker: how many bytes of JSON a result may have.
+    pub result_bytes_max: Option<usize>,
     /// How many crashes of its worker a task may cause before it is discarded as poison.
     pub max_crashes: Option<i32>,
     /// How long finished tasks are kept.

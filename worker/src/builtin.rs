@@ -75,6 +75,7 @@ fn guarantee(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::RESULT_BYTES_MAX;
     use crate::handler::TaskContext;
     use crate::registry::Registry;
     use tasklane_common::backoff::{Delays, Retry};
@@ -93,6 +94,7 @@ mod tests {
             deadline: Instant::now() + Duration::from_secs(60),
             cancellation: CancellationToken::new(),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            result_bytes_max: RESULT_BYTES_MAX,
             transaction: Default::default(),
         }
     }

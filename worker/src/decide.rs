@@ -8,7 +8,7 @@ use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Guarantee, Json, truncat
 
 use crate::handler::{HandlerError, Outcome, Remedy};
 
-/// The largest result that the ledger keeps, in bytes of JSON.
+/// The largest result that is kept where the settings do not say, in bytes of JSON.
 pub const RESULT_BYTES_MAX: usize = 1024 * 1024;
 
 /// The reason of what is discarded for its age.
@@ -46,6 +46,8 @@ pub struct Policy {
     pub age: Duration,
     /// The age past which no attempt but the first starts.
     pub max_age: Option<Duration>,
+    /// The largest result that is kept, in bytes of JSON.
+    pub result_bytes_max: usize,
     /// Sorts of failure after which no other attempt is made.
     pub discard_errors: Vec<ErrorKind>,
     /// What an unknown outcome means.
@@ -64,7 +66,7 @@ impl Policy {
 #[must_use]
 pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition {
     match attempted {
-        Attempted::Answered(Ok(Outcome::Complete(result))) => complete(result),
+        Attempted::Answered(Ok(Outcome::Complete(result))) => complete(result, policy.result_bytes_max),
         Attempted::Committed(result) => Transition::Complete { result },
         // The run's own commit would have been noticed.
         Attempted::Answered(Ok(Outcome::Committed(_))) => {
@@ -104,19 +106,19 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
     }
 }
 
-fn complete(result: Json) -> Transition {
-    match check_result(&result) {
+fn complete(result: Json, bytes_max: usize) -> Transition {
+    match check_result(&result, bytes_max) {
         Ok(()) => Transition::Complete { result },
         Err(message) => discard("final_error", failure(ErrorKind::Error, &message)),
     }
 }
 
 /// Refuses what is too large to be kept, and says so.
-pub(crate) fn check_result(result: &Json) -> Result<(), String> {
+pub(crate) fn check_result(result: &Json, bytes_max: usize) -> Result<(), String> {
     match result.as_str().len() {
-        0..=RESULT_BYTES_MAX => Ok(()),
+        bytes if bytes <= bytes_max => Ok(()),
         bytes => Err(format!(
-            "the result has {bytes} bytes, but at most {RESULT_BYTES_MAX} are kept: store it elsewhere and answer its address"
+            "the result has {bytes} bytes, but at most {bytes_max} are kept: store it elsewhere and answer its address"
         )),
     }
 }
@@ -173,9 +175,16 @@ mod tests {
     }
 
     fn policy(attempt: i32, max_attempts: i32, once: bool) -> Policy {
-        let guarantee = if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce };
-        let (delays, age) = (Delays::from(Backoff::default()), Duration::ZERO);
-        Policy { attempt, max_attempts, delays, age, max_age: None, discard_errors: Vec::new(), guarantee }
+        Policy {
+            attempt,
+            max_attempts,
+            delays: Backoff::default().into(),
+            age: Duration::ZERO,
+            max_age: None,
+            result_bytes_max: RESULT_BYTES_MAX,
+            discard_errors: Vec::new(),
+            guarantee: if once { Guarantee::AtMostOnce } else { Guarantee::AtLeastOnce },
+        }
     }
 
     proptest! {
@@ -269,8 +278,14 @@ mod tests {
 
     #[test]
     fn a_result_too_large_is_told() {
-        let large = Json::of(&"x".repeat(RESULT_BYTES_MAX)).unwrap();
-        let transition = decide(Attempted::Answered(Ok(Outcome::Complete(large))), &policy(1, 5, false), 0.5);
-        assert!(matches!(transition, Transition::Discard { error, .. } if error.message.contains("1048578 bytes")));
+        let small = Policy { result_bytes_max: 12, ..policy(1, 5, false) };
+        let completed = |text: &str| {
+            let result = Json::of(text).unwrap();
+            decide(Attempted::Answered(Ok(Outcome::Complete(result))), &small, 0.5)
+        };
+        assert!(matches!(completed("0123456789"), Transition::Complete { .. }));
+        let Transition::Discard { reason, error } = completed("0123456789a") else { panic!("it is too large") };
+        let message = "the result has 13 bytes, but at most 12 are kept: store it elsewhere and answer its address";
+        assert_eq!((reason.as_str(), error.message.as_str()), ("final_error", message));
     }
 }

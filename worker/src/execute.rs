@@ -229,6 +229,7 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
         traceparent: envelope.traceparent.clone(),
+        result_bytes_max: life.settings.result_bytes_max,
         transaction: Transaction::new(life.ledger.clone()),
     };
     Run {
@@ -251,6 +252,7 @@ fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
         delays: options.retry.delays.unwrap_or_else(|| life.settings.backoff.into()),
         age: Duration::try_from(age).unwrap_or_default(),
         max_age: options.retry.max_age,
+        result_bytes_max: life.settings.result_bytes_max,
         discard_errors: options.discard_errors,
         guarantee: options.guarantee,
     }

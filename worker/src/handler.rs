@@ -92,6 +92,8 @@ pub struct TaskContext {
     pub cancellation: CancellationToken,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
+    /// How many bytes of JSON a result may have; a larger one discards the task.
+    pub result_bytes_max: usize,
     pub(crate) transaction: Transaction,
 }
 

@@ -39,7 +39,7 @@ use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, Ta
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::decide::{Attempted, Policy, decide};
+use crate::decide::{Attempted, Policy, RESULT_BYTES_MAX, decide};
 use crate::handler::{Handler, HandlerError, TaskContext};
 use crate::lease::Lease;
 use crate::registry::DynHandler;
@@ -96,6 +96,7 @@ impl TestTask {
             deadline: Instant::now() + timeout,
             cancellation: CancellationToken::new(),
             traceparent: None,
+            result_bytes_max: RESULT_BYTES_MAX,
             transaction: Transaction::default(),
         };
         Self { handler, context, timeout, ledger: None }
@@ -124,6 +125,7 @@ impl TestTask {
             delays: options.retry.delays.unwrap_or_else(|| Backoff::default().into()),
             age: Duration::ZERO,
             max_age: options.retry.max_age,
+            result_bytes_max: self.context.result_bytes_max,
             discard_errors: options.discard_errors,
             guarantee: options.guarantee,
         };

@@ -56,7 +56,7 @@ enum End {
     /// It exited by itself.
     Exited,
     /// It wrote too much.
-    TooMuch,
+    TooMuch(TooMuch),
     /// It was asked to stop.
     Stopped,
 }
@@ -120,7 +120,7 @@ impl DynHandler for CommandHandler {
             .groups
             .spawn(&mut self.command(cx))
             .map_err(|error| HandlerError::retry(format!("the program {} cannot be started: {error}", self.program)))?;
-        let mut output = Output { stdout: Whole::default(), stderr: Tail::new(ERROR_BYTES_MAX) };
+        let mut output = Output { stdout: Whole::new(cx.result_bytes_max), stderr: Tail::new(ERROR_BYTES_MAX) };
         let end = {
             let exchange = pin!(output.exchange(group.pipes(), args));
             watch(&mut group, exchange.shared(), &cx.cancellation).await
@@ -129,7 +129,7 @@ impl DynHandler for CommandHandler {
         let status = group.end().await;
         match end {
             End::Exited => answer(&self.program, &self.discard, status?, output),
-            End::TooMuch => Err(HandlerError::discard(format!("the program {} {TooMuch}", self.program))),
+            End::TooMuch(much) => Err(HandlerError::discard(format!("the program {} {much}", self.program))),
             End::Stopped => Err(HandlerError::retry(format!("the program {} was stopped", self.program))),
         }
     }
@@ -177,10 +177,10 @@ async fn watch(
     tokio::select! {
         biased;
         () = group.exited() => match timeout(LINGER, exchange).await {
-            Ok(Err(TooMuch)) => End::TooMuch,
+            Ok(Err(much)) => End::TooMuch(much),
             Ok(Ok(())) | Err(_) => End::Exited,
         },
-        () = overflow(exchange.clone()) => End::TooMuch,
+        much = overflow(exchange.clone()) => End::TooMuch(much),
         () = cancellation.cancelled() => {
             group.terminate();
             // It is still listened to: a program that cannot write cannot end. Not only the leader gets its time.
@@ -195,9 +195,10 @@ async fn watch(
 }
 
 /// Ends only when there is too much output.
-async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) {
-    if exchange.await.is_ok() {
-        future::pending().await
+async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) -> TooMuch {
+    match exchange.await {
+        Err(much) => much,
+        Ok(()) => future::pending().await,
     }
 }
 

@@ -13,7 +13,7 @@ use tasklane_common::config::{ConfigError, HttpTable};
 use tasklane_common::task::Json;
 use url::Url;
 
-use super::output::{TooMuch, Whole};
+use super::output::Whole;
 use crate::handler::{HandlerError, Options, Outcome, TaskContext};
 use crate::registry::DynHandler;
 
@@ -80,7 +80,7 @@ impl HttpHandler {
         let request = self.client.post(self.url.clone()).headers(self.headers(cx)?).body(args.as_str().to_owned());
         let response = request.send().await.map_err(network)?;
         if response.status().is_success() {
-            complete(response).await
+            complete(response, cx.result_bytes_max).await
         } else {
             Err(refused(response, &self.discard).await)
         }
@@ -149,10 +149,10 @@ fn configured_headers(configured: &BTreeMap<String, SecretString>) -> Result<Hea
     Ok(headers)
 }
 
-async fn complete(mut response: Response) -> Result<Outcome, HandlerError> {
-    let mut body = Whole::default();
+async fn complete(mut response: Response, bytes_max: usize) -> Result<Outcome, HandlerError> {
+    let mut body = Whole::new(bytes_max);
     while let Some(chunk) = response.chunk().await.map_err(network)? {
-        body.push(&chunk).map_err(|TooMuch| HandlerError::discard(format!("the service {TooMuch}")))?;
+        body.push(&chunk).map_err(|too_much| HandlerError::discard(format!("the service {too_much}")))?;
     }
     Ok(Outcome::Complete(body.into_result()?))
 }

@@ -141,7 +141,9 @@ fn retry_after_is_seconds_or_a_date_up_to_an_hour() {
 #[tokio::test]
 async fn too_large_a_result_is_refused() {
     let error = service(|| "x".repeat(RESULT_BYTES_MAX + 1)).await.run().await.unwrap_err();
-    assert_eq!(error, HandlerError::discard(format!("the service {TooMuch}")));
+    let told = "the service answered more than the 1048576 bytes that a result may have: \
+                store it elsewhere and answer its address";
+    assert_eq!(error, HandlerError::discard(told));
 }
 
 #[tokio::test]
