@@ -90,10 +90,19 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// published more than `slack` ago. At most `limit`; returns how many.
     async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    /// Deletes tasks that finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
+    /// long-dead workers. One step: at most `limit` tasks, and at most as many members of groups; queues take turns.
     ///
     /// The members of a group count from the group's end, and the group goes after the last of them.
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
+
+    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over; returns how many. The
+    /// tasks stay.
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Says for all processes how long the finished tasks of these queues are kept; what was said of others is forgotten.
+    /// Whether that changed anything.
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError>;
 
     /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
     /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
@@ -219,6 +228,15 @@ pub enum Recorded {
     KeyReused,
     /// These, by index, have a unique key that another task holds; nothing was recorded.
     NotUnique(Vec<(usize, TaskId)>),
+}
+
+/// What a step of pruning did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many tasks it deleted.
+    pub tasks: u64,
+    /// Whether another step may find more.
+    pub more: bool,
 }
 
 /// What became of a replay.
@@ -497,6 +515,9 @@ pub struct ListQuery {
 
 /// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
 pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
+pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A page of tasks.
 #[derive(Debug, Clone, PartialEq)]

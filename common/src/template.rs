@@ -24,6 +24,9 @@ pub struct TaskTemplate {
     pub max_attempts: i32,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; null means as long as the task.
+    #[serde(default)]
+    pub result_ttl_ms: Option<i64>,
     /// The submitter's own labels; a schedule adds those of itself and of the tick.
     pub tags: BTreeMap<String, String>,
 }
@@ -31,27 +34,41 @@ pub struct TaskTemplate {
 impl From<NewTask> for TaskTemplate {
     /// Leaves out what belongs to a single task.
     fn from(task: NewTask) -> Self {
-        let NewTask { id: _, kind, queue, args, max_attempts, timeout, run_at: _, tags, traceparent: _, unique: _ } =
-            task;
-        Self { kind, queue, args, max_attempts, timeout_ms: timeout.map(millis), tags }
+        let NewTask {
+            id: _,
+            kind,
+            queue,
+            args,
+            max_attempts,
+            timeout,
+            run_at: _,
+            tags,
+            traceparent: _,
+            unique: _,
+            result_ttl,
+        } = task;
+        let (timeout_ms, result_ttl_ms) = (timeout.map(millis), result_ttl.map(millis));
+        Self { kind, queue, args, max_attempts, timeout_ms, result_ttl_ms, tags }
     }
 }
 
 impl From<TaskTemplate> for NewTask {
     /// A new task, to start at once.
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { kind, queue, args, max_attempts, timeout_ms, tags } = template;
+        let TaskTemplate { kind, queue, args, max_attempts, timeout_ms, result_ttl_ms, tags } = template;
+        let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
         Self {
             id: TaskId::new(),
             kind,
             queue,
             args,
             max_attempts,
-            timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            timeout: timeout_ms.map(duration),
             run_at: None,
             tags,
             traceparent: None,
             unique: None,
+            result_ttl: result_ttl_ms.map(duration),
         }
     }
 }

@@ -36,6 +36,7 @@ fn task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        result_ttl: None,
     }
 }
 

@@ -174,6 +174,7 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        result_ttl: None,
     };
     let record = WorkerRecord {
         id: worker,

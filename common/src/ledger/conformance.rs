@@ -25,6 +25,7 @@ pub mod pause;
 pub mod publish;
 pub mod read;
 pub mod record;
+pub mod retention;
 pub mod schedule;
 pub mod settle;
 pub mod sharing;
@@ -152,6 +153,11 @@ macro_rules! suite {
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
             }
+            retention {
+                a_queue_keeps_its_tasks_as_long_as_was_said, queues_take_turns, what_is_pruned_next_is_told,
+                members_are_kept_as_long_as_their_queue_says, an_expired_result_is_cleared_and_its_task_stays,
+                expiring_is_bounded, the_oldest_go_first,
+            }
         }
 
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -249,6 +255,7 @@ pub fn new_task() -> NewTask {
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        result_ttl: None,
     }
 }
 
@@ -366,6 +373,11 @@ pub fn discard() -> Transition {
 /// An outcome that says stop.
 pub fn cancel() -> Transition {
     Transition::Cancel { reason: "not wanted".to_owned() }
+}
+
+/// Makes one step of pruning; answers how many tasks it deleted.
+pub async fn pruned(ledger: &dyn Ledger, retention: Duration, limit: u32) -> u64 {
+    ledger.prune(retention, limit).await.unwrap().tasks
 }
 
 /// A handler's error.

@@ -5,6 +5,7 @@
 //! boot has ended. The file must lie on a local file system.
 
 mod groups;
+mod prune;
 mod queues;
 mod read;
 mod record;
@@ -18,6 +19,7 @@ mod unique;
 mod write;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -27,13 +29,14 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use self::prune::Walk;
 use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
-    LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
+    LedgerError, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
     SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::schedule::{Schedule, ScheduleName};
@@ -49,7 +52,7 @@ pub struct SqliteLedger {
     boot_id: String,
     writer: Writer,
     readers: Readers,
-    prune_after: Mutex<Option<TaskId>>,
+    pruning: Mutex<Walk>,
 }
 
 impl SqliteLedger {
@@ -64,7 +67,7 @@ impl SqliteLedger {
             let readers = Readers::open(&path)?;
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
-            Ok(Self { path, boot_id, writer, readers, prune_after: Mutex::new(None) })
+            Ok(Self { path, boot_id, writer, readers, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
@@ -138,12 +141,20 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| write::strand(db, &queue, empty, slack, limit)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
-        let after = *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pruned, next) =
-            self.writer.write(limit as usize, move |db| write::prune(db, retention, limit, after)).await?;
-        *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        let walk = self.pruning.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pruned, walk) =
+            self.writer.write(limit as usize, move |db| prune::prune(db, retention, limit, walk.clone())).await?;
+        *self.pruning.lock().unwrap_or_else(PoisonError::into_inner) = walk;
         Ok(pruned)
+    }
+
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| prune::expire_results(db, limit)).await
+    }
+
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
+        self.writer.write(queues.len() + 1, move |db| prune::set_retention(db, &queues)).await
     }
 
     async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
@@ -188,7 +199,7 @@ impl Ledger for SqliteLedger {
         let mut purged = 0;
         for some in ids.chunks(TURN_ROWS_MAX) {
             let some = some.to_vec();
-            purged += self.writer.write(some.len(), move |db| write::purge(db, &some)).await?;
+            purged += self.writer.write(some.len(), move |db| prune::purge(db, &some)).await?;
         }
         Ok(purged)
     }

@@ -10,12 +10,9 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::queues::paused_within;
 use super::rows::{state_of, task_of};
-use crate::ledger::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts};
+use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts};
 use crate::state::State;
 use crate::task::{QueueName, Task, TaskId};
-
-/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
-const PAGE_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
 const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
 
@@ -103,7 +100,7 @@ pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result
         .bind(query.tag.as_ref().map(tag_member).transpose()?)
         // One more than asked for tells whether this is the end.
         .bind(limit + 1)
-        .bind(PAGE_BYTES_MAX);
+        .bind(PAGE_BYTES_MAX as i64);
     let page = match query.group {
         Some(group) => page.bind(group.0),
         None => page,

@@ -21,17 +21,18 @@ use crate::task::{NewTask, TaskId};
 const INSERT: &str = r#"
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 INSERT INTO tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-                   idempotency_key, idempotency_hash, traceparent, unique_key, group_id)
+                   idempotency_key, idempotency_hash, traceparent, unique_key, group_id, result_ttl_ms)
 SELECT n.id, n.kind, n.queue,
        CASE WHEN n.run_at > clock.now THEN 1 ELSE 0 END,  -- scheduled, accepted
        n.args, n.tags, n.max_attempts, clock.now,
        GREATEST(n.run_at, clock.now),
        CASE WHEN n.run_at > clock.now THEN n.run_at ELSE clock.now + n.reserve_ms END,
-       n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key, n.group_id
+       n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key, n.group_id, n.result_ttl_ms
 FROM clock, UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
-                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[], $14::uuid[])
+                   $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[], $14::uuid[],
+                   $15::bigint[])
      AS n (id, kind, queue, args, tags, max_attempts, run_at, reserve_ms, timeout_ms, key, hash, traceparent,
-           unique_key, group_id)
+           unique_key, group_id, result_ttl_ms)
 ORDER BY n.key COLLATE "C", n.id
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
@@ -216,6 +217,7 @@ struct Columns<'a> {
     traceparents: Vec<Option<&'a str>>,
     unique_keys: Vec<Option<&'a str>>,
     group_ids: Vec<Option<Uuid>>,
+    result_ttls_ms: Vec<Option<i64>>,
 }
 
 type Insertion<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Uuid, i64), sqlx::postgres::PgArguments>;
@@ -238,6 +240,7 @@ impl<'a> Columns<'a> {
         self.traceparents.push(task.traceparent.as_deref());
         self.unique_keys.push(task.unique.as_ref().map(|unique| unique.key.as_str()));
         self.group_ids.push(submission.group.as_ref().map(|group| group.id.0));
+        self.result_ttls_ms.push(task.result_ttl.map(millis));
         Ok(())
     }
 
@@ -257,6 +260,7 @@ impl<'a> Columns<'a> {
             .bind(self.traceparents)
             .bind(self.unique_keys)
             .bind(self.group_ids)
+            .bind(self.result_ttls_ms)
     }
 }
 

@@ -45,19 +45,22 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
     let text = |column: &str| row.try_get::<&str, _>(column);
     let optional = |column: &str| row.try_get::<Option<&str>, _>(column);
     let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
+    let state = state_of(row.try_get("state")?)?;
+    let result = optional("result")?.map(json_of).transpose()?;
     let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
     Ok(Task {
         id: TaskId(row.try_get("id")?),
         kind: Kind::parse(text("kind")?).map_err(Fault::corrupt)?,
         queue: QueueName::parse(text("queue")?).map_err(Fault::corrupt)?,
-        state: state_of(row.try_get("state")?)?,
+        state,
         args: json_of(text("args")?)?,
         tags: optional("tags")?.map_or_else(|| Ok(BTreeMap::new()), serde_json::from_str).map_err(Fault::corrupt)?,
         priority: Priority::Normal,
         attempt: row.try_get("attempt")?,
         max_attempts: row.try_get("max_attempts")?,
         fence: Fence(row.try_get("fence")?),
-        result: optional("result")?.map(json_of).transpose()?,
+        result_expired: state == State::Completed && result.is_none(),
+        result,
         errors: optional("errors")?.map_or_else(|| Ok(Vec::new()), serde_json::from_str).map_err(Fault::corrupt)?,
         reason: row.try_get("reason")?,
         created_at: time("created_at")?,
@@ -67,6 +70,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         cancel_requested_at: optional_time("cancel_requested_at")?,
         worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
         timeout_ms: row.try_get("timeout_ms")?,
+        result_ttl_ms: row.try_get("result_ttl_ms")?,
         unique_key: row.try_get("unique_key")?,
         group_id: row.try_get::<Option<Uuid>, _>("group_id")?.map(GroupId),
     })

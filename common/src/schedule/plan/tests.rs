@@ -18,6 +18,7 @@ fn definition(cron: &str, catch_up: CatchUp, overlap: Overlap) -> Definition {
             args: Json::null(),
             max_attempts: 1,
             timeout_ms: None,
+            result_ttl_ms: None,
             tags: Default::default(),
         },
         catch_up,
