@@ -18,6 +18,9 @@ use crate::task::{ErrorKind, Guarantee, Kind, QueueName};
 /// The file that is read when none is named and it is there.
 pub const DEFAULT_FILE: &str = "tasklane.toml";
 
+/// The shortest retention: who waits for a task's end must find the task.
+pub const RETENTION_MS_MIN: u64 = 1_000;
+
 /// Everything that `tasklane.toml` may hold, for every program. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -38,6 +41,8 @@ pub struct File {
     pub max_attempts: Option<i32>,
     /// Producer: which queue a kind goes to when its submission does not say; the first that matches.
     pub route: Vec<RouteTable>,
+    /// Producer: how long finished tasks of a queue are kept, where that is not `retention_ms`.
+    pub queue_retention_ms: BTreeMap<QueueName, u64>,
     /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
     pub metrics_addr: Option<String>,
     /// Worker: the queues to consume.
@@ -78,6 +83,8 @@ pub struct RouteTable {
     pub kind: String,
     /// Where they go.
     pub queue: QueueName,
+    /// How long after its task's end a result is kept when the submission does not say. Defaults to as long as the task.
+    pub result_ttl_ms: Option<i64>,
 }
 
 /// `[[command]]`: a program that handles one kind.
@@ -304,10 +311,10 @@ impl Common {
                 format!("must be at least 1, but is {}", self.max_crashes),
             ));
         }
-        if self.retention_ms < 1_000 {
+        if self.retention_ms < RETENTION_MS_MIN {
             return Err(ConfigError::setting(
                 "retention_ms",
-                format!("must be at least 1000, but is {}", self.retention_ms),
+                format!("must be at least {RETENTION_MS_MIN}, but is {}", self.retention_ms),
             ));
         }
         Ok(())

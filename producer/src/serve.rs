@@ -64,6 +64,10 @@ pub async fn run(
     let listener = TcpListener::bind(&settings.http_addr).await.map_err(listen_error)?;
     let addr = listener.local_addr().map_err(listen_error)?;
     let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;
+    // Every process prunes, and reads it there.
+    if ledger.set_retention(settings.queue_retention.clone()).await? {
+        tracing::info!(queues = ?settings.queue_retention, "the retention of queues was changed");
+    }
 
     let background = CancellationToken::new();
     // Whichever way this function is left, nothing stays behind in the background.

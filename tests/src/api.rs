@@ -42,6 +42,7 @@ pub struct Task {
     pub max_attempts: u32,
     pub fence: u64,
     pub result: Value,
+    pub result_expired: bool,
     pub errors: Vec<TaskError>,
     pub reason: Option<String>,
     pub created_at: String,
@@ -50,6 +51,7 @@ pub struct Task {
     pub finished_at: Option<String>,
     pub worker_id: Option<String>,
     pub timeout_ms: Option<u64>,
+    pub result_ttl_ms: Option<u64>,
     pub unique_key: Option<String>,
     pub group_id: Option<String>,
 }
