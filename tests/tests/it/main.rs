@@ -22,6 +22,7 @@ mod liveness;
 mod load;
 mod main_job;
 mod requests;
+mod retention;
 mod retries;
 mod settings;
 mod messages;

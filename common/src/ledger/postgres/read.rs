@@ -65,7 +65,7 @@ const fn statements(state: Option<State>) -> (&'static str, &'static str) {
     }
 }
 
-/// One look into each partial index; completed rows are in none.
+/// One look into each of four partial indexes; completed rows are in none of them.
 const QUEUES: &str = "
 SELECT name, NULL::smallint, 0::bigint, NULL::bigint, tasklane_now() FROM queues
 UNION ALL
