@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::backoff::{Backoff, Retry};
+use crate::limit::{Bounds, Rate, Scope};
 use crate::task::{ErrorKind, Guarantee, Kind, QueueName};
 
 /// The file that is read when none is named and it is there.
@@ -41,8 +42,10 @@ pub struct File {
     pub max_attempts: Option<i32>,
     /// Producer: which queue a kind goes to when its submission does not say; the first that matches.
     pub route: Vec<RouteTable>,
+    /// Producer: how much runs at once, how often it starts, and how much may wait, in all workers.
+    pub limit: Option<Vec<LimitTable>>,
     /// Producer: how long finished tasks of a queue are kept, where that is not `retention_ms`.
-    pub queue_retention_ms: BTreeMap<QueueName, u64>,
+    pub queue_retention_ms: Option<BTreeMap<QueueName, u64>>,
     /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
     pub metrics_addr: Option<String>,
     /// Worker: the queues to consume.
@@ -85,6 +88,45 @@ pub struct RouteTable {
     pub queue: QueueName,
     /// How long after its task's end a result is kept when the submission does not say. Defaults to as long as the task.
     pub result_ttl_ms: Option<i64>,
+}
+
+/// `[[limit]]`: what the tasks of a queue, of a kind, or with a concurrency key share. Names one of the three.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitTable {
+    /// The queue.
+    pub queue: Option<String>,
+    /// Or the kind.
+    pub kind: Option<String>,
+    /// Or the concurrency key; with `*` at its end each key that begins so, for itself.
+    pub key: Option<String>,
+    /// How many tasks run at once.
+    pub max_running: Option<u32>,
+    /// How often tasks start.
+    pub rate: Option<Rate>,
+    /// How many tasks may wait before submissions are refused; of a queue only.
+    pub max_queued: Option<u32>,
+}
+
+impl LimitTable {
+    /// Checks the table.
+    ///
+    /// # Errors
+    /// [`ConfigError::Setting`] naming the key, and what would be right.
+    pub fn check(&self) -> Result<(Scope, Bounds), ConfigError> {
+        let names = [("queue", &self.queue), ("kind", &self.kind), ("key", &self.key)];
+        let mut given = names.iter().filter_map(|(word, name)| Some((*word, name.as_deref()?)));
+        let (Some((word, name)), None) = (given.next(), given.next()) else {
+            return Err(ConfigError::setting("limit", "must name one of queue, kind and key"));
+        };
+        let scope = Scope::named(word, name)
+            .map_err(|error| ConfigError::setting("limit", format!("{word}: `{name}` {error}")))?;
+        let bounds = Bounds { max_running: self.max_running, rate: self.rate, max_queued: self.max_queued };
+        match bounds.faults(Some(&scope)).into_iter().next() {
+            Some((path, message)) => Err(ConfigError::setting("limit", format!("{scope}: {path} {message}"))),
+            None => Ok((scope, bounds)),
+        }
+    }
 }
 
 /// `[[command]]`: a program that handles one kind.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use tasklane_common::config::{Common, CommonArgs, ConfigError, File, RETENTION_MS_MIN};
+use tasklane_common::config::{Common, CommonArgs, ConfigError, File, LimitTable, RETENTION_MS_MIN};
+use tasklane_common::limit::{Bounds, Scope};
 use tasklane_common::task::QueueName;
 
 use crate::request::{MAX_ATTEMPTS_MAX, Rules};
@@ -54,9 +55,11 @@ pub struct Settings {
     pub http_addr: String,
     /// What the settings add to submissions: `max_attempts`, which defaults to 20, and the `[[route]]` tables.
     pub rules: Rules,
+    /// The `[[limit]]` tables; without any the ledger's limits stay as they are.
+    pub limits: Option<Vec<(Scope, Bounds)>>,
     /// How long finished tasks of a queue are kept, where that is not `retention_ms`; told to all processes at the start.
-    /// Defaults to none.
-    pub queue_retention: BTreeMap<QueueName, Duration>,
+    /// Without any the ledger's stay as they are.
+    pub queue_retention: Option<BTreeMap<QueueName, Duration>>,
 }
 
 impl ProducerArgs {
@@ -84,7 +87,8 @@ impl ProducerArgs {
                 max_attempts: self.max_attempts.or(file.max_attempts).unwrap_or(20),
                 routes: Routes::new(&file.route)?,
             },
-            queue_retention: queue_retention(&file.queue_retention_ms)?,
+            limits: file.limit.as_ref().map(|tables| tables.iter().map(LimitTable::check).collect()).transpose()?,
+            queue_retention: file.queue_retention_ms.as_ref().map(queue_retention).transpose()?,
         };
         settings.validate()?;
         Ok(settings)
@@ -141,7 +145,7 @@ mod tests {
         assert_eq!((settings.http_addr.as_str(), settings.rules.max_attempts), ("localhost:2", 3));
         let queue = settings.rules.routes.queue_of(&Kind::parse("email.welcome").unwrap());
         assert_eq!(queue.as_str(), "emails");
-        let kept = resolve("[queue_retention_ms]\naudit = 7776000000\n", &[]).unwrap().queue_retention;
+        let kept = resolve("[queue_retention_ms]\naudit = 7776000000\n", &[]).unwrap().queue_retention.unwrap();
         assert_eq!(kept[&QueueName::parse("audit").unwrap()], Duration::from_secs(90 * 86_400));
     }
 
@@ -150,6 +154,14 @@ mod tests {
         assert!(resolve("", &["--http-addr", "8080"]).unwrap_err().starts_with("http_addr: "));
         assert!(resolve("max_attempts = 0", &[]).unwrap_err().starts_with("max_attempts: "));
         assert!(resolve("[[route]]\nkind = \"a b\"\nqueue = \"q\"", &[]).unwrap_err().starts_with("route.kind: "));
+        let limit = |text: &str| resolve(&format!("[[limit]]\n{text}"), &[]).unwrap_err();
+        assert!(limit("queue = \"a\"\nkind = \"b\"\nmax_running = 1").starts_with("limit: must name one of"));
+        assert!(limit("key = \"a*b\"\nmax_running = 1").starts_with("limit: key: `a*b` must be"));
+        assert!(
+            limit("kind = \"a\"\nmax_running = 0").starts_with("limit: kind:a: max_running must be from 1 to 100000")
+        );
+        assert!(limit("kind = \"a\"\nmax_queued = 1").starts_with("limit: kind:a: max_queued is for queues only"));
+        assert!(limit("kind = \"a\"\nrate = { per_ms = 5 }").contains("missing field `tasks`"));
         for (given, shown) in
             [("{ short = 999 }", "999 for queue short"), ("{ long = 3153600000001 }", "3153600000001 for")]
         {

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tasklane_common::ledger::Idempotency;
+use tasklane_common::task::{Json, TaskId};
 
 use crate::error::{ApiError, FieldError};
 use crate::extract;
@@ -45,6 +46,18 @@ impl Fingerprint {
     pub fn of_task(task: &SubmitTask) -> Self {
         let mut fingerprint = Self(Sha256::new_with_prefix(b"tasklane task 1"));
         fingerprint.add(task);
+        fingerprint
+    }
+
+    /// Of a retry with other args.
+    #[must_use]
+    pub fn of_retry(id: TaskId, args: &Json) -> Self {
+        let mut fingerprint = Self(Sha256::new_with_prefix(b"tasklane retry 1"));
+        fingerprint.text(&id.to_string());
+        match serde_json::from_str(args.as_str()) {
+            Ok(value) => fingerprint.value(&value),
+            Err(_) => fingerprint.text(args.as_str()),
+        }
         fingerprint
     }
 

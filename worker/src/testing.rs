@@ -35,7 +35,7 @@ use serde::Serialize;
 use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -168,12 +168,15 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         kind: kind.clone(),
         queue: QueueName::default(),
         args: args.clone(),
+        priority: Priority::default(),
         max_attempts: 1,
         timeout: None,
         run_at: None,
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
+        retried_from: None,
         result_ttl: None,
     };
     let record = WorkerRecord {
@@ -186,7 +189,13 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL, group: None }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker,
+        guarantee: Guarantee::Transactional,
+        published: Some(Fence(0)),
+        crashes_below: i32::MAX,
+    };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),

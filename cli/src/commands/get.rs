@@ -51,6 +51,7 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
     let ran = task.started_at.zip(task.finished_at).map(|(from, to)| between(from, to));
     lines.optional("ran", ran.map(brief).as_deref());
     lines.time("cancel asked", task.cancel_requested_at, now);
+    lines.optional("retried from", task.retried_from.as_deref());
     lines.optional("worker", task.worker_id.as_deref());
     lines.json("args", task.args.as_deref());
     match task.result_expired {

@@ -4,7 +4,10 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod claim;
+mod editing;
 mod groups;
+mod limits;
 mod prune;
 mod queues;
 mod read;
@@ -35,13 +38,14 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
-    LedgerError, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
-    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
+    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal, Renewed,
+    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Lane, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
@@ -95,7 +99,7 @@ impl Ledger for SqliteLedger {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
         let boot_id = self.boot_id.clone();
-        self.writer.write(1, move |db| write::claim(db, &request, &boot_id)).await
+        self.writer.write(1, move |db| claim::claim(db, &request, &boot_id)).await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
@@ -137,8 +141,8 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::next_due).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        self.writer.write(limit as usize, move |db| write::strand(db, &queue, empty, slack, limit)).await
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| write::strand(db, &lane, empty, slack, limit)).await
     }
 
     async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
@@ -157,8 +161,17 @@ impl Ledger for SqliteLedger {
         self.writer.write(queues.len() + 1, move |db| prune::set_retention(db, &queues)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        self.writer.write(1, move |db| write::replay(db, id)).await
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        self.writer.write(1, move |db| editing::edit(db, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
@@ -212,8 +225,35 @@ impl Ledger for SqliteLedger {
         self.readers.read(queues::paused).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        self.readers.read(read::queued_queues).await
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
+        self.readers.read(limits::all).await
+    }
+
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError> {
+        self.writer.write(1, move |db| limits::set(db, &scope, &bounds)).await
+    }
+
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError> {
+        self.writer.write(1, move |db| limits::delete(db, &scope)).await
+    }
+
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
+        self.writer.write(limits.len(), move |db| limits::adopt(db, &limits)).await
+    }
+
+    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+        if !self.readers.read(limits::anything_held).await? {
+            return Ok(Released::default());
+        }
+        self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
+    }
+
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
+        self.readers.read(move |db| limits::waiting(db, &queue, most)).await
+    }
+
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError> {
+        self.readers.read(read::queued_lanes).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

@@ -32,7 +32,7 @@ fn the_shortest_submission_gets_the_defaults() {
 
 #[test]
 fn null_is_left_out_except_as_args() {
-    let nulls = r#"{"kind":"a","args":null,"queue":null,"max_attempts":null,"timeout_ms":null,"delay_ms":null,"run_at":null,"tags":null}"#;
+    let nulls = r#"{"kind":"a","args":null,"queue":null,"max_attempts":null,"timeout_ms":null,"delay_ms":null,"run_at":null,"priority":null,"tags":null}"#;
     assert_eq!(validate(nulls).unwrap().args.as_str(), "null");
 }
 
@@ -55,8 +55,8 @@ fn a_result_is_kept_as_the_submission_says_or_else_the_kinds_route() {
 
 #[test]
 fn every_fault_is_named() {
-    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"result_ttl_ms":0,"delay_ms":-1,"run_at":"soon","tags":{"a:b":"x","c":"\u0000"}}"#;
-    let expected = "kind queue max_attempts timeout_ms result_ttl_ms run_at delay_ms run_at tags.a:b tags.c";
+    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"result_ttl_ms":0,"delay_ms":-1,"run_at":"soon","priority":"urgent","tags":{"a:b":"x","c":"\u0000"}}"#;
+    let expected = "kind queue max_attempts timeout_ms result_ttl_ms run_at delay_ms run_at priority tags.a:b tags.c";
     assert_eq!(paths(text).join(" "), expected);
     assert_eq!(paths("{}"), ["kind"]);
 }

@@ -78,6 +78,10 @@ impl Api {
         self.send(json(path).method(Method::PUT).body(body.into()).unwrap()).await
     }
 
+    pub(crate) async fn patch(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(json(path).method(Method::PATCH).body(body.into()).unwrap()).await
+    }
+
     pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.send(Request::delete(path).body(Body::empty()).unwrap()).await
     }
@@ -113,7 +117,9 @@ impl Api {
     /// Takes a task as a worker does.
     pub(crate) async fn start_run(&self, id: TaskId) -> Fence {
         let worker = self.worker().await;
-        let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX };
+        let published = Some(self.app.gate.ledger().get(vec![id]).await.unwrap()[0].fence);
+        let guarantee = Guarantee::AtLeastOnce;
+        let request = ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX };
         match self.app.gate.ledger().claim(request).await.unwrap() {
             Claim::Granted(granted) => granted.fence,
             Claim::Refused(reason) => panic!("the claim was refused: {reason:?}"),

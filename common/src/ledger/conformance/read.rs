@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HOUR, cancel, complete, discard, get, granted, kind, one, queue, recorded, retry, run, until, worker};
+use super::{
+    HOUR, cancel, complete, discard, get, granted, kind, lane, one, queue, recorded, retry, run, until, worker,
+};
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Ledger, ListQuery, QueueCounts};
 use crate::state::State;
-use crate::task::{Fence, Json, TaskId};
+use crate::task::{Fence, Json, Priority, TaskId};
 
 fn query() -> ListQuery {
     ListQuery { limit: 10, ..ListQuery::default() }
@@ -156,7 +158,11 @@ pub async fn queues_are_counted(ledger: &dyn Ledger) {
         State::ALL.into_iter().filter(|state| *state != State::Completed).map(|state| (state, 1)).collect();
     assert_eq!(counts(ledger, "default").await.unwrap().counts, expected);
     assert_eq!(counts(ledger, "mail").await.unwrap().counts, [(State::Accepted, 5)].into());
-    assert_eq!(ledger.queued_queues().await.unwrap(), [queue("default")], "only there is a task queued");
+    assert_eq!(
+        ledger.queued_lanes().await.unwrap(),
+        [lane("default", Priority::Normal)],
+        "only there is a task queued"
+    );
     until("the waiting time to grow", async || {
         let waiting = counts(ledger, "mail").await.unwrap().oldest_waiting;
         waiting.filter(|waiting| *waiting >= Duration::from_millis(50))

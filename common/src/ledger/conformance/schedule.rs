@@ -9,7 +9,7 @@ use super::{complete, get, queue, run, until, worker};
 use crate::ledger::{Changed, Fired, Firing, Ledger, ListQuery, NextTick, ScheduleChange};
 use crate::schedule::{CatchUp, Definition, Overlap, Schedule, ScheduleName, TickCounts};
 use crate::state::State;
-use crate::task::{Json, Task};
+use crate::task::{Json, Priority, Task};
 use crate::template::TaskTemplate;
 
 /// A schedule's name.
@@ -26,9 +26,11 @@ pub fn definition() -> Definition {
             kind: super::kind("test.work"),
             queue: queue("default"),
             args: Json::parse(r#"{ "n" : 1.0 }"#.to_owned()).unwrap(),
+            priority: Priority::High,
             max_attempts: 3,
             timeout_ms: Some(5_000),
             result_ttl_ms: Some(60_000),
+            concurrency_key: None,
             tags: [("of".to_owned(), "Größe".to_owned())].into(),
         },
         catch_up: CatchUp::All,

@@ -1,4 +1,7 @@
-//! What ends tasks from outside, and how one that is over is run again.
+//! What ends tasks from outside, and how those that are over are run again.
+
+use std::collections::HashMap;
+use std::time::Duration;
 
 use sqlx::{Connection, PgConnection};
 use uuid::Uuid;
@@ -7,21 +10,28 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{codes_for, state_of, storable};
 use super::unique;
+use crate::clock::millis;
 use crate::ledger::Replayed;
 use crate::state::{Event, State, next};
 use crate::task::TaskId;
 
 const REPLAY: &str = "
-WITH found AS MATERIALIZED (SELECT id, state FROM tasks WHERE id = $1 FOR UPDATE),
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+found AS MATERIALIZED (
+    SELECT t.id, t.state, r.delay_ms
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS r (id, delay_ms) JOIN tasks t ON t.id = r.id
+    ORDER BY t.id
+    FOR UPDATE OF t
+),
 moved AS (
     UPDATE tasks t
-    SET state = $3, run_at = clock.now, due_at = clock.now, queued_at = NULL, crashes = 0,
+    SET state = $4, run_at = clock.now + f.delay_ms, due_at = clock.now + f.delay_ms, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
         cancel_requested_at = NULL, first_due_at = NULL
-    FROM found f, (SELECT tasklane_now() AS now) clock
-    WHERE t.id = f.id AND f.state = ANY($2)
+    FROM found f, clock
+    WHERE t.id = f.id AND f.state = ANY($3)
 )
-SELECT state FROM found";
+SELECT id, state FROM found";
 
 /// The rows are judged as they were locked. The first request for a run counts, and its worker may have heard of it.
 const CANCEL: &str = "
@@ -39,40 +49,71 @@ moved AS (
 )
 SELECT id, state FROM found";
 
-pub(super) async fn replay(connections: &Connections, id: TaskId) -> Result<Replayed, Fault> {
+pub(super) async fn replay(
+    connections: &Connections,
+    replays: &[(TaskId, Duration)],
+) -> Result<Vec<(TaskId, Replayed)>, Fault> {
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
-    let replayed = replay_within(&mut transaction, id).await?;
-    transaction.commit().await?;
-    lent.keep();
-    Ok(replayed)
-}
-
-async fn replay_within(connection: &mut PgConnection, id: TaskId) -> Result<Replayed, Fault> {
-    let found: Option<(i16, Option<String>)> = sqlx::query_as("SELECT state, unique_key FROM tasks WHERE id = $1")
-        .bind(id.0)
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some((code, key)) = found else { return Ok(Replayed::Unknown) };
-    let state = state_of(code)?;
-    if next(state, Event::Replay).is_none() {
-        return Ok(Replayed::From(state));
-    }
-    if let Some(key) = key {
-        unique::lock(connection, &[&key]).await?;
-        match unique::holders(connection, &[&key]).await?.remove(&key) {
-            Some(holder) if holder.id != id => return Ok(Replayed::KeyHeld(holder.id)),
-            Some(_) => {}
-            None => unique::take(connection, &[(&key, id, None)]).await?,
-        }
-    }
-    let before: Option<i16> = sqlx::query_scalar(REPLAY)
-        .bind(id.0)
+    let mut replayed = without_key(&mut transaction, replays).await?;
+    let free: Vec<_> = replays.iter().filter(|(id, _)| !replayed.contains_key(id)).collect();
+    let before: Vec<(Uuid, i16)> = sqlx::query_as(REPLAY)
+        .bind(free.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind(free.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
         .bind(codes_for(Event::Replay))
         .bind(State::Accepted.code())
-        .fetch_optional(connection)
+        .fetch_all(&mut *transaction)
         .await?;
-    before.map_or(Ok(Replayed::Unknown), |code| state_of(code).map(Replayed::From))
+    transaction.commit().await?;
+    lent.keep();
+    for (id, code) in before {
+        replayed.insert(TaskId(id), Replayed::From(state_of(code)?));
+    }
+    Ok(replayed.into_iter().collect())
+}
+
+/// Takes back the unique keys of those that have failed; answers the others, and those whose key another task holds.
+///
+/// What has not failed at this look must not be replayed at the next: it may have ended in between, and has no key.
+async fn without_key(
+    connection: &mut PgConnection,
+    replays: &[(TaskId, Duration)],
+) -> Result<HashMap<TaskId, Replayed>, Fault> {
+    const LOOK: &str = "SELECT id, state, unique_key FROM tasks WHERE id = ANY($1) ORDER BY id";
+    let found: Vec<(Uuid, i16, Option<String>)> = sqlx::query_as(LOOK)
+        .bind(replays.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .fetch_all(&mut *connection)
+        .await?;
+    let (mut without, mut keyed) = (HashMap::new(), Vec::new());
+    for (id, code, key) in &found {
+        let (id, state) = (TaskId(*id), state_of(*code)?);
+        match key {
+            _ if next(state, Event::Replay).is_none() => drop(without.insert(id, Replayed::From(state))),
+            Some(key) => keyed.push((id, key.as_str())),
+            None => {}
+        }
+    }
+    if keyed.is_empty() {
+        return Ok(without);
+    }
+    let keys: Vec<&str> = keyed.iter().map(|(_, key)| *key).collect();
+    unique::lock(connection, &keys).await?;
+    let found = unique::holders(connection, &keys).await?;
+    let mut holders: HashMap<&str, TaskId> = found.iter().map(|(key, holder)| (key.as_str(), holder.id)).collect();
+    let mut taken = Vec::new();
+    for (id, key) in keyed {
+        match holders.get(key) {
+            Some(holder) if *holder != id => drop(without.insert(id, Replayed::KeyHeld(*holder))),
+            Some(_) => {}
+            // Of several with one key the first has it from here on.
+            None => {
+                holders.insert(key, id);
+                taken.push((key, id, None));
+            }
+        }
+    }
+    unique::take(connection, &taken).await?;
+    Ok(without)
 }
 
 pub(super) async fn cancel(

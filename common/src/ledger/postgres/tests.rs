@@ -13,8 +13,8 @@ use self::server::Database;
 use super::PostgresLedger;
 use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle, submission, until,
-    worker,
+    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle,
+    submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
@@ -141,6 +141,7 @@ async fn cut_connections_are_replaced() {
                     id: ids[0],
                     worker: holder,
                     guarantee: Default::default(),
+                    published: NEWEST,
                     crashes_below: i32::MAX
                 }),
                 ledger.put_back(ids[0], HOUR),
@@ -281,7 +282,7 @@ async fn looking_for_little_reads_little() {
     let mut connection = PgConnection::connect_with(&options).await.unwrap();
     let plans = [
         (super::publish::FETCH_DUE, "NULL, NULL, NULL", "Index Cond: (due_at <= "),
-        (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
+        (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
         (super::lease::CANCELLING, "NULL", "worker_id = "),
     ];
     for (sql, parameters, condition) in plans {

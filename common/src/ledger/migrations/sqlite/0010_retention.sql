@@ -1,4 +1,5 @@
--- When the task could first have started, kept by its first claim; a replay begins anew. Its age counts from then.
+-- When the task could first have started, kept by its first claim; a replay and an edit of its time begin
+-- anew. Its age counts from then.
 ALTER TABLE tasks ADD COLUMN first_due_at INTEGER;
 
 -- How long after the end the result is kept; null: as long as the task. A completed task without one has lost it so.
