@@ -30,6 +30,8 @@ struct Submission<'s> {
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    result_ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     delay_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
@@ -49,6 +51,7 @@ pub(super) async fn run(cx: &Context<'_>, submit: Submit) -> Result<Exit, Failur
         queue: submit.queue.as_deref(),
         max_attempts: submit.max_attempts,
         timeout_ms: submit.timeout.map(millis),
+        result_ttl_ms: submit.result_ttl.map(millis),
         delay_ms: submit.delay.map(millis),
         run_at: submit.at,
         priority: submit.priority.as_deref(),

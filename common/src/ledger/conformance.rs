@@ -27,6 +27,7 @@ pub mod pause;
 pub mod publish;
 pub mod read;
 pub mod record;
+pub mod retention;
 pub mod schedule;
 pub mod settle;
 pub mod sharing;
@@ -91,6 +92,7 @@ macro_rules! suite {
                 a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
                 a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
+                an_age_counts_from_when_a_task_was_first_due,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
@@ -170,6 +172,11 @@ macro_rules! suite {
                 a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
+            }
+            retention {
+                a_queue_keeps_its_tasks_as_long_as_was_said, queues_take_turns, what_is_pruned_next_is_told,
+                members_are_kept_as_long_as_their_queue_says, an_expired_result_is_cleared_and_its_task_stays,
+                expiring_is_bounded, the_oldest_go_first,
             }
         }
 
@@ -277,6 +284,7 @@ pub fn new_task() -> NewTask {
         unique: None,
         concurrency_key: None,
         retried_from: None,
+        result_ttl: None,
     }
 }
 
@@ -408,6 +416,11 @@ pub fn discard() -> Transition {
 /// An outcome that says stop.
 pub fn cancel() -> Transition {
     Transition::Cancel { reason: "not wanted".to_owned() }
+}
+
+/// Makes one step of pruning; answers how many tasks it deleted.
+pub async fn pruned(ledger: &dyn Ledger, retention: Duration, limit: u32) -> u64 {
+    ledger.prune(retention, limit).await.unwrap().tasks
 }
 
 /// A handler's error.
