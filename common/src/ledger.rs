@@ -87,6 +87,10 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`.
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;
 
+    /// Lets go of tasks that [`Ledger::fetch_due`] took for a relay and that it could not publish: they are due again
+    /// now, where no claim or other write has overtaken that (same fence).
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError>;
+
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
@@ -180,7 +184,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     ///
     /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
     /// the oldest.
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
 
     /// Forgets up to `limit` places that are free again, and where buckets stood that are full; how many. No claim needs it: it
     /// keeps what is past from adding up.
@@ -369,7 +373,7 @@ pub enum Refusal {
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
-    /// A limit has no place for it: the ledger holds it until [`Ledger::release`].
+    /// A limit has no place for it: the ledger holds it until [`Ledger::release_held`].
     Limited,
 }
 

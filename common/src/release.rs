@@ -63,7 +63,7 @@ pub async fn run(ledger: SharedLedger, nudges: Arc<Nudges>, shutdown: Cancellati
 async fn round(ledger: &SharedLedger, nudges: &Nudges) -> Result<Duration, LedgerError> {
     let (mut after, mut wait, mut tasks) = (None, SLEEP_MAX, 0);
     loop {
-        let released = ledger.release(after, ROUND_MAX).await?;
+        let released = ledger.release_held(after, ROUND_MAX).await?;
         if released.tasks > 0 {
             metrics::counter!("tasklane_released_total").increment(released.tasks.into());
             nudges.due.notify_one();

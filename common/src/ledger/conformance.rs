@@ -107,6 +107,7 @@ macro_rules! suite {
             publish {
                 a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
+                what_was_fetched_in_vain_is_due_again,
                 next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
                 a_passed_watermark_strands, an_empty_queue_strands, a_task_keeps_its_priority,
                 lanes_are_stranded_each_by_its_own_mark, an_empty_lane_strands_alone,

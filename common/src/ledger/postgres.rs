@@ -69,7 +69,7 @@ const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement cancels, moves, purges or replays.
+/// How many tasks one statement releases, cancels, moves, purges or replays.
 const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
@@ -197,6 +197,13 @@ impl Ledger for PostgresLedger {
         again(|| publish::fetch_due(&self.shared, limit, reserve)).await
     }
 
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in unpublished.chunks(STATEMENT_TASKS_MAX) {
+            again(|| publish::release(&self.shared, some)).await?;
+        }
+        Ok(())
+    }
+
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
         again(|| publish::next_due(&self.shared)).await
     }
@@ -294,7 +301,7 @@ impl Ledger for PostgresLedger {
         again(|| limits::adopt(&self.shared, &limits)).await
     }
 
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
         again(|| limits::release(&self.shared, after.as_ref(), limit)).await
     }
 

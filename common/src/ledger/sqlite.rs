@@ -137,6 +137,14 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| write::fetch_due(db, limit, reserve)).await
     }
 
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in unpublished.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            self.writer.write(some.len(), move |db| write::release(db, &some)).await?;
+        }
+        Ok(())
+    }
+
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
         self.readers.read(read::next_due).await
     }
@@ -241,7 +249,7 @@ impl Ledger for SqliteLedger {
         self.writer.write(limits.len(), move |db| limits::adopt(db, &limits)).await
     }
 
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
         if !self.readers.read(limits::anything_held).await? {
             return Ok(Released::default());
         }

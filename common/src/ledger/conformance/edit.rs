@@ -158,7 +158,7 @@ pub async fn a_held_task_can_be_edited(ledger: &dyn Ledger) {
     assert_eq!(claim_by(ledger, goes, holder, Some(Fence(0))).await, Claim::Refused(Refusal::Outdated));
     run(ledger, goes, holder, complete()).await;
     settle(ledger, runs, fence, complete()).await;
-    assert_eq!(ledger.release(None, 10).await.unwrap().tasks, 0, "nothing is held any more");
+    assert_eq!(ledger.release_held(None, 10).await.unwrap().tasks, 0, "nothing is held any more");
     assert_eq!(refused(ledger, stays, holder).await, Refusal::NotDue);
 }
 

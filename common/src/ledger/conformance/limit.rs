@@ -29,7 +29,7 @@ async fn set(ledger: &dyn Ledger, scope: &str, bounds: Bounds) {
 async fn release(ledger: &dyn Ledger) -> u32 {
     let (mut after, mut tasks) = (None, 0);
     loop {
-        let released = ledger.release(after, 3).await.unwrap();
+        let released = ledger.release_held(after, 3).await.unwrap();
         (after, tasks) = (released.next, tasks + released.tasks);
         if after.is_none() {
             return tasks;
@@ -276,7 +276,7 @@ pub async fn a_rate_spreads_the_starts(ledger: &dyn Ledger) {
     for id in &ids[3..] {
         assert_eq!(refused(ledger, *id, holder).await, Refusal::Limited, "the burst is used up");
     }
-    let released = ledger.release(None, 10).await.unwrap();
+    let released = ledger.release_held(None, 10).await.unwrap();
     assert_eq!((released.tasks, released.next), (0, None));
     let wait = released.wait.unwrap();
     assert!(wait > Duration::from_secs(1_700) && wait <= Duration::from_secs(1_800), "{wait:?}");

@@ -27,7 +27,7 @@ const WORK_ROWS: usize = 16;
 const STEPS: std::ffi::c_int = 10_000;
 const SAVEPOINT: &str = "tasklane_work";
 /// The ledger's tables, which only the ledger writes.
-const TABLES: [&str; 12] = [
+pub(super) const TABLES: [&str; 12] = [
     "tasks",
     "task_args",
     "workers",

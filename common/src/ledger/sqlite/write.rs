@@ -258,6 +258,18 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
     Ok(due)
 }
 
+pub(super) fn release(db: &Connection, unpublished: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
+    // What is not due any more was claimed, marked or ended meanwhile.
+    let mut release = db.prepare_cached(
+        "UPDATE tasks SET due_at = min(due_at, ?3) WHERE id = ?1 AND fence = ?2 AND due_at IS NOT NULL",
+    )?;
+    let now = wall_ms();
+    for (id, fence) in unpublished {
+        release.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
+    }
+    Ok(())
+}
+
 pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration, limit: u32) -> rusqlite::Result<u64> {
     let now = wall_ms();
     // What a pause has given back to a paused queue is older than what was claimed before, and not lost.
