@@ -20,6 +20,8 @@ pub(crate) struct Task {
     pub(crate) max_attempts: i64,
     pub(crate) result: Option<Box<RawValue>>,
     #[serde(default)]
+    pub(crate) result_expired: bool,
+    #[serde(default)]
     pub(crate) errors: Vec<AttemptError>,
     pub(crate) reason: Option<String>,
     pub(crate) created_at: Timestamp,
@@ -29,6 +31,7 @@ pub(crate) struct Task {
     pub(crate) cancel_requested_at: Option<Timestamp>,
     pub(crate) worker_id: Option<String>,
     pub(crate) timeout_ms: Option<i64>,
+    pub(crate) retried_from: Option<String>,
 }
 
 impl Task {
@@ -86,6 +89,14 @@ pub(crate) struct PurgedTasks {
 #[derive(Debug, Deserialize)]
 pub(crate) struct MovedTasks {
     pub(crate) moved: u64,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// How far a retry by a filter has come.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RetriedTasks {
+    pub(crate) retried: u64,
+    pub(crate) conflicts: u64,
     pub(crate) next_cursor: Option<String>,
 }
 

@@ -83,6 +83,11 @@ impl Call {
         Self::new(Method::POST, path)
     }
 
+    /// A `PATCH`.
+    pub(crate) fn patch<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::PATCH, path)
+    }
+
     fn new<const N: usize>(method: Method, path: [&str; N]) -> Self {
         Self {
             method,

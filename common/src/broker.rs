@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
-use crate::task::QueueName;
+use crate::task::Lane;
 use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE};
 
 /// How long a connection attempt or one synchronous AMQP method may take.
@@ -99,14 +99,14 @@ pub async fn declare_exchanges(channel: &Channel) -> Result<(), BrokerError> {
     bind(channel, DEAD_QUEUE, DEAD_EXCHANGE, "").await
 }
 
-/// Declares a task queue and binds it. Idempotent; the exchanges must be there.
+/// Declares a lane's queue and binds it. Idempotent; the exchanges must be there.
 ///
 /// # Errors
 /// When the broker has something else under the name, or lacks the permission.
-pub async fn declare_queue(channel: &Channel, queue: &QueueName) -> Result<(), BrokerError> {
-    let name = topology::broker_queue(queue);
+pub async fn declare_lane(channel: &Channel, lane: &Lane) -> Result<(), BrokerError> {
+    let name = topology::broker_queue(lane);
     declare_quorum_queue(channel, &name).await?;
-    bind(channel, &name, TASKS_EXCHANGE, &topology::binding_key(queue)).await
+    bind(channel, &name, TASKS_EXCHANGE, &topology::binding_key(lane)).await
 }
 
 /// Nothing tunable is an argument, since arguments are frozen at the first declaration: limits are policies.
@@ -124,20 +124,20 @@ pub(crate) async fn bind(channel: &Channel, queue: &str, exchange: &str, key: &s
         .await
 }
 
-/// Asks for the depth of queues, at this moment, by passive declaration. Queues that are not there are left out.
+/// Asks for the depth of lanes, at this moment, by passive declaration. Those that are not there are left out.
 ///
 /// # Errors
 /// When the connection fails in between.
-pub async fn depths(connection: &Connection, queues: &[QueueName]) -> Result<BTreeMap<QueueName, Depth>, BrokerError> {
+pub async fn depths(connection: &Connection, lanes: &[Lane]) -> Result<BTreeMap<Lane, Depth>, BrokerError> {
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let mut found = BTreeMap::new();
     let mut channel = within("channel.open", connection.create_channel()).await?;
-    for queue in queues {
-        let name = topology::broker_queue(queue);
+    for lane in lanes {
+        let name = topology::broker_queue(lane);
         match within("queue.declare", channel.queue_declare(name.into(), options, FieldTable::default())).await {
             Ok(answer) => {
                 let depth = Depth { ready: answer.message_count(), consumers: answer.consumer_count() };
-                found.insert(queue.clone(), depth);
+                found.insert(lane.clone(), depth);
             }
             // The 404 for a missing queue closes the channel, not the connection.
             Err(_) if connection.status().connected() => {

@@ -6,9 +6,11 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod editing;
 pub mod grouping;
 pub mod postgres;
-pub mod scheduling;
+mod limiting;
+mod scheduling;
 pub mod sqlite;
 pub mod transact;
 mod unique;
@@ -23,16 +25,19 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
+pub use self::limiting::{LimitSet, Released};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 6;
+pub const SCHEMA_VERSION: i64 = 10;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,19 +94,42 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
-    /// Makes `queued` tasks of a queue due again whose messages the broker lost: those published before the
-    /// queue's [watermark](Renewal::heads) less `slack`, unless it is paused, and, when the broker's queue is `empty`, all those
+    /// Makes `queued` tasks of a lane due again whose messages the broker lost: those published before the
+    /// lane's [watermark](Renewal::heads) less `slack`, unless the queue is paused, and, when the lane is `empty` in
+    /// the broker, all those
     /// published more than `slack` ago. At most `limit`; returns how many.
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    /// Deletes tasks that finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
+    /// long-dead workers. One step: at most `limit` tasks, and at most as many members of groups; queues take turns.
     ///
     /// The members of a group count from the group's end, and the group goes after the last of them.
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
 
-    /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
-    /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError>;
+    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over; returns how many. The
+    /// tasks stay.
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Says for all processes how long the finished tasks of these queues are kept; what was said of others is forgotten.
+    /// Whether that changed anything.
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError>;
+
+    /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
+    /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
+    /// holds it. Each task stands for itself; unknown ids are left out.
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
+
+    /// [`Ledger::replay_many`] of one, due at once.
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
+        let replayed = self.replay_many(vec![(id, Duration::ZERO)]).await?.pop();
+        Ok(replayed.map_or(Replayed::Unknown, |(_, replayed)| replayed))
+    }
+
+    /// Changes a waiting task, all that is given or nothing. It is `scheduled` then, to be published at its `run_at`.
+    ///
+    /// Raises the fence, and voids all messages published under a lower one: [`Refusal::Outdated`]. They may still be in
+    /// the broker, and say what held before.
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError>;
 
     /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
     /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
@@ -125,8 +153,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Gives those of these tasks that wait in the queue `from` to the queue `to`, where a relay publishes them at once or
     /// at their time; tells how many.
     ///
-    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing. A
-    /// message that is left in the old queue may still start its task, and the one in the new queue is dropped then.
+    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing, and
+    /// voids the messages in the old queue as [`Ledger::edit`] does.
     async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
 
     /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
@@ -139,8 +167,34 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// The paused queues, by name; cheap.
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
 
-    /// The queues that hold `queued` tasks; cheap whatever the backlog.
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError>;
+    /// The limits, by scope.
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError>;
+
+    /// Sets a limit. After `Ok` no claim exceeds it; what runs already counts and goes on.
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError>;
+
+    /// Deletes a limit, whoever has set it; whether there was one.
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError>;
+
+    /// Makes these the limits that come from settings files; what the API has set stays as it is.
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError>;
+
+    /// Lets up to `limit` held tasks go for which their limits have a place, and keeps it for each: they are due for
+    /// publication then. Looks at a bounded number of scopes, those `after` that one; cheap when nothing is held.
+    ///
+    /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
+    /// the oldest.
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+
+    /// Forgets up to `limit` places that are free again, and where buckets stood that are full; how many. No claim needs it: it
+    /// keeps what is past from adding up.
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError>;
+
+    /// How many tasks wait in a queue or will within a minute, counted to `most`.
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
+
+    /// The lanes that hold `queued` tasks; cheap whatever the backlog.
+    async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError>;
 
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
@@ -225,6 +279,15 @@ pub enum Recorded {
     NotUnique(Vec<(usize, TaskId)>),
 }
 
+/// What a step of pruning did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many tasks it deleted.
+    pub tasks: u64,
+    /// Whether another step may find more.
+    pub more: bool,
+}
+
 /// What became of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replayed {
@@ -245,8 +308,18 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
+    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
+    /// for a task that was never edited or moved.
+    pub published: Option<Fence>,
     /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
     pub crashes_below: i32,
+}
+
+impl ClaimRequest {
+    /// The fence of the message as a number: below all others where it is not known.
+    pub(crate) fn published_under(&self) -> i64 {
+        self.published.map_or(-1, |fence| fence.0)
+    }
 }
 
 /// The ledger's answer to a claim.
@@ -269,14 +342,16 @@ pub struct Granted {
     pub max_attempts: i32,
     /// The submitter's limit on one run.
     pub timeout: Option<Duration>,
-    /// When the task was recorded.
-    pub created_at: Timestamp,
-    /// When it could have started.
+    /// When it could first have started, since it was recorded, replayed, or given a time by an edit: what its age counts from.
+    pub first_due_at: Timestamp,
+    /// When this attempt could have started.
     pub run_at: Timestamp,
-    /// When it was marked queued, if it was: feeds the queue's watermark.
+    /// When it was marked queued, if it was: feeds the lane's watermark.
     pub queued_at: Option<Timestamp>,
     /// The ledger's time of the claim.
     pub started_at: Timestamp,
+    /// Whether it has taken a place that others may wait for.
+    pub limited: bool,
 }
 
 /// Why a claim was refused.
@@ -290,12 +365,16 @@ pub enum Refusal {
     NotDue,
     /// The ledger has no such task.
     Unknown,
+    /// It was edited or moved after the message was published; another one is there, or will be.
+    Outdated,
     /// Its queue is paused; a later claim may be granted.
     Paused,
     /// The asking worker's own lease has ended.
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
+    /// A limit has no place for it: the ledger holds it until [`Ledger::release_held`].
+    Limited,
 }
 
 impl Refusal {
@@ -307,9 +386,11 @@ impl Refusal {
             Self::Held => "held",
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
+            Self::Outdated => "outdated",
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",
+            Self::Limited => "limited",
         }
     }
 }
@@ -354,7 +435,7 @@ pub enum Transition {
     },
     /// To `discarded`.
     Discard {
-        /// Why: `exhausted`, `interrupted`, `poison`, or the handler's own word.
+        /// Why: `exhausted`, `final_error`, `too_old`, `interrupted` or `poison`.
         reason: String,
         /// What went wrong.
         error: Failure,
@@ -425,10 +506,10 @@ pub struct Renewal {
     pub ttl: Duration,
     /// How many tasks the worker runs.
     pub running: i32,
-    /// Per queue, the newest `queued_at` among the tasks delivered to this worker: the queue's watermark.
+    /// Per lane, the newest `queued_at` among the tasks delivered to this worker: the lane's watermark.
     ///
-    /// Queues are first-in-first-out, so a task queued well before it that still waits has lost its message.
-    pub heads: Vec<(QueueName, Timestamp)>,
+    /// Lanes are first-in-first-out, so a task queued well before it that still waits there has lost its message.
+    pub heads: Vec<(Lane, Timestamp)>,
 }
 
 /// The ledger's answer to a renewal.
@@ -470,8 +551,8 @@ pub struct Due {
     pub id: TaskId,
     /// The work.
     pub kind: Kind,
-    /// The queue.
-    pub queue: QueueName,
+    /// Where it goes.
+    pub lane: Lane,
     /// The handler's input.
     pub args: Json,
     /// The row's fence, for [`Ledger::mark_queued`].
@@ -501,6 +582,9 @@ pub struct ListQuery {
 
 /// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
 pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
+pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A page of tasks.
 #[derive(Debug, Clone, PartialEq)]

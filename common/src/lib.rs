@@ -13,6 +13,7 @@ pub mod state;
 pub mod template;
 pub mod schedule;
 pub mod group;
+pub mod limit;
 pub mod ledger;
 pub mod envelope;
 pub mod topology;
@@ -21,6 +22,7 @@ pub mod publisher;
 pub mod relay;
 pub mod ticker;
 pub mod gather;
+pub mod release;
 pub mod rescue;
 pub mod reconcile;
 pub mod prune;
@@ -32,6 +34,7 @@ pub mod clock;
 pub mod config;
 pub mod telemetry;
 pub mod shutdown;
+pub mod memory;
 pub mod doctor;
 
 /// The library behind the ledger in a file, in the version that handlers meet in their transactions.

@@ -1,5 +1,6 @@
 //! The loops that every process runs, so that any one of them that is up keeps the whole going.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -8,22 +9,25 @@ use tokio_util::task::TaskTracker;
 use crate::config::Common;
 use crate::ledger::SharedLedger;
 use crate::publisher::Publisher;
+use crate::release::{self, Nudges};
 use crate::{gather, prune, reconcile, relay, rescue, ticker};
 
-/// Starts [`relay`], [`ticker`], [`gather`], [`rescue`], [`reconcile`] and [`prune`]; the tracker waits for them after the shutdown.
+/// Starts [`relay`], [`ticker`], [`gather`], [`rescue`], [`reconcile`], [`release`] and [`prune`]; the tracker waits for them after the shutdown.
 #[must_use]
 pub fn spawn(
     ledger: &SharedLedger,
     publisher: &Publisher,
     settings: &Common,
+    nudges: &Arc<Nudges>,
     shutdown: &CancellationToken,
 ) -> TaskTracker {
     let loops = TaskTracker::new();
-    loops.spawn(relay::run(ledger.clone(), publisher.clone(), shutdown.clone()));
+    loops.spawn(relay::run(ledger.clone(), publisher.clone(), Arc::clone(nudges), shutdown.clone()));
     loops.spawn(ticker::run(ledger.clone(), shutdown.clone()));
     loops.spawn(gather::run(ledger.clone(), shutdown.clone()));
     loops.spawn(rescue::run(ledger.clone(), settings.max_crashes, shutdown.clone()));
     loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));
+    loops.spawn(release::run(ledger.clone(), Arc::clone(nudges), shutdown.clone()));
     loops.spawn(prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()));
     loops.close();
     loops

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::broker::{self, BrokerError, Depth, Generations, within};
 use crate::envelope::Envelope;
 use crate::ledger::SharedLedger;
-use crate::task::{Fence, Json, Kind, QueueName, TaskId};
+use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
 use crate::topology::{TASKS_EXCHANGE, routing_key};
 
 pub mod marker;
@@ -37,8 +37,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long [`Publisher::offer`] waits for room before the relay gets the rest.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many queues are remembered as declared; the names are client input.
-const QUEUES_MAX: usize = 10_000;
+/// How many lanes are remembered as declared; the names are client input.
+const LANES_MAX: usize = 10_000;
 /// How long a queue that cannot be declared is left alone.
 const UNDECLARABLE_PAUSE: Duration = Duration::from_secs(10);
 
@@ -50,10 +50,10 @@ pub struct Publication {
     /// The work.
     pub kind: Kind,
     /// Where it goes.
-    pub queue: QueueName,
+    pub lane: Lane,
     /// The handler's input.
     pub args: Json,
-    /// The row's fence at this moment: a later claim makes the mark of this publication void.
+    /// The row's fence at this moment: a later claim makes the mark of this publication void, a later edit or move its message.
     pub fence: Fence,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
@@ -168,10 +168,25 @@ impl Publisher {
         let _ = self.connection.clone().wait_for(Option::is_none).await;
     }
 
-    /// Asks the broker for depths, without the queues that it does not have; `None` when it does not answer.
+    /// Asks the broker for the depths of whole queues: what is ready in all lanes, and who consumes any of them.
+    /// Without the queues that it does not have; `None` when it does not answer.
     pub async fn queue_depths(&self, queues: &[QueueName]) -> Option<BTreeMap<QueueName, Depth>> {
+        let lanes: Vec<Lane> = queues.iter().flat_map(Lane::all_of).collect();
+        let mut sums = BTreeMap::new();
+        for (lane, depth) in self.lane_depths(&lanes).await? {
+            let sum = sums.entry(lane.queue).or_insert(Depth { ready: 0, consumers: 0 });
+            sum.ready = sum.ready.saturating_add(depth.ready);
+            // A worker consumes every lane of its queues, and is counted once.
+            sum.consumers = sum.consumers.max(depth.consumers);
+        }
+        Some(sums)
+    }
+
+    /// Asks the broker for the depths of single lanes, without those that it does not have; `None` when it does not
+    /// answer.
+    pub async fn lane_depths(&self, lanes: &[Lane]) -> Option<BTreeMap<Lane, Depth>> {
         let connection = self.connection.borrow().clone()?;
-        match timeout(Duration::from_secs(2), broker::depths(&connection, queues)).await {
+        match timeout(Duration::from_secs(2), broker::depths(&connection, lanes)).await {
             Ok(Ok(depths)) => Some(depths),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "queue depths are not known");
@@ -227,7 +242,7 @@ impl Owner {
         broker::declare_exchanges(&channel).await?;
         let notices = within("channel.open", connection.create_channel()).await?;
         self.connected.send_replace(Some(Arc::clone(&connection)));
-        let mut queues = Queues::on(Arc::clone(&connection));
+        let mut lanes = Lanes::on(Arc::clone(&connection));
         let mut batch = Vec::new();
         let mut health = tokio::time::interval(Duration::from_millis(500));
         loop {
@@ -242,7 +257,7 @@ impl Owner {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.publish_batch(&channel, &mut queues, std::mem::take(&mut batch)).await?;
+                    self.publish_batch(&channel, &mut lanes, std::mem::take(&mut batch)).await?;
                 }
                 _ = health.tick() => {
                     if !connection.status().connected() || !channel.status().connected() {
@@ -254,12 +269,12 @@ impl Owner {
     }
 
     /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
-    async fn publish_batch(&self, channel: &Channel, queues: &mut Queues, batch: Vec<Job>) -> Result<(), BrokerError> {
-        let mut patience = Patience::with(&queues.connection);
+    async fn publish_batch(&self, channel: &Channel, lanes: &mut Lanes, batch: Vec<Job>) -> Result<(), BrokerError> {
+        let mut patience = Patience::with(&lanes.connection);
         let mut confirms = Vec::with_capacity(batch.len());
         let mut broken = None;
         for job in batch {
-            if !queues.ensure(&job.publication.queue).await? {
+            if !lanes.ensure(&job.publication.lane).await? {
                 self.conclude(job, Published::Refused).await;
                 continue;
             }
@@ -282,7 +297,7 @@ impl Owner {
         }
         for (job, published) in settled {
             if published == Published::Refused {
-                queues.forget(&job.publication.queue);
+                lanes.forget(&job.publication.lane);
             }
             self.conclude(job, published).await;
         }
@@ -337,47 +352,47 @@ impl Patience {
     }
 }
 
-/// The queues that this generation has declared, so that no message is published to nowhere.
-struct Queues {
+/// The lanes that this generation has declared, so that no message is published to nowhere.
+struct Lanes {
     connection: Arc<Connection>,
-    /// Until when a queue counts as declared, or as one that cannot be; `None` is for good.
-    known: HashMap<QueueName, (bool, Option<Instant>)>,
+    /// Until when a lane counts as declared, or as one that cannot be; `None` is for good.
+    known: HashMap<Lane, (bool, Option<Instant>)>,
 }
 
-impl Queues {
+impl Lanes {
     fn on(connection: Arc<Connection>) -> Self {
         Self { connection, known: HashMap::new() }
     }
 
-    /// Whether the queue is there. One that cannot be declared, such as a classic queue under our name, refuses its
+    /// Whether the lane's queue is there. One that cannot be declared, such as a classic queue under our name, refuses its
     /// own tasks for a while and nobody else's: it is declared on a channel of its own, which that closes.
-    async fn ensure(&mut self, queue: &QueueName) -> Result<bool, BrokerError> {
-        if let Some((there, until)) = self.known.get(queue)
+    async fn ensure(&mut self, lane: &Lane) -> Result<bool, BrokerError> {
+        if let Some((there, until)) = self.known.get(lane)
             && until.is_none_or(|until| Instant::now() < until)
         {
             return Ok(*there);
         }
-        if self.known.len() >= QUEUES_MAX {
+        if self.known.len() >= LANES_MAX {
             self.known.clear();
         }
         let channel = within("channel.open", self.connection.create_channel()).await?;
-        let outcome = broker::declare_queue(&channel, queue).await;
+        let outcome = broker::declare_lane(&channel, lane).await;
         if let Err(error) = &outcome {
             if !self.connection.status().connected() {
                 return outcome.map(|()| false);
             }
-            tracing::error!(%queue, %error, "the queue cannot be declared: its tasks wait in the ledger");
+            tracing::error!(queue = %lane, %error, "the queue cannot be declared: its tasks wait in the ledger");
         }
         // A channel that does not close goes with its connection.
         let _ = within("channel.close", channel.close(200, "done".into())).await;
         let until = outcome.is_err().then(|| Instant::now() + UNDECLARABLE_PAUSE);
-        self.known.insert(queue.clone(), (outcome.is_ok(), until));
+        self.known.insert(lane.clone(), (outcome.is_ok(), until));
         Ok(outcome.is_ok())
     }
 
     /// What was returned as unroutable is not in any queue: somebody deleted it.
-    fn forget(&mut self, queue: &QueueName) {
-        self.known.remove(queue);
+    fn forget(&mut self, lane: &Lane) {
+        self.known.remove(lane);
     }
 }
 
@@ -386,13 +401,14 @@ async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherC
         id: publication.id,
         kind: publication.kind.clone(),
         args: publication.args.clone(),
+        fence: Some(publication.fence),
         traceparent: publication.traceparent.clone(),
         reply_to: publication.reply_to.clone(),
     };
     let confirm = channel
         .basic_publish(
             TASKS_EXCHANGE.into(),
-            routing_key(&publication.queue, &publication.kind).into(),
+            routing_key(&publication.lane, &publication.kind).into(),
             BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
             envelope.args.as_str().as_bytes(),
             envelope.properties(),

@@ -1,7 +1,8 @@
 //! Finds `queued` tasks whose messages the broker no longer holds, and makes them due again.
 //!
-//! Two signs: the broker's queue is empty while the ledger still counts tasks in it; or younger tasks of the
-//! queue, which is first-in-first-out, were delivered long after these (its watermark). A task found wrongly is only
+//! Each lane is looked at by itself, for only within one the broker is first-in-first-out. Two signs: the lane is empty
+//! in the broker while the ledger still counts tasks in it; or younger tasks of the lane were delivered long after these
+//! (its watermark). A task found wrongly is only
 //! published twice, and the claim drops the second copy.
 
 use std::time::Duration;
@@ -36,19 +37,19 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: Cancellat
 }
 
 async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<(), LedgerError> {
-    let queued = ledger.queued_queues().await?;
+    let queued = ledger.queued_lanes().await?;
     if queued.is_empty() {
         return Ok(());
     }
     // No answer is not an empty queue.
-    let Some(depths) = publisher.queue_depths(&queued).await else { return Ok(()) };
-    for queue in queued {
-        // A queue that the broker does not have any more holds nothing.
-        let empty = depths.get(&queue).is_none_or(|depth| depth.ready == 0);
-        let stranded = ledger.strand(queue.clone(), empty, SLACK, ROUND_MAX).await?;
+    let Some(depths) = publisher.lane_depths(&queued).await else { return Ok(()) };
+    for lane in queued {
+        // A lane that the broker does not have any more holds nothing.
+        let empty = depths.get(&lane).is_none_or(|depth| depth.ready == 0);
+        let stranded = ledger.strand(lane.clone(), empty, SLACK, ROUND_MAX).await?;
         if stranded > 0 {
             metrics::counter!("tasklane_stranded_total").increment(stranded);
-            tracing::warn!(%queue, tasks = stranded, "the broker lost messages of queued tasks: publishing them again");
+            tracing::warn!(queue = %lane, tasks = stranded, "the broker lost messages of queued tasks: publishing them again");
         }
     }
     Ok(())

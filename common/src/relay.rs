@@ -3,6 +3,7 @@
 //!
 //! Every process runs one; the ledger hands each due task to one relay at a time. Publishing twice is harmless.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{Due, LedgerError, SharedLedger};
 use crate::publisher::{Publication, Published, Publisher};
+use crate::release::Nudges;
 
 /// How many due tasks one round takes: bounds memory, and what a crash leaves unpublished for [`RESERVE`].
 const ROUND_MAX: u32 = 256;
@@ -20,7 +22,7 @@ const SLEEP_MAX: Duration = Duration::from_millis(200);
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 /// Relays until the shutdown.
-pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: CancellationToken) {
+pub async fn run(ledger: SharedLedger, publisher: Publisher, nudges: Arc<Nudges>, shutdown: CancellationToken) {
     while !shutdown.is_cancelled() {
         // What is taken while the broker is away would only be hidden from everyone for a while.
         tokio::select! {
@@ -36,6 +38,7 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: Cancellat
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
+            () = nudges.due.notified() => {}
             () = shutdown.cancelled() => return,
         }
     }
@@ -66,6 +69,6 @@ async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<Duration,
 }
 
 fn publication(due: Due) -> Publication {
-    let Due { id, kind, queue, args, fence, traceparent } = due;
-    Publication { id, kind, queue, args, fence, traceparent, reply_to: None }
+    let Due { id, kind, lane, args, fence, traceparent } = due;
+    Publication { id, kind, lane, args, fence, traceparent, reply_to: None }
 }

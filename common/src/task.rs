@@ -320,13 +320,81 @@ pub enum Guarantee {
     Transactional,
 }
 
-/// The urgency of a task. Only `normal` is in use so far.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// The urgency of a task: a worker that has both takes the more urgent one first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
+    /// Before all others.
+    High,
     /// The default.
     #[default]
     Normal,
+    /// When nothing else is to do, and now and then all the same.
+    Low,
+}
+
+impl Priority {
+    /// All, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+
+    /// The name used in JSON and in the names of lanes.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+
+    /// The number that ledgers keep: the higher, the more urgent.
+    #[must_use]
+    pub const fn code(self) -> i16 {
+        match self {
+            Self::High => 1,
+            Self::Normal => 0,
+            Self::Low => -1,
+        }
+    }
+
+    /// The priority behind a code.
+    #[must_use]
+    pub fn from_code(code: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.code() == code)
+    }
+
+    /// The priority of this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.as_str() == name)
+    }
+}
+
+/// The tasks of one queue that are equally urgent. Each lane is a queue of its own in the broker, and only within a
+/// lane is the order that of publication.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lane {
+    /// The queue.
+    pub queue: QueueName,
+    /// How urgent they are.
+    pub priority: Priority,
+}
+
+impl Lane {
+    /// All lanes of a queue, the most urgent first.
+    pub fn all_of(queue: &QueueName) -> impl Iterator<Item = Self> + use<'_> {
+        Priority::ALL.into_iter().map(|priority| Self { queue: queue.clone(), priority })
+    }
+}
+
+impl fmt::Display for Lane {
+    /// `default` and `default.high`, as in the broker's names.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.priority {
+            Priority::Normal => self.queue.fmt(f),
+            other => write!(f, "{}.{}", self.queue, other.as_str()),
+        }
+    }
 }
 
 /// A validated submission that has not been recorded yet. Only request validation and library callers make it.
@@ -340,6 +408,8 @@ pub struct NewTask {
     pub queue: QueueName,
     /// The handler's input.
     pub args: Json,
+    /// Its urgency.
+    pub priority: Priority,
     /// How often it may start; at least 1.
     pub max_attempts: i32,
     /// How long one run may take; `None` leaves it to the handler.
@@ -352,6 +422,12 @@ pub struct NewTask {
     pub traceparent: Option<String>,
     /// What it is the only one of; `None` for most.
     pub unique: Option<Unique>,
+    /// What it shares [limits](crate::limit) with, besides its queue and its kind.
+    pub concurrency_key: Option<String>,
+    /// The failed task whose work it does with other args; `None` for most.
+    pub retried_from: Option<TaskId>,
+    /// How long after the task's end its result is kept; `None` means as long as the task.
+    pub result_ttl: Option<Duration>,
 }
 
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
@@ -447,9 +523,11 @@ pub struct Task {
     pub max_attempts: i32,
     /// The fence of the newest claim; 0 before the first.
     pub fence: Fence,
-    /// What the handler answered; null until completed.
+    /// What the handler answered; null until completed, and once it has expired.
     #[schema(value_type = Option<serde_json::Value>)]
     pub result: Option<Json>,
+    /// Whether the result was cleared because its `result_ttl_ms` after the task's end was over.
+    pub result_expired: bool,
     /// The newest failed attempts, oldest first, at most [`ERRORS_KEPT`].
     pub errors: Vec<AttemptError>,
     /// Why the task was cancelled or discarded, or why it shall be cancelled.
@@ -473,10 +551,18 @@ pub struct Task {
     pub worker_id: Option<WorkerId>,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; null means as long as the task.
+    pub result_ttl_ms: Option<i64>,
     /// What it was to be the only one of.
     pub unique_key: Option<String>,
     /// The group whose end it is part of.
     pub group_id: Option<GroupId>,
+    /// What it shares limits with, besides its queue and its kind.
+    pub concurrency_key: Option<String>,
+    /// The limit that holds it, such as `kind:email.send`; null when none does.
+    pub limited_by: Option<String>,
+    /// The failed task whose work it does with other args.
+    pub retried_from: Option<TaskId>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.
@@ -509,6 +595,17 @@ mod tests {
         for bad in ["", "a.b", "A", "ä", &"x".repeat(65)] {
             assert!(QueueName::parse(bad).is_err(), "{bad:?} must be refused");
         }
+    }
+
+    #[test]
+    fn priorities_have_names_and_codes() {
+        for priority in Priority::ALL {
+            assert_eq!(Priority::from_code(priority.code()), Some(priority));
+            assert_eq!(Priority::from_name(priority.as_str()), Some(priority));
+            assert_eq!(serde_json::json!(priority), priority.as_str());
+        }
+        assert!(Priority::ALL.is_sorted_by(|more, less| more < less && more.code() > less.code()));
+        assert_eq!((Priority::from_code(2), Priority::from_name("HIGH")), (None, None));
     }
 
     #[test]

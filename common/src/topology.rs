@@ -1,6 +1,6 @@
 //! The names of everything that Tasklane has in the broker. `rabbitmq/definitions.json` declares the same.
 
-use crate::task::{Kind, QueueName, WorkerId};
+use crate::task::{Kind, Lane, Priority, WorkerId};
 
 /// The durable topic exchange that every task passes; operators may bind queues of their own to it.
 pub const TASKS_EXCHANGE: &str = "tasklane.tasks";
@@ -15,10 +15,12 @@ pub const QUEUE_PREFIX: &str = "tasklane.q.";
 /// The header of a dead letter that says why it is one.
 pub const REASON_HEADER: &str = "tasklane-reason";
 
-/// The broker's name of a queue: `tasklane.q.<queue>`.
+/// The broker's name of a lane's queue: `tasklane.q.<queue>`, `tasklane.q.<queue>.high`, `tasklane.q.<queue>.low`.
+///
+/// No queue has a dot in its name, so none has the name of another's lane.
 #[must_use]
-pub fn broker_queue(queue: &QueueName) -> String {
-    format!("{QUEUE_PREFIX}{queue}")
+pub fn broker_queue(lane: &Lane) -> String {
+    format!("{QUEUE_PREFIX}{lane}")
 }
 
 /// The queue in which one life of a worker hears words to all: `tasklane.control.<worker>`.
@@ -27,21 +29,31 @@ pub fn control_queue(worker: WorkerId) -> String {
     format!("{CONTROL_EXCHANGE}.{worker}")
 }
 
-/// The key under which a task is published: `<queue>.<kind>`.
+/// The key under which a task is published: `<queue>.<kind>`, `<queue>!high.<kind>`, `<queue>!low.<kind>`.
 #[must_use]
-pub fn routing_key(queue: &QueueName, kind: &Kind) -> String {
-    format!("{queue}.{kind}")
+pub fn routing_key(lane: &Lane, kind: &Kind) -> String {
+    format!("{}.{kind}", first_word(lane))
 }
 
-/// The key by which a queue is bound: `<queue>.#`.
+/// The key by which a lane's queue is bound: `<queue>.#`, `<queue>!high.#`, `<queue>!low.#`.
 #[must_use]
-pub fn binding_key(queue: &QueueName) -> String {
-    format!("{queue}.#")
+pub fn binding_key(lane: &Lane) -> String {
+    format!("{}.#", first_word(lane))
+}
+
+/// What routing keys of a lane begin with. The lanes of one queue must differ in the first word: `<queue>.#` would match
+/// any longer key. A queue's name has no exclamation mark.
+fn first_word(lane: &Lane) -> String {
+    match lane.priority {
+        Priority::Normal => lane.queue.to_string(),
+        other => format!("{}!{}", lane.queue, other.as_str()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::task::QueueName;
     use serde_json::{Value, json};
 
     /// What an operator imports and what the programs declare must be the same: a broker refuses a second declaration
@@ -58,7 +70,7 @@ mod tests {
             assert_eq!((&declared["type"], &declared["durable"]), (&json!(kind), &json!(true)), "{exchange}");
         }
         let default = QueueName::default();
-        for queue in [broker_queue(&default), DEAD_QUEUE.to_owned()] {
+        for queue in Lane::all_of(&default).map(|lane| broker_queue(&lane)).chain([DEAD_QUEUE.to_owned()]) {
             let declared = named("queues", &queue);
             assert_eq!(declared["arguments"], json!({ "x-queue-type": "quorum" }), "{queue}");
             assert_eq!(declared["durable"], true, "{queue}");
@@ -68,12 +80,33 @@ mod tests {
                 binding["source"] == exchange && binding["destination"] == queue && binding["routing_key"] == key
             })
         };
-        assert!(bound(TASKS_EXCHANGE, &broker_queue(&default), &binding_key(&default)));
+        for lane in Lane::all_of(&default) {
+            assert!(bound(TASKS_EXCHANGE, &broker_queue(&lane), &binding_key(&lane)), "{lane}");
+        }
         assert!(bound(DEAD_EXCHANGE, DEAD_QUEUE, ""));
         let policed = definitions["policies"].as_array().unwrap().iter().any(|policy| {
             policy["pattern"].as_str().is_some_and(|pattern| pattern.contains(r"tasklane\.q\."))
                 && policy["definition"]["dead-letter-exchange"] == DEAD_EXCHANGE
         });
         assert!(policed, "task queues need the policy with the dead-letter exchange");
+    }
+
+    /// What a topic exchange does with a key and a binding that ends in `.#`.
+    fn matches(binding: &str, key: &str) -> bool {
+        key.split('.').next() == binding.strip_suffix(".#")
+    }
+
+    #[test]
+    fn a_task_goes_to_one_lane_of_one_queue() {
+        let names = ["default", "default-high", "high", "low"].map(|name| QueueName::parse(name).unwrap());
+        let lanes: Vec<Lane> = names.iter().flat_map(Lane::all_of).collect();
+        let kind = Kind::parse("high.report.low").unwrap();
+        for lane in &lanes {
+            let key = routing_key(lane, &kind);
+            let takers: Vec<_> = lanes.iter().filter(|other| matches(&binding_key(other), &key)).collect();
+            assert_eq!(takers, [lane], "{key}");
+        }
+        let queues: std::collections::BTreeSet<_> = lanes.iter().map(broker_queue).collect();
+        assert_eq!(queues.len(), lanes.len());
     }
 }

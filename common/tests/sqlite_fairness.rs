@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tasklane_common::ledger::sqlite::SqliteLedger;
 use tasklane_common::ledger::{Ledger, Renewal, Renewed, Submission, WorkerRecord};
-use tasklane_common::task::{Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
 
 const PROCESSES: usize = 3;
 const WRITERS: usize = 64;
@@ -30,12 +30,16 @@ fn task() -> NewTask {
         kind: Kind::parse("k").unwrap(),
         queue: QueueName::default(),
         args: Json::of(&"x".repeat(256)).unwrap(),
+        priority: Priority::Normal,
         max_attempts: 1,
         timeout: None,
         run_at: None,
         tags: BTreeMap::new(),
         traceparent: None,
         unique: None,
+        concurrency_key: None,
+        retried_from: None,
+        result_ttl: None,
     }
 }
 

@@ -5,8 +5,8 @@ use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, ConnectionProperties};
 use secrecy::{ExposeSecret, SecretString};
-use tasklane_common::broker::{declare_exchanges, declare_queue, within};
-use tasklane_common::task::QueueName;
+use tasklane_common::broker::{declare_exchanges, declare_lane, within};
+use tasklane_common::task::{Lane, Priority, QueueName};
 use tasklane_common::topology::{DEAD_QUEUE, broker_queue};
 use tasklane_examples::client::Client;
 
@@ -15,7 +15,7 @@ use crate::worker::QUEUE;
 /// The broker at `TASKLANE_AMQP_URL`.
 pub(crate) struct Broker {
     url: SecretString,
-    queue: QueueName,
+    lane: Lane,
 }
 
 /// What is left in it.
@@ -31,7 +31,7 @@ impl Broker {
     pub(crate) fn from_env() -> Result<Self> {
         let url = std::env::var("TASKLANE_AMQP_URL");
         let url = url.unwrap_or_else(|_| "amqp://guest:guest@127.0.0.1:5672/%2f".to_owned());
-        Ok(Self { url: url.into(), queue: QueueName::parse(QUEUE)? })
+        Ok(Self { url: url.into(), lane: Lane { queue: QueueName::parse(QUEUE)?, priority: Priority::Normal } })
     }
 
     /// For the programs that the demo starts.
@@ -52,10 +52,10 @@ impl Broker {
         };
         let channel = within("channel.open", connection.create_channel()).await?;
         declare_exchanges(&channel).await?;
-        declare_queue(&channel, &self.queue).await?;
-        let (_, consumers) = look(&channel, &broker_queue(&self.queue)).await?;
+        declare_lane(&channel, &self.lane).await?;
+        let (_, consumers) = look(&channel, &broker_queue(&self.lane)).await?;
         ensure!(consumers == 0, "somebody consumes the queue {QUEUE} of this broker: another demo is running");
-        purge(&channel, &self.queue).await?;
+        purge(&channel, &self.lane).await?;
         let (dead, _) = look(&channel, DEAD_QUEUE).await?;
         within("connection.close", connection.close(200, "done".into())).await?;
         Ok(Left { ready: 0, dead })
@@ -65,9 +65,9 @@ impl Broker {
     pub(crate) async fn empty(&self) -> Result<()> {
         let connection = self.connect().await?;
         let channel = within("channel.open", connection.create_channel()).await?;
-        let (_, consumers) = look(&channel, &broker_queue(&self.queue)).await?;
+        let (_, consumers) = look(&channel, &broker_queue(&self.lane)).await?;
         if consumers == 0 {
-            purge(&channel, &self.queue).await?;
+            purge(&channel, &self.lane).await?;
         }
         Ok(within("connection.close", connection.close(200, "done".into())).await?)
     }
@@ -76,7 +76,7 @@ impl Broker {
     pub(crate) async fn left(&self) -> Result<Left> {
         let connection = self.connect().await?;
         let channel = within("channel.open", connection.create_channel()).await?;
-        let (ready, _) = look(&channel, &broker_queue(&self.queue)).await?;
+        let (ready, _) = look(&channel, &broker_queue(&self.lane)).await?;
         let (dead, _) = look(&channel, DEAD_QUEUE).await?;
         within("connection.close", connection.close(200, "done".into())).await?;
         Ok(Left { ready, dead })
@@ -112,8 +112,8 @@ async fn look(channel: &Channel, queue: &str) -> Result<(u32, u32)> {
     Ok((queue.message_count(), queue.consumer_count()))
 }
 
-async fn purge(channel: &Channel, queue: &QueueName) -> Result<()> {
-    let purged = channel.queue_purge(broker_queue(queue).into(), QueuePurgeOptions::default());
+async fn purge(channel: &Channel, lane: &Lane) -> Result<()> {
+    let purged = channel.queue_purge(broker_queue(lane).into(), QueuePurgeOptions::default());
     within("queue.purge", purged).await?;
     Ok(())
 }

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::Admission;
 use crate::body;
 use crate::gate::Gate;
+use crate::intake::Intake;
 use crate::queue_labels::QueueLabels;
 use crate::request::Rules;
 use crate::wait::Waits;
@@ -37,6 +38,8 @@ pub struct App {
     pub rules: Rules,
     /// How many requests may be under way.
     pub admission: Admission,
+    /// How full the queues with a bound are.
+    pub intake: Intake,
     /// The room for bodies.
     pub bodies: body::Room,
     /// How many clients may wait for the end of tasks.
@@ -87,6 +90,7 @@ impl App {
             metrics,
             rules,
             admission: Admission::default(),
+            intake: Intake::default(),
             bodies: body::Room::default(),
             waits: Waits::default(),
             recordings: TaskTracker::new(),

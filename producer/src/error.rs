@@ -1,11 +1,13 @@
 //! Everything that a request can fail with, as the client sees it: RFC 9457 `application/problem+json`.
 
+use std::time::Duration;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tasklane_common::ledger::LedgerError;
 use tasklane_common::state::State;
-use tasklane_common::task::{TaskId, truncate};
+use tasklane_common::task::{QueueName, TaskId, truncate};
 use utoipa::ToSchema;
 
 /// How many faults one answer names; a client that sends 10,000 bad tasks learns from the first hundred.
@@ -72,6 +74,12 @@ pub enum ApiError {
     /// The request to move breaks rules; nothing was moved.
     #[error("{}, and nothing was moved", count_of(.0, "field"))]
     InvalidMove(Vec<FieldError>),
+    /// The request to retry breaks rules; nothing was retried.
+    #[error("{}, and nothing was retried", count_of(.0, "field"))]
+    InvalidRetry(Vec<FieldError>),
+    /// The edit breaks rules; nothing was changed.
+    #[error("{}, and nothing was changed", count_of(.0, "field"))]
+    InvalidEdit(Vec<FieldError>),
     /// The schedule breaks rules; nothing was changed.
     #[error("{}, and nothing was changed", count_of(.0, "field"))]
     InvalidSchedule(Vec<FieldError>),
@@ -99,12 +107,34 @@ pub enum ApiError {
     /// The ledger takes no more schedules.
     #[error("there are {} schedules already, and no more are taken", tasklane_common::schedule::SCHEDULES_MAX)]
     TooManySchedules,
+    /// The ledger has no such limit.
+    #[error("there is no limit {0}")]
+    UnknownLimit(String),
+    /// The ledger takes no more limits.
+    #[error("there are {} limits already, and no more are taken", tasklane_common::limit::LIMITS_MAX)]
+    TooManyLimits,
+    /// The limit breaks rules; nothing was changed.
+    #[error("{}, and nothing was changed", count_of(.0, "field"))]
+    InvalidLimit(Vec<FieldError>),
+    /// So many tasks wait that no more are taken; nothing was recorded.
+    #[error("queue {queue} takes no more than {most} waiting tasks, and nothing was recorded")]
+    QueueFull {
+        /// The queue.
+        queue: QueueName,
+        /// How many may wait.
+        most: u32,
+        /// When there may be room, as the queue drains now.
+        wait: Duration,
+    },
     /// Only failures can be run again.
     #[error("the task is {0}; only a cancelled or discarded task can be retried")]
     NotRetryable(State),
     /// What has completed or was discarded cannot be undone.
     #[error("the task is {0}; only a task that has not ended can be cancelled")]
     NotCancellable(State),
+    /// What runs or has ended is as it was given.
+    #[error("the task is {0}; only a task that waits for its start can be edited")]
+    NotEditable(State),
     /// More clients wait for tasks than this process holds.
     #[error("too many clients wait for tasks here; submit without wait_ms, or ask again later")]
     TooManyWaiting,
@@ -183,6 +213,8 @@ impl ApiError {
             Self::InvalidCancellation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_cancellation"),
             Self::InvalidPurge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_purge"),
             Self::InvalidMove(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_move"),
+            Self::InvalidRetry(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_retry"),
+            Self::InvalidEdit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_edit"),
             Self::InvalidSchedule(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_schedule"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::UniqueKeysTaken(_) | Self::UniqueKeyTaken(_) => (StatusCode::CONFLICT, "unique_key_taken"),
@@ -190,8 +222,13 @@ impl ApiError {
             Self::UnknownGroup(_) => (StatusCode::NOT_FOUND, "unknown_group"),
             Self::UnknownQueue(_) => (StatusCode::NOT_FOUND, "unknown_queue"),
             Self::UnknownSchedule(_) => (StatusCode::NOT_FOUND, "unknown_schedule"),
+            Self::UnknownLimit(_) => (StatusCode::NOT_FOUND, "unknown_limit"),
+            Self::TooManyLimits => (StatusCode::CONFLICT, "too_many_limits"),
+            Self::InvalidLimit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_limit"),
+            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
             Self::NotRetryable(_) => (StatusCode::CONFLICT, "not_retryable"),
+            Self::NotEditable(_) => (StatusCode::CONFLICT, "not_editable"),
             Self::NotCancellable(_) => (StatusCode::CONFLICT, "not_cancellable"),
             Self::TooManyWaiting => (StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting"),
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
@@ -209,7 +246,10 @@ impl ApiError {
             | Self::InvalidCancellation(errors)
             | Self::InvalidPurge(errors)
             | Self::InvalidMove(errors)
+            | Self::InvalidRetry(errors)
+            | Self::InvalidEdit(errors)
             | Self::InvalidSchedule(errors)
+            | Self::InvalidLimit(errors)
             | Self::InvalidQuery(errors) => errors.clone(),
             Self::InvalidHeader(error) => vec![error.clone()],
             Self::UniqueKeysTaken(conflicts) => conflicts.iter().take(ERRORS_MAX).map(taken).collect(),
@@ -258,6 +298,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if let Self::QueueFull { wait, .. } = &self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
         }
         // What is left of the body would be taken for the next request.
         if matches!(self, Self::SlowBody | Self::BrokenBody) {

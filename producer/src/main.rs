@@ -8,6 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tasklane_common::config::ConfigError;
 use tasklane_common::doctor::{self, Role, Subject};
 use tasklane_common::ledger::LedgerError;
+use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::task::QueueName;
 use tasklane_common::telemetry::{self, Metrics};
@@ -46,6 +47,7 @@ fn subject(settings: Settings) -> Subject {
 }
 
 fn start(args: &ProducerArgs) -> anyhow::Result<ExitCode> {
+    memory::give_back();
     let settings = args.resolve()?;
     telemetry::init_logging(&settings.common)?;
     let metrics = Metrics::install()?;

@@ -11,7 +11,7 @@ use tasklane_common::group::NewGroup;
 use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, NewTask, Priority, QueueName, Task, TaskId};
+use tasklane_common::task::{Fence, Lane, NewTask, QueueName, Task, TaskId};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -61,6 +61,7 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
     let mut due: Vec<_> =
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
+    app.intake.take(&parts(&tasks))?;
     let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
     match app.gate.ask(app.gate.ledger().record(submission)).await? {
         Recorded::New { at, existing } => {
@@ -103,11 +104,23 @@ async fn offer(app: &App, due: Vec<Publication>) {
     }
 }
 
+/// How many tasks go to which queue.
+fn parts(tasks: &[NewTask]) -> Vec<(QueueName, u32)> {
+    let mut parts: Vec<(QueueName, u32)> = Vec::new();
+    for task in tasks {
+        match parts.iter_mut().find(|(queue, _)| *queue == task.queue) {
+            Some((_, count)) => *count += 1,
+            None => parts.push((task.queue.clone(), 1)),
+        }
+    }
+    parts
+}
+
 fn publication(task: &NewTask, reply_to: &Option<String>) -> Publication {
     Publication {
         id: task.id,
         kind: task.kind.clone(),
-        queue: task.queue.clone(),
+        lane: Lane { queue: task.queue.clone(), priority: task.priority },
         args: task.args.clone(),
         fence: Fence(0),
         traceparent: task.traceparent.clone(),
@@ -137,11 +150,12 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         state: first_state(task.run_at, recorded_at),
         args: task.args,
         tags: task.tags,
-        priority: Priority::default(),
+        priority: task.priority,
         attempt: 0,
         max_attempts: task.max_attempts,
         fence: Fence(0),
         result: None,
+        result_expired: false,
         errors: Vec::new(),
         reason: None,
         created_at: recorded_at,
@@ -151,7 +165,11 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         cancel_requested_at: None,
         worker_id: None,
         timeout_ms: task.timeout.map(clock::millis),
+        result_ttl_ms: task.result_ttl.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
         group_id: None,
+        concurrency_key: task.concurrency_key,
+        limited_by: None,
+        retried_from: task.retried_from,
     }
 }

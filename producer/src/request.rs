@@ -7,7 +7,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
-use tasklane_common::task::{Json, Kind, NewTask, OnConflict, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique};
+use tasklane_common::limit::{self, KEY_BYTES_MAX};
+use tasklane_common::task::{
+    Json, Kind, NewTask, OnConflict, Priority, QueueName, TaskId, UNIQUE_KEY_BYTES_MAX, Unique,
+};
 use utoipa::ToSchema;
 
 use crate::args::{self, ARGS_BYTES_MAX};
@@ -20,6 +23,8 @@ pub const MAX_ATTEMPTS_MAX: i32 = 1_000;
 pub const TIMEOUT_MS_MAX: i64 = 86_400_000;
 /// The longest delay a submission may ask for: 365 days.
 pub const DELAY_MS_MAX: i64 = 365 * 86_400_000;
+/// The longest time for which a submission may have its result kept: 365 days.
+pub const RESULT_TTL_MS_MAX: i64 = 365 * 86_400_000;
 /// The most tags a task may have.
 pub const TAGS_MAX: usize = 32;
 /// The longest key of a tag.
@@ -48,14 +53,24 @@ pub struct SubmitTask {
     /// How long one run may take. Left out, the handler decides.
     #[schema(minimum = 1, maximum = 86_400_000)]
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; then it is cleared, and the task stays until its retention is over.
+    /// Defaults to what the producer's settings say for the kind, else to as long as the task.
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    pub result_ttl_ms: Option<i64>,
     /// How long it waits before its first start. Not together with `run_at`.
     #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
     pub delay_ms: Option<i64>,
     /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
     #[schema(format = DateTime)]
     pub run_at: Option<String>,
+    /// How urgent it is among the tasks of its queue: `high`, `normal` or `low`. Defaults to `normal`.
+    #[schema(value_type = Option<Priority>)]
+    pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     pub tags: Option<BTreeMap<String, String>>,
+    /// What it shares limits with, besides its queue and its kind, such as a customer: 255 bytes at most, no asterisks.
+    #[schema(min_length = 1, max_length = 255, examples("customer:4711"))]
+    pub concurrency_key: Option<String>,
     /// Makes it the only task with this key, of all kinds and queues, until it has finished: 255 bytes at most.
     #[schema(min_length = 1, max_length = 255, examples("report.build 2026-11"))]
     pub unique_key: Option<String>,
@@ -87,7 +102,7 @@ pub struct Circumstances<'c> {
 }
 
 /// Keeps `null` apart from a field left out.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+pub(crate) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -105,28 +120,40 @@ impl SubmitTask {
         let max_attempts = faults.keep("max_attempts", within(attempts, 1, MAX_ATTEMPTS_MAX.into()));
         let timeout = self.timeout_ms.map(|ms| within(ms, 1, TIMEOUT_MS_MAX)).transpose();
         let timeout = faults.keep("timeout_ms", timeout);
+        let own_ttl = self.result_ttl_ms.map(|ms| within(ms, 1, RESULT_TTL_MS_MAX)).transpose();
+        let own_ttl = faults.keep("result_ttl_ms", own_ttl).flatten();
         if self.delay_ms.is_some() && self.run_at.is_some() {
             faults.0.push(FieldError::new("run_at", "must not be given together with delay_ms"));
         }
         let delayed = faults.keep("delay_ms", delay(self.delay_ms, circumstances.now));
         let timed = faults.keep("run_at", run_at(self.run_at.as_deref()));
+        let priority = faults.keep("priority", priority(self.priority.as_deref()));
         let tags = self.tags.unwrap_or_default();
         check_tags(&tags, &mut faults.0);
+        let concurrency_key = faults.keep("concurrency_key", concurrency_key(self.concurrency_key)).flatten();
         let unique = unique(self.unique_key, self.unique_for_ms, self.on_conflict.as_deref(), &mut faults);
-        match (kind, queue, args, max_attempts, timeout) {
-            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout)) if faults.0.is_empty() => {
+        match (kind, queue, args, max_attempts, timeout, priority) {
+            (Some(kind), Some(queue), Some(args), Some(max_attempts), Some(timeout), Some(priority))
+                if faults.0.is_empty() =>
+            {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
+                let result_ttl = own_ttl.or_else(|| rules.routes.result_ttl_ms_of(&kind));
+                let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
                 Ok(NewTask {
                     id: TaskId::new(),
                     queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
                     kind,
                     args,
+                    priority,
                     max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
-                    timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                    timeout: timeout.map(duration),
                     run_at,
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
+                    concurrency_key,
+                    retried_from: None,
+                    result_ttl: result_ttl.map(duration),
                 })
             }
             _ => Err(faults.0),
@@ -135,10 +162,11 @@ impl SubmitTask {
 }
 
 /// The faults found so far.
-struct Faults(Vec<FieldError>);
+pub(crate) struct Faults(pub(crate) Vec<FieldError>);
 
 impl Faults {
-    fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
+    /// The checked value; a fault is noted under its path.
+    pub(crate) fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
         checked.map_err(|message| self.0.push(FieldError::new(path, message))).ok()
     }
 }
@@ -147,12 +175,15 @@ fn kind(name: Option<&str>) -> Result<Kind, String> {
     Kind::parse(name.ok_or("is required")?).map_err(|error| error.to_string())
 }
 
-fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
+pub(crate) fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
     name.map(QueueName::parse).transpose().map_err(|error| error.to_string())
 }
 
 fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
-    let Some(raw) = raw else { return Json::parse("{}".to_owned()).map_err(|error| error.to_string()) };
+    raw.map_or_else(|| Json::parse("{}".to_owned()).map_err(|error| error.to_string()), checked_args)
+}
+
+pub(crate) fn checked_args(raw: Box<RawValue>) -> Result<Json, String> {
     match raw.get().len() {
         bytes if bytes > ARGS_BYTES_MAX => {
             Err(format!("must be at most {ARGS_BYTES_MAX} bytes of JSON, but has {bytes}"))
@@ -161,7 +192,7 @@ fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
     }
 }
 
-fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
+pub(crate) fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     if (min..=max).contains(&number) {
         Ok(number)
     } else {
@@ -169,17 +200,31 @@ fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     }
 }
 
-fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
+pub(crate) fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
     let Some(delay_ms) = delay_ms else { return Ok(None) };
     within(delay_ms, 0, DELAY_MS_MAX).map(|ms| Some(clock::timestamp(now.as_millisecond().saturating_add(ms))))
 }
 
 /// In whole milliseconds, which is what ledgers keep.
-fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+pub(crate) fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let Some(text) = text else { return Ok(None) };
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
     Ok(Some(clock::timestamp(time.as_millisecond())))
+}
+
+fn concurrency_key(key: Option<String>) -> Result<Option<String>, String> {
+    match key {
+        Some(key) if !limit::is_key(&key) => {
+            Err(format!("must be 1 to {KEY_BYTES_MAX} bytes without control characters and asterisks"))
+        }
+        key => Ok(key),
+    }
+}
+
+pub(crate) fn priority(name: Option<&str>) -> Result<Priority, String> {
+    let parse = |name| Priority::from_name(name).ok_or_else(|| "must be one of high, normal, low".to_owned());
+    name.map_or(Ok(Priority::default()), parse)
 }
 
 fn unique(

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Parts};
 use crate::config::Settings;
-use crate::{router, server};
+use crate::{intake, router, server};
 
 /// How long the loops in the background may take to end.
 const LOOPS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,15 +64,25 @@ pub async fn run(
     let listener = TcpListener::bind(&settings.http_addr).await.map_err(listen_error)?;
     let addr = listener.local_addr().map_err(listen_error)?;
     let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;
+    if let Some(limits) = &settings.limits {
+        ledger.adopt_limits(limits.clone()).await?;
+    }
+    // Every process prunes, and reads it there.
+    if let Some(queues) = &settings.queue_retention
+        && ledger.set_retention(queues.clone()).await?
+    {
+        tracing::info!(?queues, "the retention of queues was changed");
+    }
 
     let background = CancellationToken::new();
     // Whichever way this function is left, nothing stays behind in the background.
     let _background = background.clone().drop_guard();
     let publisher = Publisher::spawn(&settings.common.amqp_url, ledger.clone(), background.clone());
     let completions = Completions::spawn(&settings.common.amqp_url, background.clone());
-    let loops = maintenance::spawn(&ledger, &publisher, &settings.common, &background);
+    let loops = maintenance::spawn(&ledger, &publisher, &settings.common, &Arc::default(), &background);
     let upkeep = tokio::spawn(metrics.clone().upkeep());
     let app = App::new(Parts { ledger, publisher, completions, metrics, rules: settings.rules.clone() });
+    let looks = tokio::spawn(intake::run(Arc::clone(&app), background.clone()));
     let router = router::router(Arc::clone(&app));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on http://{addr}");
 
@@ -87,6 +97,7 @@ pub async fn run(
     background.cancel();
     let _ = timeout(LOOPS_TIMEOUT, loops.wait()).await;
     upkeep.abort();
+    looks.abort();
     let (requests, tasks) = (app.tally.requests.load(Ordering::Relaxed), app.tally.tasks.load(Ordering::Relaxed));
     Ok(StopSummary { requests, tasks, all_finished })
 }

@@ -1,22 +1,26 @@
-//! Takes deliveries from the queues, never more than there is room for.
+//! Takes deliveries from the lanes of the queues, never more than there is room for.
 //!
+//! Each lane has a pull of its own; which of them gets the next free place is the [`arbiter`](crate::arbiter)'s affair.
 //! A worker that has no room gives back what it has prefetched, so that an idle worker gets it: a message must not
 //! wait behind a long task while others have nothing to do.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::try_join_all;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use futures::stream::FuturesUnordered;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tasklane_common::broker::{self, BrokerError, Generations, within};
-use tasklane_common::task::QueueName;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::timeout;
+use tasklane_common::task::Lane;
+use tasklane_common::topology::broker_queue;
+use tokio::time::{Instant, interval, interval_at, sleep_until, timeout};
 
+use crate::arbiter::Permit;
 use crate::delivery::Delivery;
 use crate::life::Life;
 use crate::lookout::{self, Pulse};
@@ -26,7 +30,7 @@ use crate::{cancel, execute};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
-/// How often an idle consumer looks after its channel and its prefetch.
+/// How often an idle consumer looks after its channel.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Consumes until the life ends, over as many generations of the connection as it takes.
@@ -64,30 +68,31 @@ async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>) -> Result<(
     let channel = within("channel.open", connection.create_channel()).await?;
     broker::declare_exchanges(&channel).await?;
     let _ = within("channel.close", channel.close(200, "done".into())).await;
-    let pulses: Vec<_> = life.settings.queues.iter().map(|_| Pulse::default()).collect();
+    let lanes: Vec<Lane> = life.settings.queues.iter().flat_map(Lane::all_of).collect();
+    let pulses: Vec<_> = lanes.iter().map(|_| Pulse::default()).collect();
     let mut pulls = Vec::new();
-    for (queue, pulse) in life.settings.queues.iter().zip(&pulses) {
+    for (lane, pulse) in lanes.iter().zip(&pulses) {
         let channel = within("channel.open", connection.create_channel()).await?;
-        broker::declare_queue(&channel, queue).await?;
-        pulls.push(Pull { life, connection, channel, queue, pulse }.run());
+        broker::declare_lane(&channel, lane).await?;
+        pulls.push(Pull { life, connection, channel, lane, pulse }.run());
     }
     life.stats.consuming.store(true, Ordering::Relaxed);
     tracing::info!(queues = life.settings.queues.len(), "consuming");
     tokio::select! {
         ended = try_join_all(pulls) => drop(ended?),
-        stuck = lookout::watch(life, connection, &pulses) => return Err(stuck),
+        stuck = lookout::watch(life, connection, &lanes, &pulses) => return Err(stuck),
     }
     // Draining: the connection stays for the acks of what still runs.
     life.ended.cancelled().await;
     Ok(())
 }
 
-/// Pulls from one queue over one channel.
+/// Pulls from one lane over one channel.
 struct Pull<'a> {
     life: &'a Arc<Life>,
     connection: &'a Arc<Connection>,
     channel: Channel,
-    queue: &'a QueueName,
+    lane: &'a Lane,
     pulse: &'a Pulse,
 }
 
@@ -95,40 +100,71 @@ struct Pull<'a> {
 enum Stopped {
     Draining,
     Paused,
-    NoRoom,
-    MoreRoom,
+    /// It gave back so many messages.
+    NoRoom(usize),
+    /// The lookout thinks that it is not served.
+    Stuck,
 }
 
 impl Pull<'_> {
     async fn run(self) -> Result<(), BrokerError> {
+        let mut given_back = 0;
         loop {
-            if self.life.pauses.has(self.queue) && !self.wait_for_resume().await? {
+            if self.life.pauses.has(&self.lane.queue) && !self.wait_for_resume().await? {
                 return Ok(());
             }
-            let permit = tokio::select! {
-                permit = Arc::clone(&self.life.permits).acquire_owned() => permit.map_err(|_| BrokerError::Ended("no permits"))?,
-                () = self.life.pauses.until(self.queue, true) => continue,
-                () = self.life.draining.cancelled() => return Ok(()),
-            };
-            let room = self.life.permits.available_permits() + 1;
-            let prefetch = u16::try_from(room).unwrap_or(u16::MAX).min(self.life.settings.concurrency);
-            let mut consumer = self.start(prefetch).await?;
-            let stopped = self.take(&mut consumer, prefetch, permit).await?;
+            // Only what had no room is asked for: a consumer that gets nothing must look stuck to the lookout.
+            if given_back > 0 {
+                self.seek(given_back).await?;
+            }
+            if self.life.draining.is_cancelled() {
+                return Ok(());
+            }
+            let mut consumer = self.start().await?;
+            let stopped = self.take(&mut consumer).await?;
             self.stop(consumer).await?;
-            if matches!(stopped, Stopped::Draining) {
+            given_back = match stopped {
+                Stopped::Draining => return Ok(()),
+                Stopped::NoRoom(messages) => messages,
+                Stopped::Stuck | Stopped::Paused => 0,
+            };
+        }
+    }
+
+    /// Waits for places, for so many messages at once as are known to wait, and takes one message for each: until the
+    /// lane has none, there are places to spare, or the draining begins.
+    ///
+    /// A place must not stand empty for a lane that may have nothing, so this asks the broker instead of consuming.
+    async fn seek(&self, wanted: usize) -> Result<(), BrokerError> {
+        let mut places: FuturesUnordered<_> = (0..wanted).map(|_| self.place()).collect();
+        loop {
+            let permit = tokio::select! {
+                biased;
+                () = self.life.draining.cancelled() => return Ok(()),
+                () = self.life.pauses.until(&self.lane.queue, true) => return Ok(()),
+                Some(permit) = places.next() => permit,
+            };
+            let Some(delivery) = self.get().await? else { return Ok(()) };
+            if self.life.draining.is_cancelled() {
+                delivery.give_back().await;
                 return Ok(());
             }
+            self.process(delivery, permit);
+            if self.life.permits.available() > 0 {
+                return Ok(());
+            }
+            places.push(self.place());
         }
     }
 
     /// Consumes nothing until the queue is resumed; false when the worker is draining before that.
     async fn wait_for_resume(&self) -> Result<bool, BrokerError> {
-        tracing::info!(queue = %self.queue, "the queue is paused");
-        let mut look = tokio::time::interval(LOOK_PERIOD);
+        tracing::info!(queue = %self.lane, "the queue is paused");
+        let mut look = interval(LOOK_PERIOD);
         loop {
             tokio::select! {
-                () = self.life.pauses.until(self.queue, false) => {
-                    tracing::info!(queue = %self.queue, "the queue goes on");
+                () = self.life.pauses.until(&self.lane.queue, false) => {
+                    tracing::info!(queue = %self.lane, "the queue goes on");
                     return Ok(true);
                 }
                 () = self.life.draining.cancelled() => return Ok(false),
@@ -140,61 +176,83 @@ impl Pull<'_> {
         }
     }
 
-    async fn start(&self, prefetch: u16) -> Result<Consumer, BrokerError> {
+    fn place(&self) -> impl Future<Output = Permit> {
+        self.life.permits.acquire(self.lane.priority)
+    }
+
+    /// Takes one message, if there is one.
+    async fn get(&self) -> Result<Option<Delivery>, BrokerError> {
+        let queue = broker_queue(self.lane);
+        let got = within("basic.get", self.channel.basic_get(queue.into(), BasicGetOptions::default())).await?;
+        Ok(got.map(|message| {
+            self.pulse.beat();
+            self.delivery(message.delivery)
+        }))
+    }
+
+    async fn start(&self) -> Result<Consumer, BrokerError> {
+        // As many as can run and as many to follow at once: a place that becomes free while the next message is on its
+        // way would go to a less urgent lane.
+        let prefetch = self.life.settings.concurrency.saturating_mul(2);
         within("basic.qos", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let queue = tasklane_common::topology::broker_queue(self.queue);
+        let queue = broker_queue(self.lane);
         let options = BasicConsumeOptions::default();
         within("basic.consume", self.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()))
             .await
     }
 
-    /// Takes deliveries until there is a reason to stop. The first may use the permit that was waited for.
-    async fn take(
-        &self,
-        consumer: &mut Consumer,
-        prefetch: u16,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Stopped, BrokerError> {
-        let mut held = Some(permit);
-        let mut look = tokio::time::interval_at(tokio::time::Instant::now() + LOOK_PERIOD, LOOK_PERIOD);
-        loop {
-            let delivery = tokio::select! {
+    /// Takes deliveries until there is a reason to stop. Each waits for a place of its own, so that places which become
+    /// free together all go to the most urgent.
+    async fn take(&self, consumer: &mut Consumer) -> Result<Stopped, BrokerError> {
+        let mut look = interval_at(Instant::now() + LOOK_PERIOD, LOOK_PERIOD);
+        let (mut waiting, mut places) = (VecDeque::new(), FuturesUnordered::new());
+        let mut give_up = Instant::now();
+        let stopped = loop {
+            tokio::select! {
                 biased;
-                () = self.life.draining.cancelled() => return Ok(Stopped::Draining),
+                () = self.life.draining.cancelled() => break Stopped::Draining,
                 // Before the next delivery: what is given back because of a pause would come again at once.
-                () = self.life.pauses.until(self.queue, true) => return Ok(Stopped::Paused),
-                delivery = consumer.next() => self.delivery(delivery)?,
-                () = self.pulse.refresh.notified() => return Ok(Stopped::MoreRoom),
-                _ = look.tick() => {
-                    // Nothing has come: the permit is for whichever queue has work.
-                    held = None;
-                    if !self.channel.status().connected() {
-                        return Err(BrokerError::Ended("the channel is closed"));
+                () = self.life.pauses.until(&self.lane.queue, true) => break Stopped::Paused,
+                Some(permit) = places.next() => {
+                    give_up = Instant::now() + PATIENCE;
+                    if let Some(delivery) = waiting.pop_front() {
+                        self.process(delivery, permit);
                     }
-                    if prefetch < self.life.settings.concurrency && self.life.permits.available_permits() > usize::from(prefetch) {
-                        return Ok(Stopped::MoreRoom);
-                    }
-                    continue;
                 }
-            };
-            self.pulse.beat();
-            let permit = match held.take() {
-                Some(permit) => permit,
-                None => match timeout(PATIENCE, Arc::clone(&self.life.permits).acquire_owned()).await {
-                    Ok(permit) => permit.map_err(|_| BrokerError::Ended("no permits"))?,
-                    Err(_) => {
-                        delivery.give_back().await;
-                        return Ok(Stopped::NoRoom);
+                next = consumer.next() => {
+                    let message = next.ok_or(BrokerError::Ended("the broker cancelled the consumer"))??;
+                    self.pulse.beat();
+                    if waiting.is_empty() {
+                        give_up = Instant::now() + PATIENCE;
                     }
+                    match self.life.permits.try_acquire() {
+                        Some(permit) => self.process(self.delivery(message), permit),
+                        None => {
+                            waiting.push_back(self.delivery(message));
+                            places.push(self.place());
+                        }
+                    }
+                }
+                () = sleep_until(give_up), if !waiting.is_empty() => break Stopped::NoRoom(waiting.len()),
+                () = self.pulse.refresh.notified() => break Stopped::Stuck,
+                _ = look.tick() => if !self.channel.status().connected() {
+                    return Err(BrokerError::Ended("the channel is closed"));
                 },
-            };
-            self.life.deliveries.spawn(execute::process(Arc::clone(self.life), delivery, permit));
+            }
+        };
+        drop(places);
+        for delivery in waiting {
+            delivery.give_back().await;
         }
+        Ok(stopped)
     }
 
-    fn delivery(&self, next: Option<Result<lapin::message::Delivery, lapin::Error>>) -> Result<Delivery, BrokerError> {
-        let message = next.ok_or(BrokerError::Ended("the broker cancelled the consumer"))??;
-        Ok(Delivery::new(Arc::clone(self.connection), self.channel.clone(), self.queue.clone(), message))
+    fn process(&self, delivery: Delivery, permit: Permit) {
+        self.life.deliveries.spawn(execute::process(Arc::clone(self.life), delivery, permit));
+    }
+
+    fn delivery(&self, message: lapin::message::Delivery) -> Delivery {
+        Delivery::new(Arc::clone(self.connection), self.channel.clone(), self.lane.clone(), message)
     }
 
     /// Stops the consumer and gives back what it had prefetched.
@@ -202,7 +260,7 @@ impl Pull<'_> {
         within("basic.cancel", self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default())).await?;
         // The stream ends behind the last prefetched delivery; the limit is for the case that it does not.
         while let Ok(Some(Ok(message))) = timeout(PATIENCE, consumer.next()).await {
-            self.delivery(Some(Ok(message)))?.give_back().await;
+            self.delivery(message).give_back().await;
         }
         Ok(())
     }

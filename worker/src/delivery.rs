@@ -7,7 +7,7 @@ use lapin::protocol::basic::AMQPProperties;
 use lapin::types::AMQPValue;
 use lapin::{Channel, Connection};
 use tasklane_common::broker::{BrokerError, within};
-use tasklane_common::task::QueueName;
+use tasklane_common::task::Lane;
 use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
 
 /// A delivery of one generation of the connection; when that has ended, settling it does nothing: the broker
@@ -18,8 +18,8 @@ pub struct Delivery {
     connection: Arc<Connection>,
     channel: Channel,
     tag: u64,
-    /// The queue it came from.
-    pub queue: QueueName,
+    /// The lane it came from.
+    pub lane: Lane,
     /// Whether the broker has delivered it before.
     pub redelivered: bool,
     /// The AMQP properties.
@@ -30,14 +30,9 @@ pub struct Delivery {
 
 impl Delivery {
     /// Takes over what lapin delivered.
-    pub fn new(
-        connection: Arc<Connection>,
-        channel: Channel,
-        queue: QueueName,
-        message: lapin::message::Delivery,
-    ) -> Self {
+    pub fn new(connection: Arc<Connection>, channel: Channel, lane: Lane, message: lapin::message::Delivery) -> Self {
         let lapin::message::Delivery { delivery_tag: tag, redelivered, properties, data: body, .. } = message;
-        Self { connection, channel, tag, queue, redelivered, properties, body }
+        Self { connection, channel, tag, lane, redelivered, properties, body }
     }
 
     /// The broker may forget the message.
@@ -57,7 +52,7 @@ impl Delivery {
 
     /// Puts a copy with the reason into the dead letters, and lets the broker forget the message once that is confirmed.
     pub async fn bury(mut self, body: Vec<u8>, reason: &'static str) {
-        tracing::warn!(queue = %self.queue, reason, "not a task: moved to the dead letters");
+        tracing::warn!(queue = %self.lane, reason, "not a task: moved to the dead letters");
         metrics::counter!("tasklane_dead_letters_total", "reason" => reason).increment(1);
         let properties = std::mem::take(&mut self.properties);
         match publish_dead(&self.connection, properties, &body, reason).await {

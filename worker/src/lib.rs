@@ -4,8 +4,8 @@
 //! handlers of its own, only with commands and HTTP services from its settings file. To run a worker inside of another
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
-//! In the order of a task's way: [`consume`] takes a [`delivery`] under the eyes of a [`lookout`], [`execute`] leads it through decode, claim,
-//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumer.
+//! In the order of a task's way: [`consume`] takes a [`delivery`] when the [`arbiter`] has a place for its lane, under the eyes of a [`lookout`]; [`execute`] leads it through decode, claim,
+//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumers.
 
 pub mod handler;
 pub mod registry;
@@ -14,6 +14,7 @@ pub mod worker;
 pub mod life;
 pub mod lease;
 pub mod consume;
+pub mod arbiter;
 pub mod lookout;
 pub mod cancel;
 pub mod pause;

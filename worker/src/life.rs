@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
-use tasklane_common::task::{Fence, QueueName, TaskId};
+use tasklane_common::release::Nudges;
+use tasklane_common::task::{Fence, Lane, TaskId};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::lease::Lease;
 use crate::lookout::Stalled;
@@ -32,7 +34,7 @@ pub struct Life {
     /// The settings.
     pub settings: Arc<Settings>,
     /// One permit a running task.
-    pub permits: Arc<Semaphore>,
+    pub permits: Arbiter,
     /// One permit: a suspect runs with no other suspect beside it.
     pub suspects: Arc<Semaphore>,
     /// Every delivery under way.
@@ -51,10 +53,12 @@ pub struct Life {
     pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
     /// Is notified when the ledger has something for [`crate::cancel`].
     pub asked: Notify,
+    /// Wakes the loops that wait for what happens in this life.
+    pub nudges: Arc<Nudges>,
     /// The queues that somebody has paused.
     pub pauses: Pauses,
-    /// Per queue, the newest `queued_at` delivered since the last renewal.
-    pub heads: Mutex<HashMap<QueueName, Timestamp>>,
+    /// Per lane, the newest `queued_at` delivered since the last renewal.
+    pub heads: Mutex<HashMap<Lane, Timestamp>>,
 }
 
 impl Life {
@@ -102,14 +106,14 @@ impl Life {
     }
 
     /// Notes that a task queued at `queued_at` was delivered.
-    pub fn note_head(&self, queue: &QueueName, queued_at: Timestamp) {
+    pub fn note_head(&self, lane: &Lane, queued_at: Timestamp) {
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
-        let head = heads.entry(queue.clone()).or_insert(queued_at);
+        let head = heads.entry(lane.clone()).or_insert(queued_at);
         *head = (*head).max(queued_at);
     }
 
     /// Takes the notes for the next renewal; what a failed one loses is soon noted again.
-    pub fn take_heads(&self) -> Vec<(QueueName, Timestamp)> {
+    pub fn take_heads(&self) -> Vec<(Lane, Timestamp)> {
         self.heads.lock().unwrap_or_else(PoisonError::into_inner).drain().collect()
     }
 }
@@ -135,7 +139,7 @@ pub struct Stats {
     pub consuming: AtomicBool,
     /// Whether the lease is held at this moment.
     pub leased: AtomicBool,
-    /// The queues whose messages are ready and do not come.
+    /// The lanes whose messages are ready and do not come.
     pub stalled: Stalled,
 }
 

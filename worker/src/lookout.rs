@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use lapin::Connection;
 use tasklane_common::broker::{self, BrokerError, Depth};
-use tasklane_common::task::QueueName;
+use tasklane_common::task::{Lane, QueueName};
 use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -24,7 +24,7 @@ const REFRESH_AT: u32 = 2;
 /// After so many it is stuck. Looks are counted, not seconds, so that a frozen process accuses nobody when it goes on.
 const STUCK_AT: u32 = 4;
 
-/// The signs of life of one queue's consumer.
+/// The signs of life of one lane's consumer.
 #[derive(Debug, Default)]
 pub struct Pulse {
     delivered: AtomicU64,
@@ -39,19 +39,21 @@ impl Pulse {
     }
 }
 
-/// The queues whose messages do not reach this worker.
+/// The lanes whose messages do not reach this worker.
 #[derive(Debug, Default)]
-pub struct Stalled(Mutex<BTreeSet<QueueName>>);
+pub struct Stalled(Mutex<BTreeSet<Lane>>);
 
 impl Stalled {
-    /// One of them, if there are any.
+    /// The queue of one of them, if there are any.
     pub fn any(&self) -> Option<QueueName> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).first().map(|lane| lane.queue.clone())
     }
 
-    fn set(&self, queue: &QueueName, stalled: bool) {
-        let mut queues = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let _ = if stalled { queues.insert(queue.clone()) } else { queues.remove(queue) };
+    fn set(&self, lane: &Lane, stalled: bool) {
+        let mut lanes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = if stalled { lanes.insert(lane.clone()) } else { lanes.remove(lane) };
+        let queue = &lane.queue;
+        let stalled = lanes.iter().any(|lane| lane.queue == *queue);
         metrics::gauge!("tasklane_worker_stalled", "queue" => queue.to_string()).set(if stalled { 1.0 } else { 0.0 });
     }
 }
@@ -102,14 +104,13 @@ impl Suspicion {
 }
 
 /// Looks after the consumers of one generation until one of them is stuck.
-pub async fn watch(life: &Life, connection: &Connection, pulses: &[Pulse]) -> BrokerError {
-    let queues = &life.settings.queues;
-    let mut suspicions: Vec<_> = queues.iter().map(|_| Suspicion::default()).collect();
+pub async fn watch(life: &Life, connection: &Connection, lanes: &[Lane], pulses: &[Pulse]) -> BrokerError {
+    let mut suspicions: Vec<_> = lanes.iter().map(|_| Suspicion::default()).collect();
     let mut period = interval_at(Instant::now() + PERIOD, PERIOD);
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        let depths = match broker::depths(connection, queues).await {
+        let depths = match broker::depths(connection, lanes).await {
             Ok(depths) => depths,
             Err(error) => {
                 // Whether the connection is good is for heartbeats and consumers to say.
@@ -117,19 +118,19 @@ pub async fn watch(life: &Life, connection: &Connection, pulses: &[Pulse]) -> Br
                 continue;
             }
         };
-        for ((queue, pulse), suspicion) in queues.iter().zip(pulses).zip(&mut suspicions) {
-            // No answer for a queue is no evidence, for or against.
-            let Some(Depth { ready, .. }) = depths.get(queue).copied() else { continue };
+        for ((lane, pulse), suspicion) in lanes.iter().zip(pulses).zip(&mut suspicions) {
+            // No answer for a lane is no evidence, for or against.
+            let Some(Depth { ready, .. }) = depths.get(lane).copied() else { continue };
             // A paused queue has no consumer here: nothing is missed.
-            let room = life.permits.available_permits() > 0 && !life.pauses.has(queue);
+            let room = life.permits.available() > 0 && !life.pauses.has(&lane.queue);
             let delivered = pulse.delivered.load(Ordering::Relaxed);
             match suspicion.judge(Look { ready, room, delivered }) {
-                Verdict::Fine => life.stats.stalled.set(queue, false),
+                Verdict::Fine => life.stats.stalled.set(lane, false),
                 Verdict::Open => {}
                 Verdict::Refresh => pulse.refresh.notify_one(),
                 Verdict::Stuck => {
-                    life.stats.stalled.set(queue, true);
-                    tracing::warn!(%queue, ready, "messages are ready and there is room, but none is delivered: connecting anew");
+                    life.stats.stalled.set(lane, true);
+                    tracing::warn!(queue = %lane, ready, "messages are ready and there is room, but none is delivered: connecting anew");
                     return BrokerError::Ended("the consumer is stuck");
                 }
             }

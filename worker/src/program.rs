@@ -32,6 +32,7 @@ use secrecy::ExposeSecret;
 use tasklane_common::config::File;
 use tasklane_common::doctor::{self, Role, Subject};
 use tasklane_common::ledger::{self, LedgerError};
+use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
 
@@ -65,6 +66,7 @@ pub fn main_from<A>(
 where
     A: Into<OsString> + Clone,
 {
+    memory::give_back();
     let args = WorkerArgs::parse_from(args);
     let groups = ProcessGroups::default();
     let prepared =

@@ -10,12 +10,14 @@ use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{SharedLedger, WorkerRecord};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
+use tasklane_common::release::Nudges;
 use tasklane_common::task::WorkerId;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
@@ -45,6 +47,7 @@ pub struct Worker {
     ledger: SharedLedger,
     groups: ProcessGroups,
     stats: Arc<Stats>,
+    nudges: Arc<Nudges>,
 }
 
 /// What a worker did, from start to stop.
@@ -91,7 +94,7 @@ impl Worker {
                 settings.queues.push(queue);
             }
         }
-        Self { settings: Arc::new(settings), registry, ledger, groups, stats: Arc::new(Stats::default()) }
+        Self { settings: Arc::new(settings), registry, ledger, groups, stats: Arc::default(), nudges: Arc::default() }
     }
 
     /// Knows whether the worker can do its work; for `/readyz`.
@@ -104,7 +107,7 @@ impl Worker {
     pub async fn run(self, shutdown: Shutdown) -> StopSummary {
         let background = CancellationToken::new();
         let publisher = Publisher::spawn(&self.settings.common.amqp_url, self.ledger.clone(), background.clone());
-        let loops = maintenance::spawn(&self.ledger, &publisher, &self.settings.common, &background);
+        let loops = maintenance::spawn(&self.ledger, &publisher, &self.settings.common, &self.nudges, &background);
         let mut left_running = 0;
         while !shutdown.gracefully.is_cancelled() {
             if let Some(life) = self.enter(&publisher, &shutdown).await {
@@ -149,7 +152,7 @@ impl Worker {
             ledger: self.ledger.clone(),
             publisher: publisher.clone(),
             settings: Arc::clone(&self.settings),
-            permits: Arc::new(Semaphore::new(self.settings.concurrency.into())),
+            permits: Arbiter::new(self.settings.concurrency.into()),
             suspects: Arc::new(Semaphore::new(1)),
             deliveries: TaskTracker::new(),
             draining: CancellationToken::new(),
@@ -159,6 +162,7 @@ impl Worker {
             claimed: Mutex::new(HashSet::new()),
             runs: Mutex::new(HashMap::new()),
             asked: Notify::new(),
+            nudges: Arc::clone(&self.nudges),
             pauses: Pauses::default(),
             heads: Mutex::new(HashMap::new()),
         }

@@ -30,9 +30,13 @@ struct Submission<'s> {
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    result_ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     delay_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<&'s str>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     tags: BTreeMap<&'s str, &'s str>,
 }
@@ -47,8 +51,10 @@ pub(super) async fn run(cx: &Context<'_>, submit: Submit) -> Result<Exit, Failur
         queue: submit.queue.as_deref(),
         max_attempts: submit.max_attempts,
         timeout_ms: submit.timeout.map(millis),
+        result_ttl_ms: submit.result_ttl.map(millis),
         delay_ms: submit.delay.map(millis),
         run_at: submit.at,
+        priority: submit.priority.as_deref(),
         tags: tags(&submit.tags)?,
     };
     // With a key of its own a request whose answer was lost can be sent again.
@@ -104,6 +110,6 @@ fn tags(pairs: &[Pair]) -> Result<BTreeMap<&str, &str>, Failure> {
     Ok(tags)
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

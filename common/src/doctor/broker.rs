@@ -13,6 +13,7 @@ use super::policies::{self, Management};
 use super::probe::{self, Answer};
 use super::{Finding, LOOK_LIMIT, Role, Subject};
 use crate::broker::{self, BrokerError, HEARTBEAT};
+use crate::task::Lane;
 use crate::topology::{CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE, broker_queue};
 
 /// The oldest release with all that is used.
@@ -68,8 +69,8 @@ async fn look_at_policies(
     let major = policies::major(version);
     let looking = async {
         let mut findings = Vec::new();
-        for queue in &subject.queues {
-            findings.extend(management.look(&broker_queue(queue), major, &subject.role).await);
+        for lane in subject.queues.iter().flat_map(Lane::all_of) {
+            findings.extend(management.look(&broker_queue(&lane), major, &subject.role).await);
         }
         findings
     };
@@ -160,8 +161,8 @@ async fn topology(connection: &Connection, subject: &Subject) -> Vec<Finding> {
         let ours = format!("durable, {}", if kind == ExchangeKind::Topic { "topic" } else { "fanout" });
         findings.extend(declared(format!("broker.exchange {name}"), &ours, &answer));
     }
-    let queues = subject.queues.iter().map(broker_queue).chain([DEAD_QUEUE.to_owned()]);
-    for name in queues {
+    let lanes = subject.queues.iter().flat_map(Lane::all_of);
+    for name in lanes.map(|lane| broker_queue(&lane)).chain([DEAD_QUEUE.to_owned()]) {
         let answer = probe::queue(connection, &name).await;
         rights.note(&format!("configure queue {name}"), &answer);
         findings.extend(declared(format!("broker.queue {name}"), "a durable quorum queue", &answer));

@@ -15,10 +15,13 @@
 mod afterlife;
 mod claim;
 mod connections;
+mod editing;
 mod fault;
 mod groups;
 mod lane;
 mod lease;
+mod limits;
+mod prune;
 mod publish;
 mod queues;
 mod read;
@@ -33,6 +36,7 @@ pub(crate) mod vitals;
 mod transact;
 mod unique;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -41,30 +45,31 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::afterlife::Walk;
 use self::claim::Claiming;
 use self::connections::Connections;
 use self::fault::Fault;
 use self::lane::{Lane, TRIES};
+use self::prune::Walk;
 use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, ListQuery, Native, Page, QueueCounts, Recorded, Renewal, Renewed, Replayed, ScheduleChange,
-    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
+    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
+use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{self, Fence, GroupId, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of each lane that every task passes.
 const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement releases, cancels, moves or purges.
+/// How many tasks one statement releases, cancels, moves, purges or replays.
 const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
@@ -203,17 +208,33 @@ impl Ledger for PostgresLedger {
         again(|| publish::next_due(&self.shared)).await
     }
 
-    async fn strand(&self, queue: QueueName, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
-        let stranded = Stranded { queue, empty, slack, limit };
+    async fn strand(&self, lane: task::Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
+        let stranded = Stranded { lane, empty, slack, limit };
         again(|| publish::strand(&self.shared, &stranded)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
-        again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        again(|| prune::prune(&self.shared, &self.pruning, retention, limit)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        again(|| afterlife::replay(&self.shared, id)).await
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| prune::expire_results(&self.shared, limit)).await
+    }
+
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
+        again(|| prune::set_retention(&self.shared, &queues)).await
+    }
+
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(STATEMENT_TASKS_MAX) {
+            replayed.extend(again(|| afterlife::replay(&self.shared, some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        again(|| editing::edit(&self.shared, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
@@ -251,7 +272,7 @@ impl Ledger for PostgresLedger {
     async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError> {
         let mut purged = 0;
         for some in ids.chunks(STATEMENT_TASKS_MAX) {
-            purged += again(|| afterlife::purge(&self.shared, some)).await?;
+            purged += again(|| prune::purge(&self.shared, some)).await?;
         }
         Ok(purged)
     }
@@ -264,8 +285,36 @@ impl Ledger for PostgresLedger {
         again(|| queues::paused(&self.shared)).await
     }
 
-    async fn queued_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        again(|| read::queued_queues(&self.shared)).await
+    async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
+        again(|| limits::all(&self.shared)).await
+    }
+
+    async fn set_limit(&self, scope: Scope, bounds: Bounds) -> Result<LimitSet, LedgerError> {
+        again(|| limits::set(&self.shared, &scope, &bounds)).await
+    }
+
+    async fn delete_limit(&self, scope: Scope) -> Result<bool, LedgerError> {
+        again(|| limits::delete(&self.shared, &scope)).await
+    }
+
+    async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
+        again(|| limits::adopt(&self.shared, &limits)).await
+    }
+
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+        again(|| limits::release(&self.shared, after.as_ref(), limit)).await
+    }
+
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| limits::forget_places(&self.shared, limit)).await
+    }
+
+    async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
+        again(|| limits::waiting(&self.shared, &queue, most)).await
+    }
+
+    async fn queued_lanes(&self) -> Result<Vec<task::Lane>, LedgerError> {
+        again(|| read::queued_lanes(&self.shared)).await
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {

@@ -7,11 +7,13 @@ mod support;
 
 mod submit;
 mod batch;
+mod limits;
 mod look;
 mod retry;
 mod cancel;
 mod pause;
 mod sweep;
+mod edit;
 mod faults;
 mod group;
 mod openapi;

@@ -152,6 +152,13 @@ pub async fn litter(lane: &Lane, queue: &str) -> Result<()> {
     let text = BasicProperties::default().with_content_type("text/plain".into()).with_message_id("7".into());
     vhost.publish(TASKS_EXCHANGE, &format!("{queue}.test.work"), GARBAGE.as_bytes(), text).await?;
     let args = Json::of(&json!({GARBAGE: true}))?;
-    let unknown = Envelope { id: TaskId::new(), kind: "test.work".parse()?, args, traceparent: None, reply_to: None };
+    let unknown = Envelope {
+        id: TaskId::new(),
+        kind: "test.work".parse()?,
+        args,
+        fence: None,
+        traceparent: None,
+        reply_to: None,
+    };
     vhost.publish("", &name, unknown.args.as_str().as_bytes(), unknown.properties()).await
 }

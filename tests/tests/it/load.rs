@@ -58,7 +58,7 @@ pub(crate) async fn started_at(log: &OperationLog, pid: i32, count: usize, limit
 
 /// Neither a task queue nor the dead letters hold anything that waits.
 pub(crate) async fn nothing_left(vhost: &Vhost) -> Result<()> {
-    for queue in ["tasklane.q.default", "tasklane.dead"] {
+    for queue in ["tasklane.q.default", "tasklane.q.default.high", "tasklane.q.default.low", "tasklane.dead"] {
         eventually(ACK_LIMIT, &format!("{queue} to be empty"), async || {
             let depth = vhost.depth(queue).await?;
             ensure!(depth == Some(0), "its depth is {depth:?}");

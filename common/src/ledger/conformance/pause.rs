@@ -5,12 +5,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, complete, get, granted, new_task, one, queue, recorded, refused, retry, run, settle, submission, worker,
+    HOUR, NEWEST, complete, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle,
+    submission, worker,
 };
 use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition};
 use crate::rescue;
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, NewTask, WorkerId};
+use crate::task::{ErrorKind, Fence, Guarantee, NewTask, Priority, WorkerId};
 
 async fn pause(ledger: &dyn Ledger, name: &str) {
     ledger.set_paused(queue(name), true).await.unwrap();
@@ -33,7 +34,8 @@ pub async fn a_paused_queue_grants_nothing(ledger: &dyn Ledger) {
     pause(ledger, "default").await;
     for id in [accepted, queued, retryable, suspect] {
         let before = get(ledger, id).await;
-        let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtLeastOnce, crashes_below: 1 };
+        let request =
+            ClaimRequest { id, worker: holder, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
         assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(Refusal::Paused));
         assert_eq!(refused(ledger, id, holder).await, Refusal::Paused);
         assert_eq!(get(ledger, id).await, before);
@@ -110,19 +112,19 @@ pub async fn paused_queues_are_shown(ledger: &dyn Ledger) {
 pub async fn a_watermark_strands_nothing_of_a_paused_queue(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
     ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
-    let heads = vec![(queue("default"), Timestamp::now() + HOUR)];
+    let heads = vec![(lane("default", Priority::Normal), Timestamp::now() + HOUR)];
     let renewal = Renewal { worker: holder, ttl: HOUR, running: 0, heads };
     assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held);
     pause(ledger, "default").await;
-    assert_eq!(ledger.strand(queue("default"), false, Duration::ZERO, 10).await.unwrap(), 0);
+    assert_eq!(ledger.strand(lane("default", Priority::Normal), false, Duration::ZERO, 10).await.unwrap(), 0);
     resume(ledger, "default").await;
-    assert_eq!(ledger.strand(queue("default"), false, Duration::ZERO, 10).await.unwrap(), 1);
+    assert_eq!(ledger.strand(lane("default", Priority::Normal), false, Duration::ZERO, 10).await.unwrap(), 1);
 
     let lost = one(ledger).await;
     ledger.mark_queued(vec![(lost, Fence(0))]).await.unwrap();
     pause(ledger, "default").await;
     super::until("the empty queue to be noticed", async || {
-        (ledger.strand(queue("default"), true, Duration::ZERO, 10).await.unwrap() == 1).then_some(())
+        (ledger.strand(lane("default", Priority::Normal), true, Duration::ZERO, 10).await.unwrap() == 1).then_some(())
     })
     .await;
     assert_eq!(get(ledger, lost).await.state, State::Accepted);

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, claim, complete, get, granted, new_task, one, queue, recorded, retry, run, submission, until, worker,
+    HOUR, claim, complete, discard, get, granted, lane, new_task, one, queue, recorded, retry, run, submission, until,
+    worker,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Claim, Due, Ledger, Renewal, Renewed, Submission, Transition};
 use crate::state::State;
-use crate::task::{Fence, TaskId};
+use crate::task::{Fence, Lane, Priority, TaskId};
 
 const NOW: Duration = Duration::ZERO;
 
@@ -57,7 +58,7 @@ pub async fn a_new_task_is_due_after_its_reserve(ledger: &dyn Ledger) {
     let expected = Due {
         id: task.id,
         kind: task.kind.clone(),
-        queue: task.queue.clone(),
+        lane: Lane { queue: task.queue.clone(), priority: Priority::Normal },
         args: task.args.clone(),
         fence: Fence(0),
         traceparent: Some("00-trace".to_owned()),
@@ -194,19 +195,19 @@ pub async fn a_passed_watermark_strands(ledger: &dyn Ledger) {
         let later = queued(ledger, "default", 1).await[0];
         let Claim::Granted(grant) = claim(ledger, later, worker).await else { panic!("the task is free") };
         let queued_at = grant.queued_at.unwrap();
-        (queued_at.as_millisecond() - grant.created_at.as_millisecond() >= 0
+        (queued_at.as_millisecond() - grant.first_due_at.as_millisecond() >= 0
             && queued_at.as_millisecond() > get(ledger, lost[2]).await.created_at.as_millisecond() + 100)
             .then_some(queued_at)
     })
     .await;
     let waiting = queued(ledger, "default", 1).await[0];
-    let strand = |slack, limit| ledger.strand(queue("default"), false, slack, limit);
+    let strand = |slack, limit| ledger.strand(lane("default", Priority::Normal), false, slack, limit);
     assert_eq!(strand(NOW, 100).await.unwrap(), 0, "no watermark is known");
-    let heads = vec![(queue("default"), head)];
+    let heads = vec![(lane("default", Priority::Normal), head)];
     let renewal = Renewal { worker, ttl: HOUR, running: 0, heads };
     assert_eq!(ledger.renew(renewal.clone()).await.unwrap(), Renewed::Held);
     // A lower watermark, from a worker that is behind, changes nothing.
-    let behind = Renewal { heads: vec![(queue("default"), timestamp(1))], ..renewal };
+    let behind = Renewal { heads: vec![(lane("default", Priority::Normal), timestamp(1))], ..renewal };
     assert_eq!(ledger.renew(behind).await.unwrap(), Renewed::Held);
     assert_eq!(strand(HOUR, 100).await.unwrap(), 0, "within the slack");
     assert_eq!(strand(NOW, 2).await.unwrap(), 2, "bounded");
@@ -225,12 +226,13 @@ pub async fn an_empty_queue_strands(ledger: &dyn Ledger) {
     let lost = queued(ledger, "default", 2).await;
     let elsewhere = queued(ledger, "elsewhere", 1).await[0];
     let accepted = one(ledger).await;
-    assert_eq!(ledger.strand(queue("default"), true, HOUR, 100).await.unwrap(), 0, "within the slack");
-    assert_eq!(ledger.strand(queue("default"), false, NOW, 100).await.unwrap(), 0, "not empty");
+    assert_eq!(ledger.strand(lane("default", Priority::Normal), true, HOUR, 100).await.unwrap(), 0, "within the slack");
+    assert_eq!(ledger.strand(lane("default", Priority::Normal), false, NOW, 100).await.unwrap(), 0, "not empty");
     let mut stranded = 0;
     while stranded < 2 {
         stranded += until("the lost tasks", async || {
-            Some(ledger.strand(queue("default"), true, NOW, 100).await.unwrap()).filter(|count| *count > 0)
+            Some(ledger.strand(lane("default", Priority::Normal), true, NOW, 100).await.unwrap())
+                .filter(|count| *count > 0)
         })
         .await;
     }
@@ -238,4 +240,60 @@ pub async fn an_empty_queue_strands(ledger: &dyn Ledger) {
     assert_eq!(get(ledger, elsewhere).await.state, State::Queued);
     assert_eq!(get(ledger, accepted).await.state, State::Accepted);
     ledger.record(submission(vec![new_task()])).await.unwrap();
+}
+
+/// Whatever happens to a task, it is published into the lane of its priority.
+pub async fn a_task_keeps_its_priority(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    for priority in Priority::ALL {
+        let id = recorded(ledger, 1, |task| (task.priority, task.queue) = (priority, queue("letters"))).await[0];
+        let due = async || until("a due task", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
+        ledger.put_back(id, NOW).await.unwrap();
+        assert_eq!(due().await.lane, lane("letters", priority), "put back");
+        run(ledger, id, worker, retry(NOW, "again")).await;
+        assert_eq!(due().await.lane, lane("letters", priority), "retried");
+        run(ledger, id, worker, discard()).await;
+        ledger.replay(id).await.unwrap();
+        assert_eq!(due().await.lane, lane("letters", priority), "replayed");
+        run(ledger, id, worker, complete()).await;
+        assert_eq!(get(ledger, id).await.priority, priority);
+    }
+}
+
+/// Only within a lane the broker is first in, first out: a mark of one says nothing of the others.
+pub async fn lanes_are_stranded_each_by_its_own_mark(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let mut ids = Vec::new();
+    for priority in Priority::ALL {
+        ids.extend(recorded(ledger, 2, |task| task.priority = priority).await);
+    }
+    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    let head = timestamp(wall_ms() + 60_000);
+    for (index, priority) in Priority::ALL.into_iter().enumerate() {
+        let heads = vec![(lane("default", priority), head)];
+        assert_eq!(ledger.renew(Renewal { worker, ttl: HOUR, running: 0, heads }).await.unwrap(), Renewed::Held);
+        for other in Priority::ALL {
+            let stranded = ledger.strand(lane("default", other), false, NOW, 100).await.unwrap();
+            assert_eq!(stranded, if other == priority { 2 } else { 0 }, "{other:?} after a mark of {priority:?}");
+        }
+        assert_eq!(due_now(ledger).await, ids[2 * index..2 * index + 2]);
+    }
+}
+
+/// An empty lane has lost its own tasks, whatever the others hold.
+pub async fn an_empty_lane_strands_alone(ledger: &dyn Ledger) {
+    let low = recorded(ledger, 2, |task| task.priority = Priority::Low).await;
+    let normal = recorded(ledger, 1, |_| {}).await[0];
+    ledger.mark_queued(low.iter().chain([&normal]).map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    let mut found = ledger.queued_lanes().await.unwrap();
+    found.sort();
+    assert_eq!(found, [Priority::Normal, Priority::Low].map(|priority| lane("default", priority)));
+    let stranded = async || {
+        let count = ledger.strand(lane("default", Priority::Low), true, NOW, 100).await.unwrap();
+        (count > 0).then_some(count)
+    };
+    assert_eq!(until("the lost tasks", stranded).await, 2);
+    assert_eq!(due_now(ledger).await, low);
+    assert_eq!(ledger.queued_lanes().await.unwrap(), [lane("default", Priority::Normal)]);
+    assert_eq!(get(ledger, normal).await.state, State::Queued);
 }

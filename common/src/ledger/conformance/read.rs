@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{HOUR, cancel, complete, discard, get, granted, kind, one, queue, recorded, retry, run, until, worker};
+use super::{
+    HOUR, cancel, complete, discard, get, granted, kind, lane, one, queue, recorded, retry, run, until, worker,
+};
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Ledger, ListQuery, QueueCounts};
 use crate::state::State;
-use crate::task::{Fence, Json, TaskId};
+use crate::task::{Fence, Json, Priority, TaskId};
 
 fn query() -> ListQuery {
     ListQuery { limit: 10, ..ListQuery::default() }
@@ -139,6 +141,8 @@ pub async fn big_tasks_come_in_more_pages(ledger: &dyn Ledger) {
         ids.extend(recorded(ledger, 6, |task| task.args = big.clone()).await);
     }
     assert_eq!(listed(ledger, ListQuery { limit: 1000, ..query() }).await, newest_first(ids));
+    let page = ledger.list(ListQuery { limit: 1000, ..query() }).await.unwrap();
+    assert!(page.tasks.len() <= 17 && page.next.is_some(), "{} MiB at once", page.tasks.len());
 }
 
 async fn counts(ledger: &dyn Ledger, name: &str) -> Option<QueueCounts> {
@@ -154,7 +158,11 @@ pub async fn queues_are_counted(ledger: &dyn Ledger) {
         State::ALL.into_iter().filter(|state| *state != State::Completed).map(|state| (state, 1)).collect();
     assert_eq!(counts(ledger, "default").await.unwrap().counts, expected);
     assert_eq!(counts(ledger, "mail").await.unwrap().counts, [(State::Accepted, 5)].into());
-    assert_eq!(ledger.queued_queues().await.unwrap(), [queue("default")], "only there is a task queued");
+    assert_eq!(
+        ledger.queued_lanes().await.unwrap(),
+        [lane("default", Priority::Normal)],
+        "only there is a task queued"
+    );
     until("the waiting time to grow", async || {
         let waiting = counts(ledger, "mail").await.unwrap().oldest_waiting;
         waiting.filter(|waiting| *waiting >= Duration::from_millis(50))

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size, TRIES};
+use super::limits;
 use super::rows::{codes_for, guarantee_code};
 use crate::clock::timestamp;
 use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
@@ -22,34 +23,43 @@ use crate::task::{Fence, TaskId};
 /// waits in a circle.
 const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
-paused AS MATERIALIZED (SELECT tasklane_paused() AS names),
+gates AS MATERIALIZED (SELECT * FROM tasklane_gates()),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee, a.crashes_below
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
+    SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.published
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[])
+         AS a (id, worker, guarantee, crashes_below, published)
     JOIN workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
 locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
-    FROM clock, paused, asked a JOIN tasks t ON t.id = a.id
+    FROM clock, gates g, asked a JOIN tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
-      AND t.queue <> ALL(paused.names)
+      AND (t.void_below IS NULL OR t.void_below <= a.published)
+      AND t.queue <> ALL(g.paused)
+      AND ($8 OR NOT ('queue:' || t.queue = ANY(g.limited) OR 'kind:' || t.kind = ANY(g.limited)
+                      OR t.concurrency_key IS NOT NULL AND g.keys))
     ORDER BY t.id
     FOR UPDATE OF t
 )
 UPDATE tasks t
 SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.worker, guarantee = l.guarantee,
-    started_at = clock.now, due_at = NULL
+    started_at = clock.now, due_at = NULL, first_due_at = COALESCE(t.first_due_at, t.run_at)
 FROM clock, locked l
 WHERE t.id = l.id
-RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at, t.queued_at, t.started_at";
+RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.first_due_at, t.run_at, t.queued_at,
+          t.started_at";
 
 const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
        EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
-       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue)
-FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
+       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue),
+       EXISTS (SELECT 1 FROM limits l WHERE (l.scope IN ('queue:' || t.queue, 'kind:' || t.kind)
+                                             OR t.concurrency_key IS NOT NULL AND starts_with(l.scope, 'key:'))
+                                        AND (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL)),
+       COALESCE(t.void_below > a.published, false)
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::bigint[]) AS a (id, worker, crashes_below, published)
 JOIN tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -61,6 +71,9 @@ WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER B
 RETURNING id";
 
 type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
+
+/// Of [`WHY_NOT`]: the task, its state, and what is due, alive, suspect, paused, limited and outdated about the claim.
+type LookedRow = (Uuid, i16, bool, bool, bool, bool, bool, bool);
 
 /// Claims of different tasks share a statement.
 pub(super) struct Claiming;
@@ -86,7 +99,7 @@ impl Bulk for Claiming {
             if open.is_empty() {
                 break;
             }
-            answers.extend(grant(connection, &open).await?);
+            answers.extend(grant(connection, &open, false).await?);
             let refused: Vec<&ClaimRequest> =
                 open.into_iter().filter(|item| !answers.contains_key(&item.id.0)).collect();
             if !refused.is_empty() {
@@ -98,7 +111,12 @@ impl Bulk for Claiming {
     }
 }
 
-async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
+/// The claims that nothing stands against; a limit does not when the tasks are `admitted` by it.
+pub(super) async fn grant(
+    connection: &mut PgConnection,
+    asked: &[&ClaimRequest],
+    admitted: bool,
+) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let rows: Vec<GrantedRow> = sqlx::query_as(CLAIM)
         .bind(asked.iter().map(|request| request.id.0).collect::<Vec<_>>())
         .bind(asked.iter().map(|request| request.worker.0).collect::<Vec<_>>())
@@ -106,42 +124,49 @@ async fn grant(connection: &mut PgConnection, asked: &[&ClaimRequest]) -> Result
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
         .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.published_under()).collect::<Vec<_>>())
+        .bind(admitted)
         .fetch_all(connection)
         .await?;
-    Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row)))).collect())
+    Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row, admitted)))).collect())
 }
 
-fn granted(row: GrantedRow) -> Granted {
-    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at) = row;
+fn granted(row: GrantedRow, limited: bool) -> Granted {
+    let (_, fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at, started_at) = row;
     Granted {
         fence: Fence(fence),
         attempt,
         max_attempts,
         timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        created_at: timestamp(created_at),
+        first_due_at: timestamp(first_due_at),
         run_at: timestamp(run_at),
         queued_at: queued_at.map(timestamp),
         started_at: timestamp(started_at),
+        limited,
     }
 }
 
-/// Finds out why; leaves out the tasks that could be claimed now.
+/// Finds out why, and asks the limits where only they stand against it; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<LookedRow> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(refused.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
-    for (id, code, due, alive, suspect, paused) in rows {
+    let mut limited = Vec::new();
+    for (id, code, due, alive, suspect, paused, limits, outdated) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let looked = Looked { due, paused, suspect, alive };
+        let looked = Looked { outdated, due, paused, suspect, alive, limited: limits };
         let reason = reason(state, looked);
-        if reason == Some(Refusal::NotDue) && state == State::Queued {
-            early.push(id);
+        match reason {
+            Some(Refusal::NotDue) if state == State::Queued => early.push(id),
+            Some(Refusal::Limited) => limited.push(id),
+            _ => {}
         }
         reasons.insert(id, reason);
     }
@@ -152,26 +177,38 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
             reasons.insert(id, None);
         }
     }
-    Ok(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))).collect())
+    let mut answers = Vec::new();
+    if !limited.is_empty() {
+        reasons.retain(|id, _| !limited.contains(id));
+        let asked: Vec<_> = refused.iter().copied().filter(|request| limited.contains(&request.id.0)).collect();
+        answers = limits::claim(connection, &asked).await?;
+    }
+    answers.extend(reasons.into_iter().filter_map(|(id, reason)| Some((id, Claim::Refused(reason?)))));
+    Ok(answers)
 }
 
 /// What may stand against a claim of a waiting task.
 struct Looked {
+    outdated: bool,
     due: bool,
     paused: bool,
     suspect: bool,
     alive: bool,
+    limited: bool,
 }
 
-fn reason(state: State, Looked { due, paused, suspect, alive }: Looked) -> Option<Refusal> {
+fn reason(state: State, Looked { outdated, due, paused, suspect, alive, limited }: Looked) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
+        // Before all that a message which counts would be told.
+        _ if outdated => Some(Refusal::Outdated),
         _ if !due => Some(Refusal::NotDue),
         // Before the suspect, which would be tried once more or put back.
         _ if paused => Some(Refusal::Paused),
         _ if suspect => Some(Refusal::Suspect),
         _ if !alive => Some(Refusal::LeaseLost),
+        _ if limited => Some(Refusal::Limited),
         _ => None,
     }
 }

@@ -28,11 +28,15 @@ WITH renewed AS (
     RETURNING id
 ),
 heads AS (
-    INSERT INTO queues (name, head_at)
-    SELECT h.name, max(h.head_at) FROM renewed, UNNEST($4::text[], $5::bigint[]) AS h (name, head_at)
+    INSERT INTO queues (name, high_at, head_at, low_at)
+    SELECT h.name, max(CASE h.priority WHEN 1 THEN h.at ELSE 0 END), max(CASE h.priority WHEN 0 THEN h.at ELSE 0 END),
+           max(CASE h.priority WHEN -1 THEN h.at ELSE 0 END)
+    FROM renewed, UNNEST($4::text[], $5::bigint[], $6::smallint[]) AS h (name, at, priority)
     GROUP BY h.name
     ORDER BY h.name
-    ON CONFLICT (name) DO UPDATE SET head_at = excluded.head_at WHERE queues.head_at < excluded.head_at
+    ON CONFLICT (name) DO UPDATE SET high_at = GREATEST(queues.high_at, excluded.high_at),
+        head_at = GREATEST(queues.head_at, excluded.head_at), low_at = GREATEST(queues.low_at, excluded.low_at)
+    WHERE queues.high_at < excluded.high_at OR queues.head_at < excluded.head_at OR queues.low_at < excluded.low_at
 )
 SELECT count(*) FROM renewed";
 
@@ -87,8 +91,9 @@ pub(super) async fn renew(connections: &Connections, renewal: &Renewal) -> Resul
         .bind(renewal.worker.0)
         .bind(millis(renewal.ttl))
         .bind(renewal.running)
-        .bind(renewal.heads.iter().map(|(queue, _)| queue.as_str()).collect::<Vec<_>>())
+        .bind(renewal.heads.iter().map(|(lane, _)| lane.queue.as_str()).collect::<Vec<_>>())
         .bind(renewal.heads.iter().map(|(_, head)| head.as_millisecond()).collect::<Vec<_>>())
+        .bind(renewal.heads.iter().map(|(lane, _)| lane.priority.code()).collect::<Vec<_>>())
         .fetch_one(&mut *lent)
         .await?;
     lent.keep();

@@ -8,11 +8,11 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size};
-use super::rows::{codes_for, json_of};
+use super::rows::{codes_for, json_of, lane_of};
 use crate::clock::millis;
 use crate::ledger::Due;
 use crate::state::{Event, State};
-use crate::task::{Fence, Kind, QueueName, TaskId};
+use crate::task::{Fence, Kind, Lane, TaskId};
 
 /// How many bytes of args one fetch brings along, unless a single task has more.
 const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
@@ -69,7 +69,7 @@ fitting AS MATERIALIZED (
 UPDATE tasks t SET due_at = clock.now + $3
 FROM clock, fitting f
 WHERE t.id = f.id
-RETURNING t.id, t.kind, t.queue, t.args, t.fence, t.traceparent";
+RETURNING t.id, t.kind, t.queue, t.priority, t.args, t.fence, t.traceparent";
 
 /// What is not due any more was claimed, marked or ended meanwhile.
 const RELEASE: &str = "
@@ -93,7 +93,7 @@ const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due
 pub(super) const STRAND: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 lost AS MATERIALIZED (
-    SELECT GREATEST((SELECT head_at FROM queues
+    SELECT GREATEST((SELECT CASE $6::smallint WHEN 1 THEN high_at WHEN 0 THEN head_at ELSE low_at END FROM queues
                      WHERE name = $1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = $1)),
                     CASE WHEN $2 THEN clock.now END) - $3 AS before
     FROM clock
@@ -101,7 +101,7 @@ lost AS MATERIALIZED (
 locked AS MATERIALIZED (
     SELECT t.id
     FROM tasks t
-    WHERE t.state = 2 AND t.queue = $1 AND t.queued_at < (SELECT before FROM lost)
+    WHERE t.state = 2 AND t.queue = $1 AND t.priority = $6 AND t.queued_at < (SELECT before FROM lost)
     ORDER BY t.queued_at
     LIMIT $4
     FOR UPDATE OF t SKIP LOCKED
@@ -165,20 +165,22 @@ impl Bulk for PutBack {
     }
 }
 
+type DueRow = (Uuid, String, String, i16, String, i64, Option<String>);
+
 pub(super) async fn fetch_due(connections: &Connections, limit: u32, reserve: Duration) -> Result<Vec<Due>, Fault> {
     let mut lent = connections.lend().await?;
-    let rows: Vec<(Uuid, String, String, String, i64, Option<String>)> = sqlx::query_as(FETCH_DUE)
+    let rows: Vec<DueRow> = sqlx::query_as(FETCH_DUE)
         .bind(i64::from(limit))
         .bind(DUE_BYTES_MAX)
         .bind(millis(reserve))
         .fetch_all(&mut *lent)
         .await?;
     lent.keep();
-    let due = rows.into_iter().map(|(id, kind, queue, args, fence, traceparent)| {
+    let due = rows.into_iter().map(|(id, kind, queue, priority, args, fence, traceparent)| {
         Ok(Due {
             id: TaskId(id),
             kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
-            queue: QueueName::parse(&queue).map_err(Fault::corrupt)?,
+            lane: lane_of(&queue, priority)?,
             args: json_of(&args)?,
             fence: Fence(fence),
             traceparent,
@@ -205,9 +207,9 @@ pub(super) async fn next_due(connections: &Connections) -> Result<Option<Duratio
     Ok(wait_ms.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
 }
 
-/// What the broker no longer holds of a queue.
+/// What the broker no longer holds of a lane.
 pub(super) struct Stranded {
-    pub(super) queue: QueueName,
+    pub(super) lane: Lane,
     pub(super) empty: bool,
     pub(super) slack: Duration,
     pub(super) limit: u32,
@@ -216,11 +218,12 @@ pub(super) struct Stranded {
 pub(super) async fn strand(connections: &Connections, stranded: &Stranded) -> Result<u64, Fault> {
     let mut lent = connections.lend().await?;
     let done = sqlx::query(STRAND)
-        .bind(stranded.queue.as_str())
+        .bind(stranded.lane.queue.as_str())
         .bind(stranded.empty)
         .bind(millis(stranded.slack))
         .bind(i64::from(stranded.limit))
         .bind(State::Accepted.code())
+        .bind(stranded.lane.priority.code())
         .execute(&mut *lent)
         .await?;
     lent.keep();

@@ -9,13 +9,10 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::queues::paused_within;
-use super::rows::{state_of, task_of};
-use crate::ledger::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts};
+use super::rows::{lane_of, state_of, task_of};
+use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts};
 use crate::state::State;
-use crate::task::{QueueName, Task, TaskId};
-
-/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
-const PAGE_BYTES_MAX: i64 = 16 * 1024 * 1024;
+use crate::task::{Lane, QueueName, Task, TaskId};
 
 const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
 
@@ -68,13 +65,16 @@ const fn statements(state: Option<State>) -> (&'static str, &'static str) {
     }
 }
 
-/// One look into each partial index; completed rows are in none.
+/// One look into each of four partial indexes; completed rows are in none of them.
 const QUEUES: &str = "
 SELECT name, NULL::smallint, 0::bigint, NULL::bigint, tasklane_now() FROM queues
 UNION ALL
 SELECT queue, 2::smallint, count(*), min(run_at), tasklane_now() FROM tasks WHERE state = 2 GROUP BY queue
 UNION ALL
 SELECT queue, state, count(*), min(run_at), tasklane_now() FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state
+UNION ALL
+SELECT queue, 0::smallint, count(*), min(run_at), tasklane_now() FROM tasks
+WHERE state = 0 AND due_at IS NULL GROUP BY queue
 UNION ALL
 SELECT queue, 3::smallint, count(*), NULL, tasklane_now() FROM tasks WHERE state = 3 GROUP BY queue
 UNION ALL
@@ -103,7 +103,7 @@ pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result
         .bind(query.tag.as_ref().map(tag_member).transpose()?)
         // One more than asked for tells whether this is the end.
         .bind(limit + 1)
-        .bind(PAGE_BYTES_MAX);
+        .bind(PAGE_BYTES_MAX as i64);
     let page = match query.group {
         Some(group) => page.bind(group.0),
         None => page,
@@ -152,7 +152,7 @@ pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>
         let queue = QueueName::parse(&name).map_err(Fault::corrupt)?;
         let counts = entry(&mut found, queue);
         if let Some(code) = code {
-            counts.counts.insert(state_of(code)?, count.unsigned_abs());
+            *counts.counts.entry(state_of(code)?).or_default() += count.unsigned_abs();
         }
         let waited = since.and_then(|since| u64::try_from(now - since).ok()).map(Duration::from_millis);
         counts.oldest_waiting = counts.oldest_waiting.max(waited);
@@ -168,18 +168,19 @@ fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut
     found.entry(queue).or_insert(empty)
 }
 
-pub(super) async fn queued_queues(connections: &Connections) -> Result<Vec<QueueName>, Fault> {
-    // Jumps from queue to queue in the index instead of reading every row of it.
-    const NAMES: &str = "
+pub(super) async fn queued_lanes(connections: &Connections) -> Result<Vec<Lane>, Fault> {
+    // Jumps from queue to queue in the index instead of reading every row of it, which EXISTS would do, as a join.
+    const LANES: &str = "
 WITH RECURSIVE names (name) AS (
     SELECT min(queue) FROM tasks WHERE state = 2
     UNION ALL
     SELECT (SELECT min(queue) FROM tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
-SELECT name FROM names WHERE name IS NOT NULL";
+SELECT name, p.priority FROM names, (VALUES (1::smallint), (0::smallint), (-1::smallint)) AS p (priority)
+WHERE (SELECT true FROM tasks t WHERE t.state = 2 AND t.queue = name AND t.priority = p.priority LIMIT 1)";
     let mut lent = connections.lend().await?;
-    let names: Vec<String> = sqlx::query_scalar(NAMES).fetch_all(&mut *lent).await?;
+    let lanes: Vec<(String, i16)> = sqlx::query_as(LANES).fetch_all(&mut *lent).await?;
     lent.keep();
-    names.iter().map(|name| QueueName::parse(name).map_err(Fault::corrupt)).collect()
+    lanes.iter().map(|(queue, priority)| lane_of(queue, *priority)).collect()
 }
 
 pub(super) async fn ping(connections: &Connections) -> Result<(), Fault> {

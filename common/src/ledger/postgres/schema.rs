@@ -17,6 +17,10 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0004_unique.sql"),
     include_str!("../migrations/postgres/0005_queue_control.sql"),
     include_str!("../migrations/postgres/0006_groups.sql"),
+    include_str!("../migrations/postgres/0007_priority.sql"),
+    include_str!("../migrations/postgres/0008_limits.sql"),
+    include_str!("../migrations/postgres/0009_failures.sql"),
+    include_str!("../migrations/postgres/0010_retention.sql"),
 ];
 const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
 

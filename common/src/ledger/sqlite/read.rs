@@ -12,9 +12,9 @@ use tokio::time::timeout;
 
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
-use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, Page, QueueCounts, Worker};
+use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, Worker};
 use crate::state::State;
-use crate::task::{Fence, GroupId, Json, Kind, Priority, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
 
 /// How many reads run at once.
 const READERS: usize = 2;
@@ -106,24 +106,39 @@ pub(super) fn state_of(row: &Row<'_>, column: usize) -> rusqlite::Result<State> 
     State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
 }
 
+/// Reads a priority column.
+fn priority_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Priority> {
+    let code: i16 = row.get(column)?;
+    Priority::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(column, code.into()))
+}
+
+/// Reads the columns of a queue and of a priority.
+pub(super) fn lane_of(row: &Row<'_>, queue: usize, priority: usize) -> rusqlite::Result<Lane> {
+    Ok(Lane { queue: parsed(row, queue, QueueName::parse)?, priority: priority_of(row, priority)? })
+}
+
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
-     t.unique_key, t.cancel_requested_at, t.group_id";
+     t.unique_key, t.cancel_requested_at, t.group_id, t.priority, t.concurrency_key, \
+     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL), t.retried_from, t.result_ttl_ms";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
+    let state = state_of(row, 3)?;
+    let result = parsed_or(row, 9, None, |text| Json::parse(text.to_owned()).map(Some))?;
     Ok(Task {
         id: id_of(row, 0)?,
         kind: parsed(row, 1, Kind::parse)?,
         queue: parsed(row, 2, QueueName::parse)?,
-        state: state_of(row, 3)?,
+        state,
         args: parsed(row, 4, |text| Json::parse(text.to_owned()))?,
         tags: parsed_or(row, 5, BTreeMap::new(), |text| serde_json::from_str(text))?,
-        priority: Priority::Normal,
+        priority: priority_of(row, 21)?,
         attempt: row.get(6)?,
         max_attempts: row.get(7)?,
         fence: Fence(row.get(8)?),
-        result: parsed_or(row, 9, None, |text| Json::parse(text.to_owned()).map(Some))?,
+        result_expired: state == State::Completed && result.is_none(),
+        result,
         errors: parsed_or(row, 10, Vec::new(), |text| serde_json::from_str(text))?,
         reason: row.get(11)?,
         created_at: timestamp(row.get(12)?),
@@ -133,8 +148,12 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         cancel_requested_at: time(19)?,
         worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
         timeout_ms: row.get(17)?,
+        result_ttl_ms: row.get(25)?,
         unique_key: row.get(18)?,
         group_id: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| GroupId(uuid::Uuid::from_bytes(id))),
+        concurrency_key: row.get(22)?,
+        limited_by: row.get(23)?,
+        retried_from: row.get::<_, Option<[u8; 16]>>(24)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
     })
 }
 
@@ -189,8 +208,17 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
         values.len()
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let tasks: Vec<Task> = statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
-    let next = if tasks.len() == query.limit as usize {
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
+    let mut rows = statement.query(params_from_iter(values))?;
+    // A task that alone has more than a page is a page.
+    while bytes < PAGE_BYTES_MAX
+        && let Some(row) = rows.next()?
+    {
+        let task = task_of(row)?;
+        bytes += task.args.as_str().len() + task.result.as_ref().map_or(0, |result| result.as_str().len());
+        tasks.push(task);
+    }
+    let next = if tasks.len() == query.limit as usize || bytes >= PAGE_BYTES_MAX {
         tasks.last().map(|task| task.id)
     } else if query.group.is_some() {
         None
@@ -205,9 +233,11 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
 
 pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
     // One query an index; none of them holds a completed row.
-    const COUNTS: [&str; 4] = [
+    const COUNTS: [&str; 5] = [
         "SELECT queue, state, count(*), min(queued_at) FROM tasks WHERE state = 2 GROUP BY queue",
         "SELECT queue, state, count(*), min(run_at) FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state",
+        "SELECT queue, state, count(*), min(run_at) FROM tasks INDEXED BY tasks_held
+         WHERE state = 0 AND due_at IS NULL GROUP BY queue",
         "SELECT queue, state, count(*), NULL FROM tasks WHERE state = 3 GROUP BY queue",
         "SELECT queue, state, count(*), NULL FROM tasks WHERE state IN (6, 7) GROUP BY queue, state",
     ];
@@ -221,7 +251,7 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let queue = entry(&mut found, parsed(row, 0, QueueName::parse)?);
-            queue.counts.insert(state_of(row, 1)?, row.get::<_, i64>(2)?.unsigned_abs());
+            *queue.counts.entry(state_of(row, 1)?).or_default() += row.get::<_, i64>(2)?.unsigned_abs();
             let waited = row.get::<_, Option<i64>>(3)?.and_then(|since| u64::try_from(now - since).ok());
             queue.oldest_waiting = queue.oldest_waiting.max(waited.map(Duration::from_millis));
         }
@@ -232,16 +262,17 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
     Ok(found.into_values().collect())
 }
 
-pub(super) fn queued_queues(db: &Connection) -> rusqlite::Result<Vec<QueueName>> {
+pub(super) fn queued_lanes(db: &Connection) -> rusqlite::Result<Vec<Lane>> {
     // Jumps from queue to queue in the index instead of reading every row of it.
     let mut statement = db.prepare_cached(
         "WITH RECURSIVE names (name) AS (
              SELECT min(queue) FROM tasks WHERE state = 2
              UNION ALL
              SELECT (SELECT min(queue) FROM tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
-         SELECT name FROM names WHERE name IS NOT NULL",
+         SELECT name, code FROM names JOIN (SELECT 1 AS code UNION ALL VALUES (0), (-1)) WHERE name IS NOT NULL
+             AND EXISTS (SELECT 1 FROM tasks WHERE state = 2 AND queue = name AND priority = code)",
     )?;
-    statement.query_map([], |row| parsed(row, 0, QueueName::parse))?.collect()
+    statement.query_map([], |row| lane_of(row, 0, 1))?.collect()
 }
 
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
