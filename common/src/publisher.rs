@@ -65,8 +65,10 @@ pub struct Publication {
 pub enum Published {
     /// The broker has it durably.
     Confirmed,
-    /// The broker does not have it: a full queue, or none that takes the routing key.
+    /// The broker does not have it: the queue is full, has failed, or cannot be declared.
     Refused,
+    /// The broker does not have it: no queue took the routing key. It is declared anew before the next publication.
+    Returned,
     /// The connection failed in between, or was not there.
     Unknown,
 }
@@ -284,7 +286,8 @@ impl Owner {
             }
         }
         let (settled, missing) = settle(confirms, &mut patience).await;
-        let refused = settled.iter().filter(|(_, published)| *published == Published::Refused).count();
+        let is_refused = |published| matches!(published, Published::Refused | Published::Returned);
+        let refused = settled.iter().filter(|(_, published)| is_refused(*published)).count();
         if refused > 0 {
             tracing::warn!(
                 tasks = refused,
@@ -292,7 +295,7 @@ impl Owner {
             );
         }
         for (job, published) in settled {
-            if published == Published::Refused {
+            if is_refused(published) {
                 lanes.forget(&job.publication.lane);
             }
             self.conclude(job, published).await;
@@ -321,7 +324,7 @@ impl Owner {
     async fn conclude(&self, job: Job, published: Published) {
         metrics::counter!("tasklane_publications_total", "outcome" => match published {
             Published::Confirmed => "confirmed",
-            Published::Refused => "refused",
+            Published::Refused | Published::Returned => "refused",
             Published::Unknown => "unknown",
         })
         .increment(1);
@@ -424,7 +427,7 @@ async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience)
     }
     for (job, published) in &mut settled {
         if *published == Published::Confirmed && returned.contains(&job.publication.id) {
-            *published = Published::Refused;
+            *published = Published::Returned;
         }
     }
     (settled, missing)

@@ -57,13 +57,15 @@ async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<Duration,
     metrics::counter!("tasklane_relayed_total").increment(due.len() as u64);
     let publications = due.into_iter().map(|task| async {
         let reserved = (task.id, task.fence);
-        (publisher.publish(publication(task)).await == Published::Unknown).then_some(reserved)
+        let published = publisher.publish(publication(task)).await;
+        matches!(published, Published::Unknown | Published::Returned).then_some(reserved)
     });
-    let unknown: Vec<_> = join_all(publications).await.into_iter().flatten().collect();
-    if !unknown.is_empty() {
-        // The connection has failed: a relay whose own is good shall not wait for the end of the reservation. What the
-        // broker refuses keeps it, or a queue that takes nothing would be tried without a pause.
-        ledger.release(unknown).await?;
+    let unpublished: Vec<_> = join_all(publications).await.into_iter().flatten().collect();
+    if !unpublished.is_empty() {
+        // The connection has failed: a relay whose own is good shall not wait for the end of the reservation. Or the queue
+        // is gone, and will be declared by the next try. What is refused keeps its reservation: a queue that takes nothing
+        // would be tried without a pause.
+        ledger.release(unpublished).await?;
     }
     Ok(Duration::ZERO)
 }

@@ -15,6 +15,9 @@ use crate::load::{Load, check_completed, ids, nothing_left, tasks};
 
 const LIMIT: Duration = Duration::from_secs(90);
 
+/// Less than the time for which a relay has tasks to itself, and less than it takes to miss a message.
+const AT_ONCE: Duration = Duration::from_secs(12);
+
 /// How long the broker is away.
 const AWAY: Duration = Duration::from_secs(20);
 
@@ -100,6 +103,24 @@ on_both_ledgers! {
 
     async fn what_an_operator_deletes_with_its_queue_is_published_again(ledger) {
         lose_and_heal(ledger, async |stack, queue| stack.vhost.delete_queue(queue).await).await
+    }
+}
+
+on_both_ledgers! {
+    async fn what_a_relay_sends_to_a_deleted_queue_is_sent_again_at_once(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let producer = stack.producer().start().await?;
+        let first = producer.api.submit(&json!({"kind": "test.work"})).await?.id;
+        producer.api.in_state(&first, "queued", LIMIT).await?;
+        assert_eq!(stack.vhost.delete_queue("tasklane.q.default").await?, 1);
+        // Its time comes when nobody has declared the queue anew, and the relay takes it for 30 s.
+        let later = producer.api.submit(&json!({"kind": "test.work", "delay_ms": 500})).await?.id;
+        producer.api.in_state(&later, "queued", AT_ONCE).await?;
+        let depth = stack.vhost.depth("tasklane.q.default").await?;
+        assert!(depth >= Some(1), "{depth:?}");
+        let refused = producer.api.metrics().await?.sum("tasklane_publications_total", &[("outcome", "refused")]);
+        assert!(refused >= 1.0, "the test proves nothing");
+        Ok(())
     }
 }
 
