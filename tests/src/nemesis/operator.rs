@@ -33,6 +33,9 @@ const RESUME_LIMIT: Duration = Duration::from_secs(40);
 /// How long a request without an answer may still come true: far longer than any fault holds one up.
 const DOUBT: Duration = Duration::from_secs(60);
 
+/// How long a queue is paused at least: what is granted in the last second of a pause proves nothing.
+const PAUSED_MIN: Duration = Duration::from_secs(2);
+
 /// The pause between two moves.
 const MOVE_PAUSE: Duration = Duration::from_millis(400);
 
@@ -49,7 +52,7 @@ pub async fn pause(lane: &Lane, queue: &'static str, time: Duration) -> Result<(
     if paused.is_ok() {
         lane.history.append(Op::Paused { queue: queue.to_owned() })?;
     }
-    sleep(time).await;
+    sleep(PAUSED_MIN + time).await;
     resume(lane, queue, &mut doubts).await?;
     paused
 }
