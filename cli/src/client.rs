@@ -83,6 +83,16 @@ impl Call {
         Self::new(Method::POST, path)
     }
 
+    /// A `PUT`, which does the same when it comes twice.
+    pub(crate) fn put<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
+    /// A `DELETE`.
+    pub(crate) fn delete<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
     fn new<const N: usize>(method: Method, path: [&str; N]) -> Self {
         Self {
             method,

@@ -10,6 +10,7 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
 
+use crate::api::Rate;
 use crate::failure::Failure;
 
 /// The largest args that the API takes, in bytes; more than that is not read.
@@ -63,6 +64,27 @@ pub(crate) fn path_name(text: &str) -> Result<String, String> {
         return Err("must be a name of A-Z a-z 0-9 _ - and dots".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Reads the name of a limit where it becomes a part of a path; what it must be beyond that, the API says.
+pub(crate) fn limit_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > KEY_BYTES_MAX || matches!(text, "." | "..") || text.contains(char::is_control) {
+        return Err(format!("must be a name of 1 to {KEY_BYTES_MAX} bytes without control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads a rate: `100/1s`, or `100/1s,burst=10`.
+pub(crate) fn rate(text: &str) -> Result<Rate, String> {
+    let rule = || "must be tasks/duration such as 100/1s, or with a burst, 100/1s,burst=10".to_owned();
+    let (rate, burst) = match text.split_once(',') {
+        Some((rate, burst)) => (rate, burst.trim().strip_prefix("burst=").ok_or_else(rule)?),
+        None => (text, "1"),
+    };
+    let (tasks, per) = rate.split_once('/').ok_or_else(rule)?;
+    let per_ms = duration(per).ok().and_then(|per| u64::try_from(per.as_millis()).ok()).ok_or_else(rule)?;
+    let number = |text: &str| text.trim().parse().map_err(|_| rule());
+    Ok(Rate { tasks: number(tasks)?, per_ms, burst: number(burst)? })
 }
 
 /// Reads an idempotency key.
@@ -216,6 +238,19 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "%2e", "ä"] {
             assert!(path_name(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn rates_are_read_as_they_are_said() {
+        let per_second = Rate { tasks: 100, per_ms: 1_000, burst: 1 };
+        assert_eq!(rate("100/1s"), Ok(per_second));
+        assert_eq!(rate("100/1s,burst=10"), Ok(Rate { burst: 10, ..per_second }));
+        assert_eq!(rate("5/1m").map(|rate| rate.per_ms), Ok(60_000));
+        for bad in ["", "100", "100/", "/1s", "100/1s,10", "100/1s,burst=", "-1/1s", "1/2/3"] {
+            assert!(rate(bad).is_err(), "{bad:?}");
+        }
+        assert!(limit_name("customer:a/b *").is_ok());
+        assert!([".", "..", "", "a\n"].iter().all(|bad| limit_name(bad).is_err()));
     }
 
     proptest! {
