@@ -365,7 +365,7 @@ async fn limits_are_set_shown_and_deleted_and_hold_tasks() -> Result<()> {
         loop {
             for id in &ids {
                 let shown = cli.ok(&["get", id]).await?;
-                if shown.contains("\nlimited by    key:customer:*\n") {
+                if shown.contains("\nlimited by    key:customer:7\n") {
                     return anyhow::Ok(shown);
                 }
             }
