@@ -20,6 +20,8 @@ pub(crate) struct Task {
     pub(crate) max_attempts: i64,
     pub(crate) result: Option<Box<RawValue>>,
     #[serde(default)]
+    pub(crate) result_expired: bool,
+    #[serde(default)]
     pub(crate) errors: Vec<AttemptError>,
     pub(crate) reason: Option<String>,
     pub(crate) created_at: Timestamp,

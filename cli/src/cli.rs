@@ -168,6 +168,9 @@ pub(crate) struct TaskSpec {
     /// How long one run may take [default: the handler decides]
     #[arg(long, value_name = "DURATION", value_parser = input::duration)]
     pub(crate) timeout: Option<Duration>,
+    /// How long after its end its result is kept [default: the producer's setting, or as long as the task]
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) result_ttl: Option<Duration>,
     /// How often it may start [default: the producer's setting]
     #[arg(long, value_name = "N")]
     pub(crate) max_attempts: Option<u32>,

@@ -37,7 +37,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 9;
+pub const SCHEMA_VERSION: i64 = 10;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,10 +96,19 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// published more than `slack` ago. At most `limit`; returns how many.
     async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    /// Deletes tasks that finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
+    /// long-dead workers. One step: at most `limit` tasks, and at most as many members of groups; queues take turns.
     ///
     /// The members of a group count from the group's end, and the group goes after the last of them.
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
+
+    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over; returns how many. The
+    /// tasks stay.
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Says for all processes how long the finished tasks of these queues are kept; what was said of others is forgotten.
+    /// Whether that changed anything.
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError>;
 
     /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
     /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
@@ -172,6 +181,10 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
     /// the oldest.
     async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+
+    /// Forgets up to `limit` places that are free again, and where buckets stood that are full; how many. No claim needs it: it
+    /// keeps what is past from adding up.
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError>;
 
     /// How many tasks wait in a queue or will within a minute, counted to `most`.
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
@@ -262,6 +275,15 @@ pub enum Recorded {
     NotUnique(Vec<(usize, TaskId)>),
 }
 
+/// What a step of pruning did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many tasks it deleted.
+    pub tasks: u64,
+    /// Whether another step may find more.
+    pub more: bool,
+}
+
 /// What became of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replayed {
@@ -316,9 +338,9 @@ pub struct Granted {
     pub max_attempts: i32,
     /// The submitter's limit on one run.
     pub timeout: Option<Duration>,
-    /// When the task was recorded.
-    pub created_at: Timestamp,
-    /// When it could have started.
+    /// When it could first have started, since it was recorded, replayed, or given a time by an edit: what its age counts from.
+    pub first_due_at: Timestamp,
+    /// When this attempt could have started.
     pub run_at: Timestamp,
     /// When it was marked queued, if it was: feeds the lane's watermark.
     pub queued_at: Option<Timestamp>,
@@ -409,7 +431,7 @@ pub enum Transition {
     },
     /// To `discarded`.
     Discard {
-        /// Why: `exhausted`, `interrupted`, `poison`, or the handler's own word.
+        /// Why: `exhausted`, `final_error`, `too_old`, `interrupted` or `poison`.
         reason: String,
         /// What went wrong.
         error: Failure,
@@ -556,6 +578,9 @@ pub struct ListQuery {
 
 /// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
 pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
+pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A page of tasks.
 #[derive(Debug, Clone, PartialEq)]

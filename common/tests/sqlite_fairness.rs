@@ -39,6 +39,7 @@ fn task() -> NewTask {
         unique: None,
         concurrency_key: None,
         retried_from: None,
+        result_ttl: None,
     }
 }
 

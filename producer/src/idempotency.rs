@@ -70,7 +70,7 @@ impl Fingerprint {
     /// Adds one task.
     pub fn add(&mut self, task: &SubmitTask) {
         let SubmitTask { kind, args, queue, max_attempts, timeout_ms, delay_ms, run_at, tags, .. } = task;
-        let SubmitTask { unique_key, unique_for_ms, on_conflict, .. } = task;
+        let SubmitTask { unique_key, unique_for_ms, on_conflict, result_ttl_ms, .. } = task;
         self.text(kind.as_deref().unwrap_or_default());
         self.text(queue.as_deref().unwrap_or_default());
         for number in [max_attempts, timeout_ms, delay_ms] {
@@ -92,6 +92,10 @@ impl Fingerprint {
             for text in ["unique", key, &window, on_conflict.as_deref().unwrap_or_default()] {
                 self.text(text);
             }
+        }
+        if let Some(ms) = result_ttl_ms {
+            self.text("result_ttl");
+            self.text(&ms.to_string());
         }
         match args.as_ref().map(|raw| (raw.get(), serde_json::from_str(raw.get()))) {
             None => self.text(""),
@@ -172,6 +176,8 @@ mod tests {
             r#"{"kind":"a","max_attempts":2}"#,
             r#"{"kind":"a","timeout_ms":2}"#,
             r#"{"kind":"a","delay_ms":2}"#,
+            r#"{"kind":"a","result_ttl_ms":2}"#,
+            r#"{"kind":"a","result_ttl_ms":3}"#,
             r#"{"kind":"a","run_at":"2100-01-01T00:00:00Z"}"#,
             r#"{"kind":"a","tags":{"k":"v"}}"#,
             r#"{"kind":"a","tags":{"k":"w"}}"#,

@@ -23,6 +23,8 @@ pub const MAX_ATTEMPTS_MAX: i32 = 1_000;
 pub const TIMEOUT_MS_MAX: i64 = 86_400_000;
 /// The longest delay a submission may ask for: 365 days.
 pub const DELAY_MS_MAX: i64 = 365 * 86_400_000;
+/// The longest time for which a submission may have its result kept: 365 days.
+pub const RESULT_TTL_MS_MAX: i64 = 365 * 86_400_000;
 /// The most tags a task may have.
 pub const TAGS_MAX: usize = 32;
 /// The longest key of a tag.
@@ -51,6 +53,10 @@ pub struct SubmitTask {
     /// How long one run may take. Left out, the handler decides.
     #[schema(minimum = 1, maximum = 86_400_000)]
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; then it is cleared, and the task stays until its retention is over.
+    /// Defaults to what the producer's settings say for the kind, else to as long as the task.
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    pub result_ttl_ms: Option<i64>,
     /// How long it waits before its first start. Not together with `run_at`.
     #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
     pub delay_ms: Option<i64>,
@@ -114,6 +120,8 @@ impl SubmitTask {
         let max_attempts = faults.keep("max_attempts", within(attempts, 1, MAX_ATTEMPTS_MAX.into()));
         let timeout = self.timeout_ms.map(|ms| within(ms, 1, TIMEOUT_MS_MAX)).transpose();
         let timeout = faults.keep("timeout_ms", timeout);
+        let own_ttl = self.result_ttl_ms.map(|ms| within(ms, 1, RESULT_TTL_MS_MAX)).transpose();
+        let own_ttl = faults.keep("result_ttl_ms", own_ttl).flatten();
         if self.delay_ms.is_some() && self.run_at.is_some() {
             faults.0.push(FieldError::new("run_at", "must not be given together with delay_ms"));
         }
@@ -129,6 +137,8 @@ impl SubmitTask {
                 if faults.0.is_empty() =>
             {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
+                let result_ttl = own_ttl.or_else(|| rules.routes.result_ttl_ms_of(&kind));
+                let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
                 Ok(NewTask {
                     id: TaskId::new(),
                     queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
@@ -136,13 +146,14 @@ impl SubmitTask {
                     args,
                     priority,
                     max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
-                    timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                    timeout: timeout.map(duration),
                     run_at,
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
                     concurrency_key,
                     retried_from: None,
+                    result_ttl: result_ttl.map(duration),
                 })
             }
             _ => Err(faults.0),

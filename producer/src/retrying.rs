@@ -108,7 +108,8 @@ pub fn args(body: &[u8]) -> Result<Option<Json>, ApiError> {
     args.map_err(|message| ApiError::InvalidRetry(vec![FieldError::new("args", message)]))
 }
 
-/// The task that does a failed one's work with other args. It keeps kind, queue, priority, limits, tags, concurrency key and unique key.
+/// The task that does a failed one's work with other args. It keeps all but time and key of
+/// idempotency.
 ///
 /// # Errors
 /// [`ApiError::NotRetryable`] when the other one has not failed.
@@ -129,6 +130,7 @@ pub fn anew(failed: Task, args: Json, traceparent: Option<&str>) -> Result<NewTa
         traceparent: traceparent.map(str::to_owned),
         concurrency_key: failed.concurrency_key,
         unique: failed.unique_key.map(|key| Unique { key, window: None, on_conflict: OnConflict::Reject }),
+        result_ttl: failed.result_ttl_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
         retried_from: Some(failed.id),
     })
 }

@@ -61,17 +61,19 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
     let mut held = Some(delivery);
-    Stats::add(&life.stats.started);
-    let attempted = run::run(run, handler, args, &mut held).await;
+    let mut policy = policy(&life, &granted, options);
+    let attempted = if policy.is_too_old() {
+        Some(Attempted::TooOld)
+    } else {
+        Stats::add(&life.stats.started);
+        let began = Instant::now();
+        let attempted = run::run(run, handler, args, &mut held).await;
+        policy.age = policy.age.saturating_add(began.elapsed());
+        attempted
+    };
     drop(permit);
     // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
     let Some(attempted) = attempted else { return };
-    let policy = Policy {
-        attempt: granted.attempt,
-        max_attempts: granted.max_attempts,
-        backoff: options.backoff.unwrap_or(life.settings.backoff),
-        guarantee: options.guarantee,
-    };
     let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(id, &kind, &granted, &transition);
@@ -164,7 +166,8 @@ async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerErro
         attempt: task.attempt,
         max_attempts: task.max_attempts,
         timeout: task.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        created_at: task.created_at,
+        // The task does not tell when it was first due; this is later, so at worst one attempt more is made.
+        first_due_at: task.run_at,
         run_at: task.run_at,
         queued_at: None,
         started_at: task.started_at.unwrap_or(task.run_at),
@@ -244,6 +247,7 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
         traceparent: envelope.traceparent.clone(),
+        result_bytes_max: life.settings.result_bytes_max,
         transaction: Transaction::new(life.ledger.clone()),
     };
     Run {
@@ -254,6 +258,21 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         custody_after: life.settings.custody_after,
         cx,
         limit,
+    }
+}
+
+/// What the end of a run is decided by; the age is that at the claim, by the ledger's clock.
+fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
+    let age = granted.started_at.duration_since(granted.first_due_at);
+    Policy {
+        attempt: granted.attempt,
+        max_attempts: granted.max_attempts,
+        delays: options.retry.delays.unwrap_or_else(|| life.settings.backoff.into()),
+        age: Duration::try_from(age).unwrap_or_default(),
+        max_age: options.retry.max_age,
+        result_bytes_max: life.settings.result_bytes_max,
+        discard_errors: options.discard_errors,
+        guarantee: options.guarantee,
     }
 }
 

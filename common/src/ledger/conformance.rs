@@ -27,6 +27,7 @@ pub mod pause;
 pub mod publish;
 pub mod read;
 pub mod record;
+pub mod retention;
 pub mod schedule;
 pub mod settle;
 pub mod sharing;
@@ -91,6 +92,7 @@ macro_rules! suite {
                 a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
                 a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
+                an_age_counts_from_when_a_task_was_first_due,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
@@ -130,6 +132,7 @@ macro_rules! suite {
                 every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
                 a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
                 keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+                places_of_the_past_are_forgotten,
             }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
@@ -169,6 +172,11 @@ macro_rules! suite {
                 a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
+            }
+            retention {
+                a_queue_keeps_its_tasks_as_long_as_was_said, queues_take_turns, what_is_pruned_next_is_told,
+                members_are_kept_as_long_as_their_queue_says, an_expired_result_is_cleared_and_its_task_stays,
+                expiring_is_bounded, the_oldest_go_first,
             }
         }
 
@@ -276,6 +284,7 @@ pub fn new_task() -> NewTask {
         unique: None,
         concurrency_key: None,
         retried_from: None,
+        result_ttl: None,
     }
 }
 
@@ -407,6 +416,11 @@ pub fn discard() -> Transition {
 /// An outcome that says stop.
 pub fn cancel() -> Transition {
     Transition::Cancel { reason: "not wanted".to_owned() }
+}
+
+/// Makes one step of pruning; answers how many tasks it deleted.
+pub async fn pruned(ledger: &dyn Ledger, retention: Duration, limit: u32) -> u64 {
+    ledger.prune(retention, limit).await.unwrap().tasks
 }
 
 /// A handler's error.

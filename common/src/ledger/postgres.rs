@@ -21,6 +21,7 @@ mod groups;
 mod lane;
 mod lease;
 mod limits;
+mod prune;
 mod publish;
 mod queues;
 mod read;
@@ -35,6 +36,7 @@ pub(crate) mod vitals;
 mod transact;
 mod unique;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -43,19 +45,19 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::afterlife::Walk;
 use self::claim::Claiming;
 use self::connections::Connections;
 use self::fault::Fault;
 use self::lane::{Lane, TRIES};
+use self::prune::Walk;
 use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed,
-    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
+    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -204,8 +206,16 @@ impl Ledger for PostgresLedger {
         again(|| publish::strand(&self.shared, &stranded)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
-        again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        again(|| prune::prune(&self.shared, &self.pruning, retention, limit)).await
+    }
+
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| prune::expire_results(&self.shared, limit)).await
+    }
+
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
+        again(|| prune::set_retention(&self.shared, &queues)).await
     }
 
     async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
@@ -255,7 +265,7 @@ impl Ledger for PostgresLedger {
     async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError> {
         let mut purged = 0;
         for some in ids.chunks(STATEMENT_TASKS_MAX) {
-            purged += again(|| afterlife::purge(&self.shared, some)).await?;
+            purged += again(|| prune::purge(&self.shared, some)).await?;
         }
         Ok(purged)
     }
@@ -286,6 +296,10 @@ impl Ledger for PostgresLedger {
 
     async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
         again(|| limits::release(&self.shared, after.as_ref(), limit)).await
+    }
+
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| limits::forget_places(&self.shared, limit)).await
     }
 
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {

@@ -52,7 +52,8 @@ impl Api {
         let broker = "amqp://127.0.0.1:1/%2f".into();
         let publisher = Publisher::spawn(&broker, ledger.clone(), background.clone());
         let completions = Completions::spawn(&broker, background.clone());
-        let emails = RouteTable { kind: "email.*".to_owned(), queue: QueueName::parse("emails").unwrap() };
+        let queue = QueueName::parse("emails").unwrap();
+        let emails = RouteTable { kind: "email.*".to_owned(), queue, result_ttl_ms: None };
         let rules = Rules { max_attempts: 20, routes: Routes::new(&[emails]).unwrap() };
         let app = App::new(Parts { ledger, publisher, completions, metrics: metrics(), rules });
         let router = router(Arc::clone(&app));

@@ -28,7 +28,10 @@ async fn main() -> ExitCode {
 
 async fn bench() -> Result<()> {
     let plan = Plan { repeats: number("REPEATS", 3)?, tasks: number("TASKS", 30_000)? };
-    ensure!(plan.repeats > 0 && plan.tasks >= 1_000 && plan.tasks.is_multiple_of(1_000), "TASKS must be a multiple of 1000");
+    ensure!(
+        plan.repeats > 0 && plan.tasks >= 1_000 && plan.tasks.is_multiple_of(1_000),
+        "TASKS must be a multiple of 1000"
+    );
     let asked = std::env::var("ROWS").unwrap_or_default();
     let asked: Vec<&str> = asked.split(',').filter(|row| !row.is_empty()).collect();
     if let Some(odd) = asked.iter().find(|row| !ROWS.contains(row)) {

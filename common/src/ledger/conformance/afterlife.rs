@@ -109,7 +109,7 @@ async fn pruned(ledger: &dyn Ledger, expected: u64) {
     let mut total = 0;
     while total < expected {
         total += until("finished tasks to be pruned", async || {
-            Some(ledger.prune(NOW, 1000).await.unwrap()).filter(|count| *count > 0)
+            Some(super::pruned(ledger, NOW, 1000).await).filter(|count| *count > 0)
         })
         .await;
     }
@@ -124,13 +124,13 @@ pub async fn old_finished_tasks_are_pruned(ledger: &dyn Ledger) {
         run(ledger, *id, holder, outcome).await;
     }
     granted(ledger, ids[4], holder).await;
-    assert_eq!(ledger.prune(HOUR, 1000).await.unwrap(), 0, "within the retention");
+    assert_eq!(super::pruned(ledger, HOUR, 1000).await, 0, "within the retention");
     assert_eq!(ledger.get(ids.clone()).await.unwrap().len(), 6);
     pruned(ledger, 3).await;
     let mut left: Vec<TaskId> = ledger.get(ids.clone()).await.unwrap().iter().map(|task| task.id).collect();
     left.sort_unstable();
     assert_eq!(left, ids[3..]);
-    assert_eq!(ledger.prune(NOW, 1000).await.unwrap(), 0);
+    assert_eq!(super::pruned(ledger, NOW, 1000).await, 0);
     // One that was passed by is found when its time has come.
     run(ledger, ids[3], holder, complete()).await;
     pruned(ledger, 1).await;
@@ -146,7 +146,7 @@ pub async fn pruning_is_bounded(ledger: &dyn Ledger) {
     }
     let mut total = 0;
     while total < 25 {
-        let count = until("a prune", async || Some(ledger.prune(NOW, 10).await.unwrap()).filter(|count| *count > 0));
+        let count = until("a prune", async || Some(super::pruned(ledger, NOW, 10).await).filter(|count| *count > 0));
         let count = count.await;
         assert!(count <= 10, "{count} at once");
         total += count;

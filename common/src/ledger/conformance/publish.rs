@@ -166,7 +166,7 @@ pub async fn a_passed_watermark_strands(ledger: &dyn Ledger) {
         let later = queued(ledger, "default", 1).await[0];
         let Claim::Granted(grant) = claim(ledger, later, worker).await else { panic!("the task is free") };
         let queued_at = grant.queued_at.unwrap();
-        (queued_at.as_millisecond() - grant.created_at.as_millisecond() >= 0
+        (queued_at.as_millisecond() - grant.first_due_at.as_millisecond() >= 0
             && queued_at.as_millisecond() > get(ledger, lost[2]).await.created_at.as_millisecond() + 100)
             .then_some(queued_at)
     })

@@ -44,10 +44,11 @@ locked AS MATERIALIZED (
 )
 UPDATE tasks t
 SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.worker, guarantee = l.guarantee,
-    started_at = clock.now, due_at = NULL
+    started_at = clock.now, due_at = NULL, first_due_at = COALESCE(t.first_due_at, t.run_at)
 FROM clock, locked l
 WHERE t.id = l.id
-RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at, t.queued_at, t.started_at";
+RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.first_due_at, t.run_at, t.queued_at,
+          t.started_at";
 
 const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
@@ -131,13 +132,13 @@ pub(super) async fn grant(
 }
 
 fn granted(row: GrantedRow, limited: bool) -> Granted {
-    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at) = row;
+    let (_, fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at, started_at) = row;
     Granted {
         fence: Fence(fence),
         attempt,
         max_attempts,
         timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        created_at: timestamp(created_at),
+        first_due_at: timestamp(first_due_at),
         run_at: timestamp(run_at),
         queued_at: queued_at.map(timestamp),
         started_at: timestamp(started_at),

@@ -16,6 +16,7 @@ found AS MATERIALIZED (SELECT id, state, attempt FROM tasks WHERE id = $1 FOR UP
 changed AS (
     UPDATE tasks t
     SET state = $3, fence = t.fence + 1, void_below = t.fence + 1, queued_at = NULL,
+        first_due_at = CASE WHEN $4::bigint IS NULL THEN t.first_due_at END,
         run_at = CASE WHEN $4::bigint IS NULL THEN t.run_at ELSE GREATEST($4, clock.now) END,
         due_at = GREATEST(COALESCE($4, t.run_at), clock.now),
         args = COALESCE($5::text, t.args), queue = COALESCE($6::text, t.queue), priority = COALESCE($9::smallint, t.priority),

@@ -32,13 +32,13 @@ pub(super) fn grant(
 ) -> rusqlite::Result<Option<Granted>> {
     db.prepare_cached(&format!(
         "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
-                 started_at = ?4, due_at = NULL
+                 started_at = ?4, due_at = NULL, first_due_at = coalesce(first_due_at, run_at)
              WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
                  AND (void_below IS NULL OR void_below <= ?9)
                  AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
                  AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
                  AND (?8 OR NOT {IS_LIMITED})
-             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
+             RETURNING fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at",
     ))?
     .query_row(
         params![
@@ -58,7 +58,7 @@ pub(super) fn grant(
                 attempt: row.get(1)?,
                 max_attempts: row.get(2)?,
                 timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                created_at: timestamp(row.get(4)?),
+                first_due_at: timestamp(row.get(4)?),
                 run_at: timestamp(row.get(5)?),
                 queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
                 started_at: timestamp(now),

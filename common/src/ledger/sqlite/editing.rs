@@ -22,7 +22,7 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result
     // The raised fence voids the late mark of a publication under way, and what was published before says what held before.
     db.prepare_cached(
         "UPDATE tasks SET state = ?2, fence = fence + 1, void_below = fence + 1, queued_at = NULL,
-             run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
+             first_due_at = iif(?4 IS NULL, first_due_at, NULL), run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
              queue = coalesce(?5, queue), priority = coalesce(?8, priority),
              max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms)
          WHERE id = ?1",

@@ -5,7 +5,7 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
-use super::{groups, unique};
+use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
     Abandoned, Due, Failure, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
@@ -280,69 +280,6 @@ pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration,
     Ok(stranded as u64)
 }
 
-/// Deletes finished tasks among the `scan` rows after `after`; tells how many, and where the next scan begins.
-pub(super) fn prune(
-    db: &Connection,
-    retention: Duration,
-    scan: u32,
-    after: Option<TaskId>,
-) -> rusqlite::Result<(u64, Option<TaskId>)> {
-    let cutoff = wall_ms() - millis(retention);
-    let after = after.map_or([0; 16], |id| *id.0.as_bytes());
-    let mut statement = db.prepare_cached(
-        "SELECT id, state >= 5 AND finished_at < ?2 AND (group_id IS NULL OR NOT EXISTS (
-             SELECT 1 FROM task_groups g WHERE g.id = group_id AND (g.finished_at IS NULL OR g.finished_at >= ?2))),
-             created_at, unique_key
-         FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
-    )?;
-    let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
-        let finished = row.get::<_, Option<bool>>(1)?.unwrap_or(false);
-        Ok((id_of(row, 0)?, finished, row.get::<_, i64>(2)?, row.get::<_, Option<String>>(3)?))
-    })?;
-    let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
-    let mut pruned = 0;
-    for (id, _, _, key) in rows.iter().filter(|(_, finished, ..)| *finished) {
-        delete(db, *id, key.as_deref())?;
-        pruned += 1;
-    }
-    groups::prune(db, cutoff, scan)?;
-    // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
-    let next = rows.last().filter(|(_, _, created_at, _)| rows.len() == scan as usize && *created_at < cutoff);
-    db.prepare_cached(
-        "DELETE FROM workers WHERE dead = 1 AND started_at < ?1
-             AND NOT EXISTS (SELECT 1 FROM tasks WHERE state = 3 AND worker_id = workers.id)",
-    )?
-    .execute([wall_ms() - 3_600_000])?;
-    Ok((pruned, next.map(|(id, ..)| *id)))
-}
-
-/// Deletes a task, and lets go of its key.
-fn delete(db: &Connection, id: TaskId, key: Option<&str>) -> rusqlite::Result<()> {
-    if let Some(key) = key {
-        unique::forget(db, key, id)?;
-    }
-    for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
-        db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
-    }
-    Ok(())
-}
-
-pub(super) fn purge(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<u64> {
-    let mut find = db.prepare_cached(
-        "SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5 AND (group_id IS NULL OR NOT EXISTS (
-             SELECT 1 FROM task_groups g WHERE g.id = group_id AND g.finished_at IS NULL))",
-    )?;
-    let mut purged = 0;
-    for id in ids {
-        let found = find.query_row([id.0.as_bytes().as_slice()], |row| row.get::<_, Option<String>>(0)).optional()?;
-        if let Some(key) = found {
-            delete(db, *id, key.as_deref())?;
-            purged += 1;
-        }
-    }
-    Ok(purged)
-}
-
 pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {
     let now = wall_ms();
     let mut find = db.prepare_cached("SELECT state FROM tasks WHERE id = ?1")?;
@@ -386,7 +323,7 @@ fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<
     }
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
-             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
+             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
     .execute(params![id.0.as_bytes().as_slice(), wall_ms().saturating_add(millis(delay))])?;
