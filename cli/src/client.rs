@@ -88,6 +88,16 @@ impl Call {
         Self::new(Method::PATCH, path)
     }
 
+    /// A `PUT`, which does the same when it comes twice.
+    pub(crate) fn put<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
+    /// A `DELETE`; if the answer to the first was lost, the second says that there is no such thing.
+    pub(crate) fn delete<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::DELETE, path)
+    }
+
     fn new<const N: usize>(method: Method, path: [&str; N]) -> Self {
         Self {
             method,

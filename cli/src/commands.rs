@@ -1,5 +1,6 @@
 //! One command, one file.
 
+mod spec;
 mod submit;
 mod batch;
 mod get;
@@ -13,6 +14,8 @@ mod purge;
 mod queues;
 mod pause;
 mod move_tasks;
+mod schedules;
+mod limits;
 mod workers;
 mod doctor;
 
@@ -51,6 +54,8 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Move(moving) => move_tasks::run(cx, &moving).await,
         Command::Pause(pause) => pause::run(cx, &pause.queue, "pause").await,
         Command::Resume(pause) => pause::run(cx, &pause.queue, "resume").await,
+        Command::Schedules(schedules) => schedules::run(cx, schedules.action).await,
+        Command::Limits(limits) => limits::run(cx, limits.action).await,
         Command::Workers => workers::run(cx).await,
         Command::Doctor => doctor::run(cx).await,
         Command::Completions(completions) => {
