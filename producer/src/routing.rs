@@ -13,8 +13,10 @@ struct Route {
     queue: QueueName,
 }
 
+/// A kind, or the beginning of kinds.
 #[derive(Debug, Clone)]
-enum Pattern {
+pub(crate) enum Pattern {
+    /// This one.
     Exact(Kind),
     /// Kinds that begin so.
     Prefix(String),
@@ -26,8 +28,7 @@ impl Routes {
     /// # Errors
     /// When a pattern is neither a kind nor the beginning of kinds followed by one `*`.
     pub fn new(tables: &[RouteTable]) -> Result<Self, ConfigError> {
-        let route =
-            |table: &RouteTable| Ok(Route { pattern: Pattern::parse(&table.kind)?, queue: table.queue.clone() });
+        let route = |table: &RouteTable| Ok(Route { pattern: pattern(&table.kind)?, queue: table.queue.clone() });
         tables.iter().map(route).collect::<Result<_, _>>().map(Self)
     }
 
@@ -44,21 +45,29 @@ impl Routes {
     }
 }
 
+fn pattern(text: &str) -> Result<Pattern, ConfigError> {
+    Pattern::parse(text).map_err(|rule| {
+        let hint = "give a kind, or the beginning of kinds followed by *, such as email.*";
+        ConfigError::setting("route.kind", format!("`{text}` {rule}; {hint}"))
+    })
+}
+
 impl Pattern {
-    fn parse(text: &str) -> Result<Self, ConfigError> {
-        let fault = |rule: String| {
-            let hint = "give a kind, or the beginning of kinds followed by *, such as email.*";
-            ConfigError::setting("route.kind", format!("`{text}` {rule}; {hint}"))
-        };
+    /// Reads `email.send`, or `email.*`.
+    ///
+    /// # Errors
+    /// Which rule of kinds it breaks.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(prefix) = text.strip_suffix('*') else {
-            return Kind::parse(text).map(Self::Exact).map_err(|error| fault(error.to_string()));
+            return Kind::parse(text).map(Self::Exact).map_err(|error| error.to_string());
         };
         // The beginning of a kind need not be a whole kind: `email.` and the empty one are beginnings too.
         let sample = format!("{prefix}x");
-        Kind::parse(&sample).map(|_| Self::Prefix(prefix.to_owned())).map_err(|error| fault(error.to_string()))
+        Kind::parse(&sample).map(|_| Self::Prefix(prefix.to_owned())).map_err(|error| error.to_string())
     }
 
-    fn matches(&self, kind: &Kind) -> bool {
+    /// Whether it is meant.
+    pub(crate) fn matches(&self, kind: &Kind) -> bool {
         match self {
             Self::Exact(exact) => exact == kind,
             Self::Prefix(prefix) => kind.as_str().starts_with(prefix),

@@ -16,3 +16,4 @@ mod sweep;
 mod faults;
 mod group;
 mod openapi;
+mod events;

@@ -6,6 +6,7 @@ mod cli;
 mod crash;
 mod cron;
 mod doctor;
+mod events;
 mod examples;
 mod faults_broker;
 mod faults_clock;
