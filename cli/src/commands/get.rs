@@ -145,7 +145,7 @@ pub(super) mod tests {
             "errors":[{"attempt":1,"at":"2026-11-23T07:32:39.241Z","message":"no \u001b[31mspace\nleft","kind":"error"}],
             "reason":"final_error","created_at":"2026-11-23T07:31:26.722Z","run_at":"2026-11-23T07:31:26.722Z",
             "started_at":"2026-11-23T07:31:27Z","finished_at":"2026-11-23T07:31:27.011Z","cancel_requested_at":null,
-            "worker_id":null,"timeout_ms":90000,"concurrency_key":"customer:7","limited_by":"key:customer:*","unique_key":null,"of_a_newer_producer":1}"#;
+            "worker_id":null,"timeout_ms":90000,"concurrency_key":"customer:7","limited_by":"key:customer:7","unique_key":null,"of_a_newer_producer":1}"#;
         let task = serde_json::from_str(text).unwrap();
         insta::assert_snapshot!(view(&task, &plain(), "2026-11-23T07:33:00Z".parse().unwrap()));
     }
