@@ -20,7 +20,7 @@ say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 # How long each fuzz target runs.
 SECONDS := 60
 
-.PHONY: help demo test prove check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
+.PHONY: help demo test prove bench check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
 
 help: ## this list
 	@echo 'Tasklane: a task queue on RabbitMQ.'
@@ -51,6 +51,15 @@ prove: rust services ## minutes of random faults under load, then a check of all
 	cargo build --workspace --bins $(if $(RELEASE),--release)
 	$(call say,prove)
 	"$${CARGO_TARGET_DIR:-target}/$(if $(RELEASE),release,debug)/prove"
+
+bench: export TASKS := $(TASKS)
+bench: export REPEATS := $(REPEATS)
+bench: export ROWS := $(ROWS)
+bench: rust services ## what this machine does, beside the broker alone (TASKS=30000 REPEATS=3 ROWS=raw,e2e,drain,delays,due,memory)
+	$(call say,build: producer$(,) worker and the measurement$(,) optimised)
+	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-tests --bins
+	$(call say,bench)
+	"$${CARGO_TARGET_DIR:-target}/release/test-services" -- "$${CARGO_TARGET_DIR:-target}/release/bench"
 
 check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
 	$(call say,check: Cargo.lock is current)

@@ -20,6 +20,8 @@ pub(crate) struct Task {
     pub(crate) max_attempts: i64,
     pub(crate) result: Option<Box<RawValue>>,
     #[serde(default)]
+    pub(crate) result_expired: bool,
+    #[serde(default)]
     pub(crate) errors: Vec<AttemptError>,
     pub(crate) reason: Option<String>,
     pub(crate) created_at: Timestamp,
@@ -31,6 +33,7 @@ pub(crate) struct Task {
     pub(crate) timeout_ms: Option<i64>,
     pub(crate) concurrency_key: Option<String>,
     pub(crate) limited_by: Option<String>,
+    pub(crate) retried_from: Option<String>,
 }
 
 impl Task {
@@ -88,6 +91,14 @@ pub(crate) struct PurgedTasks {
 #[derive(Debug, Deserialize)]
 pub(crate) struct MovedTasks {
     pub(crate) moved: u64,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// How far a retry by a filter has come.
+#[derive(Debug, Deserialize)]
+pub(crate) struct RetriedTasks {
+    pub(crate) retried: u64,
+    pub(crate) conflicts: u64,
     pub(crate) next_cursor: Option<String>,
 }
 

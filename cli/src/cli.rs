@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use jiff::Timestamp;
 use url::Url;
@@ -45,6 +45,15 @@ const PURGE_EXAMPLES: &str = "Examples:
 const MOVE_EXAMPLES: &str = "Examples:
   tasklane move default slow --kind report.build
   tasklane move default slow --dry-run";
+
+const RETRY_EXAMPLES: &str = "Examples:
+  tasklane retry 01a20751-1f82-705d-a198-4567bb46f288
+  tasklane retry 01a20751-1f82-705d-a198-4567bb46f288 --args '{\"month\": \"2026-11\"}'
+  tasklane retry --kind report.build --per-second 20 --dry-run";
+
+const EDIT_EXAMPLES: &str = "Examples:
+  tasklane edit 01a20751-1f82-705d-a198-4567bb46f288 --delay 2h
+  tasklane edit 01a20751-1f82-705d-a198-4567bb46f288 --args @mail.json --queue slow";
 
 /// Submit, look at, wait for and cancel Tasklane's tasks, over a producer's HTTP API.
 #[derive(Debug, Parser)]
@@ -109,11 +118,15 @@ pub(crate) enum Command {
     Tail(Tail),
     /// List tasks, newest first
     List(List),
+    /// Change a task that waits: its time, its args, its queue, its priority
+    #[command(after_help = EDIT_EXAMPLES)]
+    Edit(Edit),
     /// Cancel tasks, by id or all that meet a filter
     #[command(after_help = CANCEL_EXAMPLES)]
     Cancel(Cancel),
-    /// Run cancelled or discarded tasks again
-    Retry(Ids),
+    /// Run cancelled or discarded tasks again, by id or all that meet a filter
+    #[command(after_help = RETRY_EXAMPLES)]
+    Retry(Retry),
     /// Delete finished tasks that meet a filter, for good
     #[command(after_help = PURGE_EXAMPLES)]
     Purge(Purge),
@@ -160,6 +173,9 @@ pub(crate) struct TaskSpec {
     /// How long one run may take [default: the handler decides]
     #[arg(long, value_name = "DURATION", value_parser = input::duration)]
     pub(crate) timeout: Option<Duration>,
+    /// How long after its end its result is kept [default: the producer's setting, or as long as the task]
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) result_ttl: Option<Duration>,
     /// How often it may start [default: the producer's setting]
     #[arg(long, value_name = "N")]
     pub(crate) max_attempts: Option<u32>,
@@ -295,6 +311,41 @@ pub(crate) struct List {
     pub(crate) quiet: bool,
 }
 
+/// A task to be changed.
+#[derive(Debug, Args)]
+#[command(group(
+    ArgGroup::new("changes")
+        .args(["delay", "at", "args", "queue", "priority", "max_attempts", "timeout"])
+        .required(true)
+        .multiple(true)
+))]
+pub(crate) struct Edit {
+    /// The task
+    #[arg(value_name = "ID")]
+    pub(crate) id: Uuid,
+    /// How long it waits from now, such as 5m; 0s starts it at once
+    #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
+    pub(crate) delay: Option<Duration>,
+    /// When it may start, such as 2030-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
+    /// All args anew: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) args: Option<String>,
+    /// The queue that carries it
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// How urgent it is: high, normal or low
+    #[arg(long, value_name = "LEVEL", value_parser = ["high", "normal", "low"], hide_possible_values = true)]
+    pub(crate) priority: Option<String>,
+    /// How often it may start
+    #[arg(long, value_name = "N")]
+    pub(crate) max_attempts: Option<u32>,
+    /// How long one run may take
+    #[arg(long, value_name = "DURATION", value_parser = input::duration)]
+    pub(crate) timeout: Option<Duration>,
+}
+
 /// Tasks to be cancelled.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
@@ -315,6 +366,33 @@ pub(crate) struct Cancel {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Do not ask before cancelling by a filter
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+/// Tasks to be run again.
+#[derive(Debug, Args)]
+pub(crate) struct Retry {
+    /// The tasks; or give a filter
+    #[arg(
+        value_name = "ID",
+        required_unless_present_any = ["state", "kind", "queue", "tag"],
+        conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes", "per_second"]
+    )]
+    pub(crate) ids: Vec<Uuid>,
+    /// Which tasks; discarded ones, unless --state says cancelled
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Other args, as a new task: JSON, @FILE, or - for standard input
+    #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
+    pub(crate) args: Option<String>,
+    /// Spread the starts evenly, so many a second [default: all at once]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) per_second: Option<u32>,
+    /// Only count what the filter meets
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Do not ask before retrying by a filter
     #[arg(short, long)]
     pub(crate) yes: bool,
 }

@@ -95,6 +95,11 @@ impl Call {
         Self::new(Method::DELETE, path)
     }
 
+    /// A `PATCH`.
+    pub(crate) fn patch<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::PATCH, path)
+    }
+
     fn new<const N: usize>(method: Method, path: [&str; N]) -> Self {
         Self {
             method,

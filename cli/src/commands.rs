@@ -8,6 +8,7 @@ mod wait;
 mod watch;
 mod tail;
 mod list;
+mod edit;
 mod cancel;
 mod retry;
 mod purge;
@@ -47,8 +48,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Watch(watch) => watch::run(cx, &watch).await,
         Command::Tail(tail) => tail::run(cx, &tail).await,
         Command::List(list) => list::run(cx, &list).await,
+        Command::Edit(edit) => edit::run(cx, &edit).await,
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
-        Command::Retry(ids) => retry::run(cx, &ids.ids).await,
+        Command::Retry(retry) => retry::run(cx, &retry).await,
         Command::Queues(queues) => queues::run(cx, queues.name.as_deref()).await,
         Command::Purge(purge) => purge::run(cx, &purge).await,
         Command::Move(moving) => move_tasks::run(cx, &moving).await,

@@ -3,6 +3,8 @@
 //! Flags, environment variables and the file name the same settings; a flag goes before the environment, the
 //! environment before the file, the file before the default.
 
+mod discard;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -10,12 +12,15 @@ use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, Retry};
 use crate::limit::{Bounds, Rate, Scope};
-use crate::task::{Guarantee, Kind, QueueName};
+use crate::task::{ErrorKind, Guarantee, Kind, QueueName};
 
 /// The file that is read when none is named and it is there.
 pub const DEFAULT_FILE: &str = "tasklane.toml";
+
+/// The shortest retention: who waits for a task's end must find the task.
+pub const RETENTION_MS_MIN: u64 = 1_000;
 
 /// Everything that `tasklane.toml` may hold, for every program. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -39,6 +44,8 @@ pub struct File {
     pub route: Vec<RouteTable>,
     /// Producer: how much runs at once, how often it starts, and how much may wait, in all workers.
     pub limit: Option<Vec<LimitTable>>,
+    /// Producer: how long finished tasks of a queue are kept, where that is not `retention_ms`.
+    pub queue_retention_ms: Option<BTreeMap<QueueName, u64>>,
     /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
     pub metrics_addr: Option<String>,
     /// Worker: the queues to consume.
@@ -59,6 +66,8 @@ pub struct File {
     pub cancel_grace_ms: Option<u64>,
     /// Worker: how long failed attempts wait.
     pub backoff: Option<Backoff>,
+    /// Worker: how many bytes of JSON a result may have.
+    pub result_bytes_max: Option<usize>,
     /// How many crashes of its worker a task may cause before it is discarded as poison.
     pub max_crashes: Option<i32>,
     /// How long finished tasks are kept.
@@ -77,6 +86,8 @@ pub struct RouteTable {
     pub kind: String,
     /// Where they go.
     pub queue: QueueName,
+    /// How long after its task's end a result is kept when the submission does not say. Defaults to as long as the task.
+    pub result_ttl_ms: Option<i64>,
 }
 
 /// `[[limit]]`: what the tasks of a queue, of a kind, or with a concurrency key share. Names one of the three.
@@ -133,6 +144,15 @@ pub struct CommandTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Exit codes after which no other attempt is made, besides 65. Defaults to none.
+    #[serde(default, deserialize_with = "discard::exit_codes")]
+    pub discard_exit_codes: Vec<i32>,
+    /// Sorts of failure after which no other attempt is made. Defaults to none.
+    #[serde(default, deserialize_with = "discard::errors")]
+    pub discard_errors: Vec<ErrorKind>,
 }
 
 /// `[[http]]`: an HTTP service that handles one kind.
@@ -150,6 +170,15 @@ pub struct HttpTable {
     /// What a crash in mid-run means. Defaults to `at_least_once`.
     #[serde(default)]
     pub guarantee: Guarantee,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Statuses after which no other attempt is made, besides those of 3xx and 4xx that say so anyway. Defaults to none.
+    #[serde(default, deserialize_with = "discard::statuses")]
+    pub discard_statuses: Vec<u16>,
+    /// Sorts of failure after which no other attempt is made. Defaults to none.
+    #[serde(default, deserialize_with = "discard::errors")]
+    pub discard_errors: Vec<ErrorKind>,
     /// Further request headers, such as an authorization.
     #[serde(default)]
     pub headers: BTreeMap<String, SecretString>,
@@ -324,10 +353,10 @@ impl Common {
                 format!("must be at least 1, but is {}", self.max_crashes),
             ));
         }
-        if self.retention_ms < 1_000 {
+        if self.retention_ms < RETENTION_MS_MIN {
             return Err(ConfigError::setting(
                 "retention_ms",
-                format!("must be at least 1000, but is {}", self.retention_ms),
+                format!("must be at least {RETENTION_MS_MIN}, but is {}", self.retention_ms),
             ));
         }
         Ok(())
@@ -389,6 +418,27 @@ mod tests {
         assert!(error("x = [").starts_with("t.toml:1:"));
         let keyless = error("postgres://user:secret@host/db?sslmode=disable\n");
         assert!(keyless.starts_with("t.toml:1:") && !keyless.contains("secret"), "{keyless}");
+    }
+
+    /// Each tells the line, the key, and what would be right.
+    #[test]
+    fn faults_of_retries_name_the_key_and_what_is_allowed() {
+        let command = "[[command]]\nkind = \"k\"\nargv = [\"true\"]\n";
+        let http = "[[http]]\nkind = \"k\"\nurl = \"http://x/\"\n";
+        for (table, line, fault) in [
+            (command, "retry = { policy = \"cubic\" }", "expected one of `exponential`, `linear`, `fixed`"),
+            (http, "retry = { policy = \"fixed\" }", "policy fixed needs delays_ms: 1 to 1000"),
+            (command, "discard_exit_codes = [65, 256]", "must be exit codes from 1 to 255, but one is 256"),
+            (command, "discard_exit_codes = [0]", "must be exit codes from 1 to 255, but one is 0"),
+            (http, "discard_statuses = [200]", "must be statuses from 300 to 599, but one is 200"),
+            (http, "discard_errors = [\"slow\"]", "must be of error, panic, timeout, but one is \"slow\""),
+            (command, "discard_errors = [\"crash\"]", "must be of error, panic, timeout, but one is \"crash\""),
+        ] {
+            let told = error(&format!("{table}{line}\n"));
+            let key = line.split(' ').next().unwrap();
+            assert!(told.starts_with("t.toml:4:") && told.contains(fault), "{line}\n{told}");
+            assert!(told.ends_with(&format!("(key `{key}`)")), "{line}\n{told}");
+        }
     }
 
     #[test]

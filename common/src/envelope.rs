@@ -3,12 +3,14 @@
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::task::{Json, Kind, TaskId};
+use crate::task::{Fence, Json, Kind, TaskId};
 
 /// The version of this layout, in the header [`VERSION_HEADER`].
 pub const VERSION: i32 = 1;
 /// The header with the layout's version.
 pub const VERSION_HEADER: &str = "tasklane-version";
+/// The header with the fence under which the message was published.
+pub const FENCE_HEADER: &str = "tasklane-fence";
 /// The header with the W3C trace context.
 pub const TRACEPARENT_HEADER: &str = "traceparent";
 
@@ -24,6 +26,8 @@ pub struct Envelope {
     pub kind: Kind,
     /// The handler's input, as the body.
     pub args: Json,
+    /// The row's fence when the message was published: an edit or a move since then voids it. Earlier releases wrote none.
+    pub fence: Option<Fence>,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
     /// The queue to which a notice goes when the task has ended.
@@ -71,6 +75,9 @@ impl Envelope {
     pub fn properties(&self) -> AMQPProperties {
         let mut headers = FieldTable::default();
         headers.insert(VERSION_HEADER.into(), AMQPValue::LongInt(VERSION));
+        if let Some(fence) = self.fence {
+            headers.insert(FENCE_HEADER.into(), AMQPValue::LongLongInt(fence.0));
+        }
         if let Some(traceparent) = &self.traceparent {
             headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
@@ -107,7 +114,8 @@ impl Envelope {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
             _ => None,
         });
-        Ok(Self { id, kind, args, traceparent, reply_to: text(properties.reply_to()).map(str::to_owned) })
+        let fence = headers.get(FENCE_HEADER).and_then(integer).map(Fence);
+        Ok(Self { id, kind, args, fence, traceparent, reply_to: text(properties.reply_to()).map(str::to_owned) })
     }
 }
 
@@ -139,6 +147,7 @@ mod tests {
             id: TaskId::new(),
             kind: Kind::parse("report.build").unwrap(),
             args: Json::parse(r#"{"n": 1}"#.to_owned()).unwrap(),
+            fence: Some(Fence(7)),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
             reply_to: Some("amq.gen-x".to_owned()),
         }
@@ -148,6 +157,8 @@ mod tests {
     fn what_is_sent_is_what_arrives() {
         let sent = envelope();
         assert_eq!(Envelope::decode(&sent.properties(), sent.args.as_str().as_bytes()), Ok(sent));
+        let earlier = Envelope { fence: None, ..envelope() };
+        assert_eq!(Envelope::decode(&earlier.properties(), earlier.args.as_str().as_bytes()), Ok(earlier));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+pub mod editing;
 pub mod grouping;
 pub mod postgres;
 mod limiting;
@@ -24,6 +25,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::limiting::{LimitSet, Released};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
@@ -35,7 +37,7 @@ use crate::state::State;
 use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 8;
+pub const SCHEMA_VERSION: i64 = 10;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -85,6 +87,10 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`.
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;
 
+    /// Lets go of tasks that [`Ledger::fetch_due`] took for a relay and that it could not publish: they are due again
+    /// now, where no claim or other write has overtaken that (same fence).
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError>;
+
     /// How long until the next task is due: zero when one is due, `None` when none waits.
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError>;
 
@@ -94,14 +100,36 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// published more than `slack` ago. At most `limit`; returns how many.
     async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Deletes up to `limit` tasks that finished more than `retention` ago, and long-dead workers; returns how many tasks.
+    /// Deletes tasks that finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
+    /// long-dead workers. One step: at most `limit` tasks, and at most as many members of groups; queues take turns.
     ///
     /// The members of a group count from the group's end, and the group goes after the last of them.
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError>;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
 
-    /// Makes a cancelled or discarded task `accepted` again, due at once; one more attempt is granted if none is
-    /// left, and its crashes are forgiven. Takes the task's unique key back, or changes nothing where another holds it.
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError>;
+    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over; returns how many. The
+    /// tasks stay.
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Says for all processes how long the finished tasks of these queues are kept; what was said of others is forgotten.
+    /// Whether that changed anything.
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError>;
+
+    /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
+    /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
+    /// holds it. Each task stands for itself; unknown ids are left out.
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
+
+    /// [`Ledger::replay_many`] of one, due at once.
+    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
+        let replayed = self.replay_many(vec![(id, Duration::ZERO)]).await?.pop();
+        Ok(replayed.map_or(Replayed::Unknown, |(_, replayed)| replayed))
+    }
+
+    /// Changes a waiting task, all that is given or nothing. It is `scheduled` then, to be published at its `run_at`.
+    ///
+    /// Raises the fence, and voids all messages published under a lower one: [`Refusal::Outdated`]. They may still be in
+    /// the broker, and say what held before.
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError>;
 
     /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
     /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
@@ -125,8 +153,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Gives those of these tasks that wait in the queue `from` to the queue `to`, where a relay publishes them at once or
     /// at their time; tells how many.
     ///
-    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing. A
-    /// message that is left in the old queue may still start its task, and the one in the new queue is dropped then.
+    /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing, and
+    /// voids the messages in the old queue as [`Ledger::edit`] does.
     async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
 
     /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
@@ -156,7 +184,11 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     ///
     /// Of the tasks that a scope holds, each concurrency key has its turn; of one key, the most urgent goes first, then
     /// the oldest.
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError>;
+
+    /// Forgets up to `limit` places that are free again, and where buckets stood that are full; how many. No claim needs it: it
+    /// keeps what is past from adding up.
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError>;
 
     /// How many tasks wait in a queue or will within a minute, counted to `most`.
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError>;
@@ -247,6 +279,15 @@ pub enum Recorded {
     NotUnique(Vec<(usize, TaskId)>),
 }
 
+/// What a step of pruning did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// How many tasks it deleted.
+    pub tasks: u64,
+    /// Whether another step may find more.
+    pub more: bool,
+}
+
 /// What became of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replayed {
@@ -267,8 +308,18 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
+    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
+    /// for a task that was never edited or moved.
+    pub published: Option<Fence>,
     /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
     pub crashes_below: i32,
+}
+
+impl ClaimRequest {
+    /// The fence of the message as a number: below all others where it is not known.
+    pub(crate) fn published_under(&self) -> i64 {
+        self.published.map_or(-1, |fence| fence.0)
+    }
 }
 
 /// The ledger's answer to a claim.
@@ -291,9 +342,9 @@ pub struct Granted {
     pub max_attempts: i32,
     /// The submitter's limit on one run.
     pub timeout: Option<Duration>,
-    /// When the task was recorded.
-    pub created_at: Timestamp,
-    /// When it could have started.
+    /// When it could first have started, since it was recorded, replayed, or given a time by an edit: what its age counts from.
+    pub first_due_at: Timestamp,
+    /// When this attempt could have started.
     pub run_at: Timestamp,
     /// When it was marked queued, if it was: feeds the lane's watermark.
     pub queued_at: Option<Timestamp>,
@@ -314,13 +365,15 @@ pub enum Refusal {
     NotDue,
     /// The ledger has no such task.
     Unknown,
+    /// It was edited or moved after the message was published; another one is there, or will be.
+    Outdated,
     /// Its queue is paused; a later claim may be granted.
     Paused,
     /// The asking worker's own lease has ended.
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
-    /// A limit has no place for it: the ledger holds it until [`Ledger::release`].
+    /// A limit has no place for it: the ledger holds it until [`Ledger::release_held`].
     Limited,
 }
 
@@ -333,6 +386,7 @@ impl Refusal {
             Self::Held => "held",
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
+            Self::Outdated => "outdated",
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",
@@ -381,7 +435,7 @@ pub enum Transition {
     },
     /// To `discarded`.
     Discard {
-        /// Why: `exhausted`, `interrupted`, `poison`, or the handler's own word.
+        /// Why: `exhausted`, `final_error`, `too_old`, `interrupted` or `poison`.
         reason: String,
         /// What went wrong.
         error: Failure,
@@ -528,6 +582,9 @@ pub struct ListQuery {
 
 /// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
 pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
+pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A page of tasks.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,6 +5,7 @@
 //! write is not needed any more and changes nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ const BATCH_MAX: usize = 256;
 const WAITING_MAX: usize = 1024;
 /// How many bytes of args may be on their way at once; a publisher never holds more.
 const IN_FLIGHT_BYTES_MAX: u32 = 64 * 1024 * 1024;
-/// How long confirms of one batch may take before the channel counts as broken.
+/// How long confirms of one batch may take before the channel counts as broken; an alarm of the broker not counted.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long [`Publisher::publish`] waits in all: for room, then for the confirm.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
@@ -52,7 +53,7 @@ pub struct Publication {
     pub lane: Lane,
     /// The handler's input.
     pub args: Json,
-    /// The row's fence at this moment: a later claim makes the mark of this publication void.
+    /// The row's fence at this moment: a later claim makes the mark of this publication void, a later edit or move its message.
     pub fence: Fence,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
@@ -101,13 +102,18 @@ impl Publisher {
         Self { jobs, notices, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize)), connection }
     }
 
-    /// Publishes and waits for the outcome, 20 s at most.
+    /// Publishes and waits for the outcome, 20 s at most and no longer than the connection lives.
     pub async fn publish(&self, publication: Publication) -> Published {
         let attempt = async {
             let (reply, outcome) = oneshot::channel();
             let job = self.job(publication, Some(reply)).await?;
             self.jobs.send(job).await.ok()?;
-            outcome.await.ok()
+            tokio::select! {
+                biased;
+                outcome = outcome => outcome.ok(),
+                // It may still be published by the next connection, which does no harm.
+                () = self.disconnected() => None,
+            }
         };
         timeout(PUBLISH_TIMEOUT, attempt).await.ok().flatten().unwrap_or(Published::Unknown)
     }
@@ -154,6 +160,12 @@ impl Publisher {
         let mut connection = self.connection.clone();
         // An error means that the owner is gone, at shutdown: nobody publishes any more.
         let _ = connection.wait_for(|connection| connection.is_some()).await;
+    }
+
+    /// Waits until the broker is away.
+    async fn disconnected(&self) {
+        // An error means that the owner is gone, at shutdown.
+        let _ = self.connection.clone().wait_for(Option::is_none).await;
     }
 
     /// Asks the broker for the depths of whole queues: what is ready in all lanes, and who consumes any of them.
@@ -236,11 +248,11 @@ impl Owner {
         loop {
             tokio::select! {
                 biased;
-                notice = self.waiting_notices.recv() => match notice {
+                // While the broker has an alarm nothing is taken: it would only wait in the socket's buffer.
+                notice = self.waiting_notices.recv(), if takes_messages(&connection) => match notice {
                     Some((reply_to, id)) => send_notice(&notices, reply_to, id).await?,
                     None => return Ok(()),
                 },
-                // While the broker has an alarm nothing is taken: it would only wait in the socket's buffer.
                 count = self.waiting.recv_many(&mut batch, BATCH_MAX), if takes_messages(&connection) => {
                     if count == 0 {
                         return Ok(());
@@ -258,7 +270,7 @@ impl Owner {
 
     /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
     async fn publish_batch(&self, channel: &Channel, lanes: &mut Lanes, batch: Vec<Job>) -> Result<(), BrokerError> {
-        let deadline = Instant::now() + CONFIRM_TIMEOUT;
+        let mut patience = Patience::with(&lanes.connection);
         let mut confirms = Vec::with_capacity(batch.len());
         let mut broken = None;
         for job in batch {
@@ -266,16 +278,16 @@ impl Owner {
                 self.conclude(job, Published::Refused).await;
                 continue;
             }
-            match timeout_at(deadline, send(channel, &job.publication)).await {
-                Ok(Ok(confirm)) => confirms.push((job, confirm)),
-                Ok(Err(error)) => broken = Some(error),
-                Err(_) => broken = Some(BrokerError::Timeout("basic.publish")),
+            match patience.wait(send(channel, &job.publication)).await {
+                Some(Ok(confirm)) => confirms.push((job, confirm)),
+                Some(Err(error)) => broken = Some(error),
+                None => broken = Some(BrokerError::Timeout("basic.publish")),
             }
             if broken.is_some() {
                 break;
             }
         }
-        let (settled, missing) = settle(confirms, deadline).await;
+        let (settled, missing) = settle(confirms, &mut patience).await;
         let refused = settled.iter().filter(|(_, published)| *published == Published::Refused).count();
         if refused > 0 {
             tracing::warn!(
@@ -309,6 +321,33 @@ impl Owner {
         if let Some(reply) = job.reply {
             // The caller may have stopped waiting.
             let _ = reply.send(published);
+        }
+    }
+}
+
+/// How long one batch still has. This stands still while the broker has an alarm: what was on its way when that came
+/// arrives when it is over, and a new connection would only be blocked with more.
+struct Patience {
+    connection: Arc<Connection>,
+    deadline: Instant,
+}
+
+impl Patience {
+    fn with(connection: &Arc<Connection>) -> Self {
+        Self { connection: Arc::clone(connection), deadline: Instant::now() + CONFIRM_TIMEOUT }
+    }
+
+    /// Waits for one step of the batch; `None` when the time is over.
+    async fn wait<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
+        let mut step = pin!(step);
+        loop {
+            match timeout_at(self.deadline, &mut step).await {
+                Ok(done) => return Some(done),
+                Err(_) if self.connection.status().blocked() && self.connection.status().connected() => {
+                    self.deadline = Instant::now() + CONFIRM_TIMEOUT;
+                }
+                Err(_) => return None,
+            }
         }
     }
 }
@@ -362,6 +401,7 @@ async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherC
         id: publication.id,
         kind: publication.kind.clone(),
         args: publication.args.clone(),
+        fence: Some(publication.fence),
         traceparent: publication.traceparent.clone(),
         reply_to: publication.reply_to.clone(),
     };
@@ -381,18 +421,18 @@ async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherC
 ///
 /// lapin hands a returned message to whichever confirm completes next, so within a batch the blame is put
 /// right by message id. Batches follow each other in lockstep, which keeps a return inside its own batch.
-async fn settle(confirms: Vec<(Job, PublisherConfirm)>, deadline: Instant) -> (Vec<(Job, Published)>, bool) {
+async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience) -> (Vec<(Job, Published)>, bool) {
     let mut returned = HashSet::new();
     let mut settled = Vec::with_capacity(confirms.len());
     let mut missing = false;
     for (job, confirm) in confirms {
-        let published = match timeout_at(deadline, confirm).await {
-            Ok(Ok(confirmation)) => {
+        let published = match patience.wait(confirm).await {
+            Some(Ok(confirmation)) => {
                 let acked = confirmation.is_ack();
                 returned.extend(returned_id(confirmation));
                 if acked { Published::Confirmed } else { Published::Refused }
             }
-            Ok(Err(_)) | Err(_) => {
+            Some(Err(_)) | None => {
                 missing = true;
                 Published::Unknown
             }

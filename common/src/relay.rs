@@ -10,7 +10,7 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{Due, LedgerError, SharedLedger};
-use crate::publisher::{Publication, Publisher};
+use crate::publisher::{Publication, Published, Publisher};
 use crate::release::Nudges;
 
 /// How many due tasks one round takes: bounds memory, and what a crash leaves unpublished for [`RESERVE`].
@@ -32,7 +32,7 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, nudges: Arc<Nudges>
         let pause = match round(&ledger, &publisher).await {
             Ok(pause) => pause,
             Err(error) => {
-                tracing::warn!(%error, "due tasks cannot be read");
+                tracing::warn!(%error, "due tasks cannot be relayed");
                 ERROR_PAUSE
             }
         };
@@ -55,7 +55,16 @@ async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<Duration,
     }
     let due = ledger.fetch_due(ROUND_MAX, RESERVE).await?;
     metrics::counter!("tasklane_relayed_total").increment(due.len() as u64);
-    join_all(due.into_iter().map(|task| publisher.publish(publication(task)))).await;
+    let publications = due.into_iter().map(|task| async {
+        let reserved = (task.id, task.fence);
+        (publisher.publish(publication(task)).await == Published::Unknown).then_some(reserved)
+    });
+    let unknown: Vec<_> = join_all(publications).await.into_iter().flatten().collect();
+    if !unknown.is_empty() {
+        // The connection has failed: a relay whose own is good shall not wait for the end of the reservation. What the
+        // broker refuses keeps it, or a queue that takes nothing would be tried without a pause.
+        ledger.release(unknown).await?;
+    }
     Ok(Duration::ZERO)
 }
 

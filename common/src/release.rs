@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ledger::{LedgerError, SharedLedger};
@@ -17,6 +18,9 @@ const ROUND_MAX: u32 = 256;
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// The shortest: under load one round serves many places.
 const SLEEP_MIN: Duration = Duration::from_millis(2);
+/// How often places of the past are forgotten, and how many at once.
+const FORGET_PERIOD: Duration = Duration::from_secs(10);
+const FORGET_MAX: u32 = 2_000;
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 /// What one loop of a process tells another, so that nobody has to wait for its next look.
@@ -30,7 +34,14 @@ pub struct Nudges {
 
 /// Lets go until the shutdown.
 pub async fn run(ledger: SharedLedger, nudges: Arc<Nudges>, shutdown: CancellationToken) {
+    let mut forget_at = Instant::now();
     while !shutdown.is_cancelled() {
+        if Instant::now() >= forget_at {
+            forget_at = Instant::now() + FORGET_PERIOD;
+            if let Err(error) = ledger.forget_places(FORGET_MAX).await {
+                tracing::debug!(%error, "places of the past are not forgotten");
+            }
+        }
         let pause = match round(&ledger, &nudges).await {
             Ok(pause) => pause,
             Err(error) => {
@@ -52,7 +63,7 @@ pub async fn run(ledger: SharedLedger, nudges: Arc<Nudges>, shutdown: Cancellati
 async fn round(ledger: &SharedLedger, nudges: &Nudges) -> Result<Duration, LedgerError> {
     let (mut after, mut wait, mut tasks) = (None, SLEEP_MAX, 0);
     loop {
-        let released = ledger.release(after, ROUND_MAX).await?;
+        let released = ledger.release_held(after, ROUND_MAX).await?;
         if released.tasks > 0 {
             metrics::counter!("tasklane_released_total").increment(released.tasks.into());
             nudges.due.notify_one();

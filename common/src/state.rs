@@ -140,6 +140,8 @@ pub enum Event {
     Strand,
     /// A person asked to run a finished failure again.
     Replay,
+    /// A person changed what waits.
+    Edit,
 }
 
 impl Event {
@@ -159,6 +161,7 @@ impl Event {
             Self::Move => "move",
             Self::Strand => "strand",
             Self::Replay => "replay",
+            Self::Edit => "edit",
         }
     }
 }
@@ -193,6 +196,10 @@ pub const TRANSITIONS: &[(State, Event, State)] = &[
     (State::Queued, Event::Strand, State::Accepted),
     (State::Cancelled, Event::Replay, State::Accepted),
     (State::Discarded, Event::Replay, State::Accepted),
+    (State::Accepted, Event::Edit, State::Scheduled),
+    (State::Scheduled, Event::Edit, State::Scheduled),
+    (State::Queued, Event::Edit, State::Scheduled),
+    (State::Retryable, Event::Edit, State::Scheduled),
 ];
 
 /// Where an event leads from a state, or `None` when it must not happen there.
@@ -216,7 +223,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const EVENTS: [Event; 12] = [
+    const EVENTS: [Event; 13] = [
         Event::MarkQueued,
         Event::Claim,
         Event::Complete,
@@ -229,6 +236,7 @@ mod tests {
         Event::Move,
         Event::Strand,
         Event::Replay,
+        Event::Edit,
     ];
 
     proptest! {

@@ -424,6 +424,10 @@ pub struct NewTask {
     pub unique: Option<Unique>,
     /// What it shares [limits](crate::limit) with, besides its queue and its kind.
     pub concurrency_key: Option<String>,
+    /// The failed task whose work it does with other args; `None` for most.
+    pub retried_from: Option<TaskId>,
+    /// How long after the task's end its result is kept; `None` means as long as the task.
+    pub result_ttl: Option<Duration>,
 }
 
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
@@ -519,9 +523,11 @@ pub struct Task {
     pub max_attempts: i32,
     /// The fence of the newest claim; 0 before the first.
     pub fence: Fence,
-    /// What the handler answered; null until completed.
+    /// What the handler answered; null until completed, and once it has expired.
     #[schema(value_type = Option<serde_json::Value>)]
     pub result: Option<Json>,
+    /// Whether the result was cleared because its `result_ttl_ms` after the task's end was over.
+    pub result_expired: bool,
     /// The newest failed attempts, oldest first, at most [`ERRORS_KEPT`].
     pub errors: Vec<AttemptError>,
     /// Why the task was cancelled or discarded, or why it shall be cancelled.
@@ -545,6 +551,8 @@ pub struct Task {
     pub worker_id: Option<WorkerId>,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; null means as long as the task.
+    pub result_ttl_ms: Option<i64>,
     /// What it was to be the only one of.
     pub unique_key: Option<String>,
     /// The group whose end it is part of.
@@ -553,6 +561,8 @@ pub struct Task {
     pub concurrency_key: Option<String>,
     /// The limit that holds it, such as `kind:email.send`; null when none does.
     pub limited_by: Option<String>,
+    /// The failed task whose work it does with other args.
+    pub retried_from: Option<TaskId>,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

@@ -28,6 +28,9 @@ pub struct TaskTemplate {
     pub max_attempts: i32,
     /// How long one run may take; null leaves it to the handler.
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; null means as long as the task.
+    #[serde(default)]
+    pub result_ttl_ms: Option<i64>,
     /// What it shares limits with, besides its queue and its kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency_key: Option<String>,
@@ -38,15 +41,18 @@ pub struct TaskTemplate {
 impl From<NewTask> for TaskTemplate {
     /// Leaves out what belongs to a single task.
     fn from(task: NewTask) -> Self {
-        let NewTask { kind, queue, args, priority, max_attempts, timeout, concurrency_key, tags, .. } = task;
-        Self { kind, queue, args, priority, max_attempts, timeout_ms: timeout.map(millis), concurrency_key, tags }
+        let NewTask { kind, queue, args, priority, max_attempts, timeout, tags, .. } = task;
+        let (timeout_ms, result_ttl_ms) = (timeout.map(millis), task.result_ttl.map(millis));
+        let concurrency_key = task.concurrency_key;
+        Self { kind, queue, args, priority, max_attempts, timeout_ms, result_ttl_ms, concurrency_key, tags }
     }
 }
 
 impl From<TaskTemplate> for NewTask {
     /// A new task, to start at once.
     fn from(template: TaskTemplate) -> Self {
-        let TaskTemplate { kind, queue, args, priority, max_attempts, timeout_ms, concurrency_key, tags } = template;
+        let TaskTemplate { kind, queue, args, priority, max_attempts, tags, .. } = template;
+        let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
         Self {
             id: TaskId::new(),
             kind,
@@ -54,12 +60,14 @@ impl From<TaskTemplate> for NewTask {
             args,
             priority,
             max_attempts,
-            timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+            timeout: template.timeout_ms.map(duration),
             run_at: None,
             tags,
             traceparent: None,
             unique: None,
-            concurrency_key,
+            result_ttl: template.result_ttl_ms.map(duration),
+            concurrency_key: template.concurrency_key,
+            retried_from: None,
         }
     }
 }

@@ -187,6 +187,40 @@ fn firing(schedule: &Schedule, watched: Watched) -> Result<Option<Firing>, Timet
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::conformance::schedule::definition;
+    use crate::ledger::{NextTick, ScheduleChange};
+    use crate::publisher::Publisher;
+    use crate::schedule::{CatchUp, Definition, ScheduleName, TickCounts};
+
+    /// A process that has just started does not know whether one that watched before is about to fire the tick.
+    #[tokio::test]
+    async fn a_tick_of_before_its_watch_is_left_to_others_for_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
+        let ledger = crate::ledger::open(&url).await.unwrap();
+        let publisher = Publisher::spawn(&"amqp://127.0.0.1:1/%2f".into(), ledger.clone(), CancellationToken::new());
+        let ticker = |since: Option<Timestamp>| Ticker {
+            ledger: ledger.clone(),
+            events: Events::spawn(publisher.clone()),
+            watch: Watch { since, last: since },
+            unreadable: HashSet::new(),
+        };
+        let name = ScheduleName::parse("a").unwrap();
+        let definition = Definition { cron: "* * * * * *".to_owned(), catch_up: CatchUp::None, ..definition() };
+        let (now, _) = ledger.schedule(name.clone()).await.unwrap();
+        let tick = timestamp(now.as_millisecond() / 1_000 * 1_000 - 1_000);
+        let change = ScheduleChange { name: name.clone(), replaces: None, definition, next: NextTick::At(tick) };
+        ledger.change_schedule(change).await.unwrap();
+        let stands = async || ledger.schedule(name.clone()).await.unwrap().1.unwrap();
+
+        let mut young = ticker(None);
+        young.round().await.unwrap();
+        assert_eq!((stands().await.next_at, stands().await.ticks), (Some(tick), TickCounts::default()));
+        let watching = timestamp(now.as_millisecond() - 3_000);
+        ticker(Some(watching)).round().await.unwrap();
+        assert!(stands().await.ticks.fired >= 1, "one that has watched fires it: {:?}", stands().await);
+        assert_eq!(stands().await.ticks.missed, 0);
+    }
 
     #[test]
     fn a_gap_or_a_jump_of_the_clock_begins_a_new_watch() {

@@ -38,6 +38,8 @@ fn task() -> NewTask {
         traceparent: None,
         unique: None,
         concurrency_key: None,
+        retried_from: None,
+        result_ttl: None,
     }
 }
 

@@ -1,11 +1,18 @@
 //! The producer's settings.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use clap::{Parser, ValueEnum};
-use tasklane_common::config::{Common, CommonArgs, ConfigError, File, LimitTable};
+use tasklane_common::config::{Common, CommonArgs, ConfigError, File, LimitTable, RETENTION_MS_MIN};
 use tasklane_common::limit::{Bounds, Scope};
+use tasklane_common::task::QueueName;
 
 use crate::request::{MAX_ATTEMPTS_MAX, Rules};
 use crate::routing::Routes;
+
+/// The longest retention of a queue: 100 years.
+const QUEUE_RETENTION_MS_MAX: u64 = 100 * 365 * 86_400_000;
 
 /// Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them to RabbitMQ.
 ///
@@ -50,6 +57,9 @@ pub struct Settings {
     pub rules: Rules,
     /// The `[[limit]]` tables; without any the ledger's limits stay as they are.
     pub limits: Option<Vec<(Scope, Bounds)>>,
+    /// How long finished tasks of a queue are kept, where that is not `retention_ms`; told to all processes at the start.
+    /// Without any the ledger's stay as they are.
+    pub queue_retention: Option<BTreeMap<QueueName, Duration>>,
 }
 
 impl ProducerArgs {
@@ -78,6 +88,7 @@ impl ProducerArgs {
                 routes: Routes::new(&file.route)?,
             },
             limits: file.limit.as_ref().map(|tables| tables.iter().map(LimitTable::check).collect()).transpose()?,
+            queue_retention: file.queue_retention_ms.as_ref().map(queue_retention).transpose()?,
         };
         settings.validate()?;
         Ok(settings)
@@ -98,6 +109,17 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+fn queue_retention(given: &BTreeMap<QueueName, u64>) -> Result<BTreeMap<QueueName, Duration>, ConfigError> {
+    let checked = |(queue, ms): (&QueueName, &u64)| {
+        if (RETENTION_MS_MIN..=QUEUE_RETENTION_MS_MAX).contains(ms) {
+            return Ok((queue.clone(), Duration::from_millis(*ms)));
+        }
+        let range = format!("must be from {RETENTION_MS_MIN} to {QUEUE_RETENTION_MS_MAX}");
+        Err(ConfigError::setting("queue_retention_ms", format!("{range}, but is {ms} for queue {queue}")))
+    };
+    given.iter().map(checked).collect()
 }
 
 #[cfg(test)]
@@ -123,6 +145,8 @@ mod tests {
         assert_eq!((settings.http_addr.as_str(), settings.rules.max_attempts), ("localhost:2", 3));
         let queue = settings.rules.routes.queue_of(&Kind::parse("email.welcome").unwrap());
         assert_eq!(queue.as_str(), "emails");
+        let kept = resolve("[queue_retention_ms]\naudit = 7776000000\n", &[]).unwrap().queue_retention.unwrap();
+        assert_eq!(kept[&QueueName::parse("audit").unwrap()], Duration::from_secs(90 * 86_400));
     }
 
     #[test]
@@ -138,6 +162,15 @@ mod tests {
         );
         assert!(limit("kind = \"a\"\nmax_queued = 1").starts_with("limit: kind:a: max_queued is for queues only"));
         assert!(limit("kind = \"a\"\nrate = { per_ms = 5 }").contains("missing field `tasks`"));
+        for (given, shown) in
+            [("{ short = 999 }", "999 for queue short"), ("{ long = 3153600000001 }", "3153600000001 for")]
+        {
+            let error = resolve(&format!("queue_retention_ms = {given}"), &[]).unwrap_err();
+            assert!(error.starts_with("queue_retention_ms: must be from 1000 to 3153600000000, but is "), "{error}");
+            assert!(error.contains(shown), "{error}");
+        }
+        let error = resolve("queue_retention_ms = { \"No Queue\" = 1000 }", &[]).unwrap_err();
+        assert!(error.starts_with("FILE:1:") && error.contains("must match [a-z0-9_-]+"), "{error}");
         assert!(resolve("port = 1", &[]).unwrap_err().starts_with("FILE:1:1: unknown field `port`"));
     }
 }

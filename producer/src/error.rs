@@ -74,6 +74,12 @@ pub enum ApiError {
     /// The request to move breaks rules; nothing was moved.
     #[error("{}, and nothing was moved", count_of(.0, "field"))]
     InvalidMove(Vec<FieldError>),
+    /// The request to retry breaks rules; nothing was retried.
+    #[error("{}, and nothing was retried", count_of(.0, "field"))]
+    InvalidRetry(Vec<FieldError>),
+    /// The edit breaks rules; nothing was changed.
+    #[error("{}, and nothing was changed", count_of(.0, "field"))]
+    InvalidEdit(Vec<FieldError>),
     /// The schedule breaks rules; nothing was changed.
     #[error("{}, and nothing was changed", count_of(.0, "field"))]
     InvalidSchedule(Vec<FieldError>),
@@ -126,6 +132,9 @@ pub enum ApiError {
     /// What has completed or was discarded cannot be undone.
     #[error("the task is {0}; only a task that has not ended can be cancelled")]
     NotCancellable(State),
+    /// What runs or has ended is as it was given.
+    #[error("the task is {0}; only a task that waits for its start can be edited")]
+    NotEditable(State),
     /// More clients wait for tasks than this process holds.
     #[error("too many clients wait for tasks here; submit without wait_ms, or ask again later")]
     TooManyWaiting,
@@ -207,6 +216,8 @@ impl ApiError {
             Self::InvalidCancellation(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_cancellation"),
             Self::InvalidPurge(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_purge"),
             Self::InvalidMove(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_move"),
+            Self::InvalidRetry(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_retry"),
+            Self::InvalidEdit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_edit"),
             Self::InvalidSchedule(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_schedule"),
             Self::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::UniqueKeysTaken(_) | Self::UniqueKeyTaken(_) => (StatusCode::CONFLICT, "unique_key_taken"),
@@ -220,6 +231,7 @@ impl ApiError {
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
             Self::NotRetryable(_) => (StatusCode::CONFLICT, "not_retryable"),
+            Self::NotEditable(_) => (StatusCode::CONFLICT, "not_editable"),
             Self::NotCancellable(_) => (StatusCode::CONFLICT, "not_cancellable"),
             Self::TooManyWaiting => (StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting"),
             Self::TooManyListeners => (StatusCode::SERVICE_UNAVAILABLE, "too_many_listeners"),
@@ -238,6 +250,8 @@ impl ApiError {
             | Self::InvalidCancellation(errors)
             | Self::InvalidPurge(errors)
             | Self::InvalidMove(errors)
+            | Self::InvalidRetry(errors)
+            | Self::InvalidEdit(errors)
             | Self::InvalidSchedule(errors)
             | Self::InvalidLimit(errors)
             | Self::InvalidQuery(errors) => errors.clone(),

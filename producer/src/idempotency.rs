@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tasklane_common::ledger::Idempotency;
+use tasklane_common::task::{Json, TaskId};
 
 use crate::error::{ApiError, FieldError};
 use crate::extract;
@@ -48,6 +49,18 @@ impl Fingerprint {
         fingerprint
     }
 
+    /// Of a retry with other args.
+    #[must_use]
+    pub fn of_retry(id: TaskId, args: &Json) -> Self {
+        let mut fingerprint = Self(Sha256::new_with_prefix(b"tasklane retry 1"));
+        fingerprint.text(&id.to_string());
+        match serde_json::from_str(args.as_str()) {
+            Ok(value) => fingerprint.value(&value),
+            Err(_) => fingerprint.text(args.as_str()),
+        }
+        fingerprint
+    }
+
     /// Of a batch, whose tasks follow by [`Fingerprint::add`]; JSON and NDJSON give the same.
     #[must_use]
     pub fn of_batch() -> Self {
@@ -57,7 +70,7 @@ impl Fingerprint {
     /// Adds one task.
     pub fn add(&mut self, task: &SubmitTask) {
         let SubmitTask { kind, args, queue, max_attempts, timeout_ms, delay_ms, run_at, tags, .. } = task;
-        let SubmitTask { unique_key, unique_for_ms, on_conflict, .. } = task;
+        let SubmitTask { unique_key, unique_for_ms, on_conflict, result_ttl_ms, .. } = task;
         self.text(kind.as_deref().unwrap_or_default());
         self.text(queue.as_deref().unwrap_or_default());
         for number in [max_attempts, timeout_ms, delay_ms] {
@@ -79,6 +92,10 @@ impl Fingerprint {
             for text in ["unique", key, &window, on_conflict.as_deref().unwrap_or_default()] {
                 self.text(text);
             }
+        }
+        if let Some(ms) = result_ttl_ms {
+            self.text("result_ttl");
+            self.text(&ms.to_string());
         }
         match args.as_ref().map(|raw| (raw.get(), serde_json::from_str(raw.get()))) {
             None => self.text(""),
@@ -159,6 +176,8 @@ mod tests {
             r#"{"kind":"a","max_attempts":2}"#,
             r#"{"kind":"a","timeout_ms":2}"#,
             r#"{"kind":"a","delay_ms":2}"#,
+            r#"{"kind":"a","result_ttl_ms":2}"#,
+            r#"{"kind":"a","result_ttl_ms":3}"#,
             r#"{"kind":"a","run_at":"2100-01-01T00:00:00Z"}"#,
             r#"{"kind":"a","tags":{"k":"v"}}"#,
             r#"{"kind":"a","tags":{"k":"w"}}"#,

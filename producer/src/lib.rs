@@ -2,7 +2,7 @@
 //!
 //! In the order in which a request meets them: the [`server`] takes its connection, the [`router`] finds its route
 //! past [`observe`] and [`admission`], a verb of [`routes`] reads its [`body`] by [`extract`]; [`request`], [`batch`],
-//! [`listing`], [`cancellation`], [`scheduling`] and [`grouping`] check what it asks for, without any IO; [`sweep`] does it to all that meet a filter; [`record`] puts the tasks into the ledger behind the
+//! [`listing`], [`cancellation`], [`editing`], [`retrying`], [`scheduling`] and [`grouping`] check what it asks for, without any IO; [`sweep`] does it to all that meet a filter; [`record`] puts the tasks into the ledger behind the
 //! [`gate`] and hands them to the publisher; [`wait`] waits for their end. Whatever goes wrong is an [`error`].
 
 pub mod config;
@@ -21,6 +21,8 @@ pub mod routing;
 pub mod batch;
 pub mod listing;
 pub mod cancellation;
+pub mod editing;
+pub mod retrying;
 pub mod sweep;
 pub mod template;
 pub mod scheduling;

@@ -181,6 +181,7 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         max_attempts: task.max_attempts,
         fence: Fence(0),
         result: None,
+        result_expired: false,
         errors: Vec::new(),
         reason: None,
         created_at: recorded_at,
@@ -190,9 +191,11 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         cancel_requested_at: None,
         worker_id: None,
         timeout_ms: task.timeout.map(clock::millis),
+        result_ttl_ms: task.result_ttl.map(clock::millis),
         unique_key: task.unique.map(|unique| unique.key),
         group_id: None,
         concurrency_key: task.concurrency_key,
         limited_by: None,
+        retried_from: task.retried_from,
     }
 }

@@ -23,6 +23,8 @@ pub const MAX_ATTEMPTS_MAX: i32 = 1_000;
 pub const TIMEOUT_MS_MAX: i64 = 86_400_000;
 /// The longest delay a submission may ask for: 365 days.
 pub const DELAY_MS_MAX: i64 = 365 * 86_400_000;
+/// The longest time for which a submission may have its result kept: 365 days.
+pub const RESULT_TTL_MS_MAX: i64 = 365 * 86_400_000;
 /// The most tags a task may have.
 pub const TAGS_MAX: usize = 32;
 /// The longest key of a tag.
@@ -51,6 +53,10 @@ pub struct SubmitTask {
     /// How long one run may take. Left out, the handler decides.
     #[schema(minimum = 1, maximum = 86_400_000)]
     pub timeout_ms: Option<i64>,
+    /// How long after the task's end its result is kept; then it is cleared, and the task stays until its retention is over.
+    /// Defaults to what the producer's settings say for the kind, else to as long as the task.
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    pub result_ttl_ms: Option<i64>,
     /// How long it waits before its first start. Not together with `run_at`.
     #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
     pub delay_ms: Option<i64>,
@@ -96,7 +102,7 @@ pub struct Circumstances<'c> {
 }
 
 /// Keeps `null` apart from a field left out.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+pub(crate) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
 }
 
@@ -114,6 +120,8 @@ impl SubmitTask {
         let max_attempts = faults.keep("max_attempts", within(attempts, 1, MAX_ATTEMPTS_MAX.into()));
         let timeout = self.timeout_ms.map(|ms| within(ms, 1, TIMEOUT_MS_MAX)).transpose();
         let timeout = faults.keep("timeout_ms", timeout);
+        let own_ttl = self.result_ttl_ms.map(|ms| within(ms, 1, RESULT_TTL_MS_MAX)).transpose();
+        let own_ttl = faults.keep("result_ttl_ms", own_ttl).flatten();
         if self.delay_ms.is_some() && self.run_at.is_some() {
             faults.0.push(FieldError::new("run_at", "must not be given together with delay_ms"));
         }
@@ -129,6 +137,8 @@ impl SubmitTask {
                 if faults.0.is_empty() =>
             {
                 let run_at = delayed.flatten().or(timed.flatten()).filter(|run_at| *run_at > circumstances.now);
+                let result_ttl = own_ttl.or_else(|| rules.routes.result_ttl_ms_of(&kind));
+                let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
                 Ok(NewTask {
                     id: TaskId::new(),
                     queue: queue.unwrap_or_else(|| rules.routes.queue_of(&kind)),
@@ -136,12 +146,14 @@ impl SubmitTask {
                     args,
                     priority,
                     max_attempts: i32::try_from(max_attempts).unwrap_or(MAX_ATTEMPTS_MAX),
-                    timeout: timeout.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+                    timeout: timeout.map(duration),
                     run_at,
                     tags,
                     traceparent: circumstances.traceparent.map(str::to_owned),
                     unique,
                     concurrency_key,
+                    retried_from: None,
+                    result_ttl: result_ttl.map(duration),
                 })
             }
             _ => Err(faults.0),
@@ -150,10 +162,11 @@ impl SubmitTask {
 }
 
 /// The faults found so far.
-struct Faults(Vec<FieldError>);
+pub(crate) struct Faults(pub(crate) Vec<FieldError>);
 
 impl Faults {
-    fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
+    /// The checked value; a fault is noted under its path.
+    pub(crate) fn keep<T>(&mut self, path: &str, checked: Result<T, String>) -> Option<T> {
         checked.map_err(|message| self.0.push(FieldError::new(path, message))).ok()
     }
 }
@@ -162,12 +175,15 @@ fn kind(name: Option<&str>) -> Result<Kind, String> {
     Kind::parse(name.ok_or("is required")?).map_err(|error| error.to_string())
 }
 
-fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
+pub(crate) fn queue(name: Option<&str>) -> Result<Option<QueueName>, String> {
     name.map(QueueName::parse).transpose().map_err(|error| error.to_string())
 }
 
 fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
-    let Some(raw) = raw else { return Json::parse("{}".to_owned()).map_err(|error| error.to_string()) };
+    raw.map_or_else(|| Json::parse("{}".to_owned()).map_err(|error| error.to_string()), checked_args)
+}
+
+pub(crate) fn checked_args(raw: Box<RawValue>) -> Result<Json, String> {
     match raw.get().len() {
         bytes if bytes > ARGS_BYTES_MAX => {
             Err(format!("must be at most {ARGS_BYTES_MAX} bytes of JSON, but has {bytes}"))
@@ -176,7 +192,7 @@ fn args(raw: Option<Box<RawValue>>) -> Result<Json, String> {
     }
 }
 
-fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
+pub(crate) fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     if (min..=max).contains(&number) {
         Ok(number)
     } else {
@@ -184,13 +200,13 @@ fn within(number: i64, min: i64, max: i64) -> Result<i64, String> {
     }
 }
 
-fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
+pub(crate) fn delay(delay_ms: Option<i64>, now: Timestamp) -> Result<Option<Timestamp>, String> {
     let Some(delay_ms) = delay_ms else { return Ok(None) };
     within(delay_ms, 0, DELAY_MS_MAX).map(|ms| Some(clock::timestamp(now.as_millisecond().saturating_add(ms))))
 }
 
 /// In whole milliseconds, which is what ledgers keep.
-fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
+pub(crate) fn run_at(text: Option<&str>) -> Result<Option<Timestamp>, String> {
     let Some(text) = text else { return Ok(None) };
     let time: Timestamp =
         text.parse().map_err(|_| "must be an RFC 3339 time such as 2030-01-31T08:00:00Z".to_owned())?;
@@ -206,7 +222,7 @@ fn concurrency_key(key: Option<String>) -> Result<Option<String>, String> {
     }
 }
 
-fn priority(name: Option<&str>) -> Result<Priority, String> {
+pub(crate) fn priority(name: Option<&str>) -> Result<Priority, String> {
     let parse = |name| Priority::from_name(name).ok_or_else(|| "must be one of high, normal, low".to_owned());
     name.map_or(Ok(Priority::default()), parse)
 }

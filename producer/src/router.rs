@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, events, group, health, limits, list, move_tasks, pause, purge, put_schedule,
-    queues, retry, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, purge,
+    put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -23,7 +23,7 @@ use crate::{admission, observe};
 #[openapi(
     info(
         title = "Tasklane",
-        description = "Submit tasks, once or periodically, look at them, cancel them, run failures again, pause queues, limit what runs. Durations are integers with `_ms` in the name, \
+        description = "Submit tasks, once or periodically, look at them, edit and cancel them, run failures again, pause queues, limit what runs. Durations are integers with `_ms` in the name, \
                        times are RFC 3339 in UTC, errors are RFC 9457 `application/problem+json`.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
@@ -69,8 +69,9 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(submit::submit, list::list))
         .routes(routes!(batch::submit_batch))
         .routes(routes!(group::group))
-        .routes(routes!(status::status))
+        .routes(routes!(status::status, edit::edit))
         .routes(routes!(retry::retry))
+        .routes(routes!(retry_many::retry_many))
         .routes(routes!(cancel::cancel))
         .routes(routes!(cancel_many::cancel_many))
         .routes(routes!(purge::purge))

@@ -1,7 +1,9 @@
-//! Which queue a kind goes to when its submission names none.
+//! What a kind gets when its submission does not say: its queue, and how long its results are kept.
 
 use tasklane_common::config::{ConfigError, RouteTable};
 use tasklane_common::task::{Kind, QueueName};
+
+use crate::request::RESULT_TTL_MS_MAX;
 
 /// The `[[route]]` tables of the settings: the first that matches decides.
 #[derive(Debug, Clone, Default)]
@@ -11,6 +13,7 @@ pub struct Routes(Vec<Route>);
 struct Route {
     pattern: Pattern,
     queue: QueueName,
+    result_ttl_ms: Option<i64>,
 }
 
 /// A kind, or the beginning of kinds.
@@ -26,22 +29,41 @@ impl Routes {
     /// Takes the tables in their order.
     ///
     /// # Errors
-    /// When a pattern is neither a kind nor the beginning of kinds followed by one `*`.
+    /// When a pattern is neither a kind nor the beginning of kinds followed by one `*`, or a time is out of its range.
     pub fn new(tables: &[RouteTable]) -> Result<Self, ConfigError> {
-        let route = |table: &RouteTable| Ok(Route { pattern: pattern(&table.kind)?, queue: table.queue.clone() });
-        tables.iter().map(route).collect::<Result<_, _>>().map(Self)
+        tables.iter().map(Route::new).collect::<Result<_, _>>().map(Self)
     }
 
     /// The queue of a kind; `default` when no route matches.
     #[must_use]
     pub fn queue_of(&self, kind: &Kind) -> QueueName {
-        let route = self.0.iter().find(|route| route.pattern.matches(kind));
-        route.map(|route| route.queue.clone()).unwrap_or_default()
+        self.route_of(kind).map(|route| route.queue.clone()).unwrap_or_default()
+    }
+
+    /// How long after its task's end a result of a kind is kept; `None` is as long as the task.
+    #[must_use]
+    pub fn result_ttl_ms_of(&self, kind: &Kind) -> Option<i64> {
+        self.route_of(kind).and_then(|route| route.result_ttl_ms)
+    }
+
+    fn route_of(&self, kind: &Kind) -> Option<&Route> {
+        self.0.iter().find(|route| route.pattern.matches(kind))
     }
 
     /// All queues that routes lead to.
     pub fn queues(&self) -> impl Iterator<Item = &QueueName> {
         self.0.iter().map(|route| &route.queue)
+    }
+}
+
+impl Route {
+    fn new(table: &RouteTable) -> Result<Self, ConfigError> {
+        let RouteTable { kind, queue, result_ttl_ms } = table;
+        if let Some(ms) = result_ttl_ms.filter(|ms| !(1..=RESULT_TTL_MS_MAX).contains(ms)) {
+            let message = format!("must be from 1 to {RESULT_TTL_MS_MAX}, but is {ms} for kind {kind}");
+            return Err(ConfigError::setting("route.result_ttl_ms", message));
+        }
+        Ok(Self { pattern: pattern(kind)?, queue: queue.clone(), result_ttl_ms: *result_ttl_ms })
     }
 }
 
@@ -80,7 +102,7 @@ mod tests {
     use super::*;
 
     fn table(kind: &str, queue: &str) -> RouteTable {
-        RouteTable { kind: kind.to_owned(), queue: QueueName::parse(queue).unwrap() }
+        RouteTable { kind: kind.to_owned(), queue: QueueName::parse(queue).unwrap(), result_ttl_ms: None }
     }
 
     #[test]
@@ -98,6 +120,19 @@ mod tests {
     fn a_star_matches_everything() {
         let routes = Routes::new(&[table("*", "all")]).unwrap();
         assert_eq!(routes.queue_of(&Kind::parse("x").unwrap()).as_str(), "all");
+    }
+
+    #[test]
+    fn the_match_decides_how_long_results_are_kept() {
+        let brief = RouteTable { result_ttl_ms: Some(5), ..table("report.*", "reports") };
+        let routes = Routes::new(&[table("report.kept", "reports"), brief]).unwrap();
+        let ttl = |kind: &str| routes.result_ttl_ms_of(&Kind::parse(kind).unwrap());
+        assert_eq!((ttl("report.build"), ttl("report.kept"), ttl("a")), (Some(5), None, None));
+        for ms in [0, -1, RESULT_TTL_MS_MAX + 1] {
+            let error = Routes::new(&[RouteTable { result_ttl_ms: Some(ms), ..table("a", "q") }]).unwrap_err();
+            let expected = format!("route.result_ttl_ms: must be from 1 to 31536000000, but is {ms} for kind a");
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

@@ -69,6 +69,13 @@ pub async fn run(
     if let Some(limits) = &settings.limits {
         ledger.adopt_limits(limits.clone()).await?;
     }
+    // Every process prunes, and reads it there.
+    if let Some(queues) = &settings.queue_retention
+        && ledger.set_retention(queues.clone()).await?
+    {
+        tracing::info!(?queues, "the retention of queues was changed");
+    }
+
     let background = CancellationToken::new();
     // Whichever way this function is left, nothing stays behind in the background.
     let _background = background.clone().drop_guard();

@@ -42,6 +42,7 @@ pub struct Task {
     pub max_attempts: u32,
     pub fence: u64,
     pub result: Value,
+    pub result_expired: bool,
     pub errors: Vec<TaskError>,
     pub reason: Option<String>,
     pub created_at: String,
@@ -50,10 +51,12 @@ pub struct Task {
     pub finished_at: Option<String>,
     pub worker_id: Option<String>,
     pub timeout_ms: Option<u64>,
+    pub result_ttl_ms: Option<u64>,
     pub unique_key: Option<String>,
     pub group_id: Option<String>,
     pub concurrency_key: Option<String>,
     pub limited_by: Option<String>,
+    pub retried_from: Option<String>,
 }
 
 impl Task {
@@ -263,6 +266,11 @@ impl Api {
     /// PUT of JSON, whatever comes.
     pub async fn raw_put(&self, path: &str, body: &Value) -> Result<Answer> {
         self.send(self.client.put(self.url(path)).json(body)).await
+    }
+
+    /// PATCH of JSON, whatever comes.
+    pub async fn raw_patch(&self, path: &str, body: &Value) -> Result<Answer> {
+        self.send(self.client.patch(self.url(path)).json(body)).await
     }
 
     /// DELETE, whatever comes.

@@ -15,7 +15,7 @@ use crate::management::Management;
 use crate::port::free_port;
 use crate::process::{Launch, Process};
 use crate::vhost::{self, Vhost};
-use crate::wait::within;
+use crate::wait::{eventually, within};
 
 /// How long a node may take to start. An idle machine needs about five seconds, a busy one much more.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -25,6 +25,17 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long one `rabbitmqctl` may take.
 const CTL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a node that runs may take to take a memory limit over.
+const WATERMARK_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a node's memory limit is, and one that every node is over.
+const MEMORY_BYTES: u64 = 512 << 20;
+const NO_MEMORY_BYTES: u64 = 1;
+
+/// The file that a node takes its memory limit from while it runs, and the one in which it says so.
+const WATERMARK: &str = "watermark";
+const WATERMARK_SET: &str = "watermark.set";
 
 /// The end of what a node prints when its boot is over: "Starting broker... completed with 3 plugins."
 const BOOTED: &str = " completed with ";
@@ -161,6 +172,10 @@ impl Broker {
     /// Starts the node again after [`Broker::stop`] or [`Broker::kill`]: same ports, same data.
     pub async fn start(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "the node {} runs already", self.identity.name);
+        // A node that starts again has the memory of its configuration.
+        for file in [WATERMARK, WATERMARK_SET] {
+            let _ = fs::remove_file(self.place.path().join(file));
+        }
         let mut process = self.launch()?.spawn()?;
         let node = self.node.clone();
         process.ready(START_LIMIT, async || accepts(&node).await.map(Some)).await?;
@@ -201,16 +216,32 @@ impl Broker {
 
     /// Raises the memory alarm: the node stops reading from whoever publishes (`connection.blocked`).
     pub async fn raise_memory_alarm(&self) -> Result<()> {
-        self.ctl(&["set_vm_memory_high_watermark", "absolute", "1"]).await.map(drop)
+        self.set_watermark(NO_MEMORY_BYTES).await
     }
 
     /// Takes the memory alarm back.
     pub async fn clear_memory_alarm(&self) -> Result<()> {
-        self.ctl(&["set_vm_memory_high_watermark", "absolute", "512MB"]).await.map(drop)
+        self.set_watermark(MEMORY_BYTES).await
+    }
+
+    /// Not by `rabbitmqctl`: it is an Erlang machine of its own, whose start takes half a minute where the processors
+    /// are busy, and for as long nobody else could do anything to the node.
+    async fn set_watermark(&self, bytes: u64) -> Result<()> {
+        let file = |name| self.place.path().join(name);
+        let new = file("watermark.new");
+        fs::write(&new, bytes.to_string())?;
+        fs::rename(&new, file(WATERMARK))?;
+        eventually(WATERMARK_LIMIT, &format!("the node to take {bytes} bytes for its memory limit"), async || {
+            Ok((fs::read_to_string(file(WATERMARK_SET))? == bytes.to_string()).then_some(()))
+        })
+        .await
     }
 
     fn launch(&self) -> Result<Launch> {
         let place = self.place.path();
+        // Few schedulers that do not spin: the node shares a small machine with the programs under test.
+        let arguments = "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none";
+        let watch = format!("-eval file:script({:?})", place.join("watch.script"));
         Ok(Launch::new("rabbitmq", scripts()?.join("rabbitmq-server"))
             .quiet()
             .bare_env()
@@ -226,8 +257,7 @@ impl Broker {
             .env("RABBITMQ_PID_FILE", place.join("pid"))
             .env("RABBITMQ_MNESIA_BASE", place.join("mnesia"))
             .env("RABBITMQ_LOG_BASE", place.join("log"))
-            // Few schedulers that do not spin: the node shares a small machine with the programs under test.
-            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "+S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none"))
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("{arguments} {watch}")))
     }
 }
 
@@ -246,7 +276,29 @@ fn write_files(place: &Path, identity: &Identity) -> Result<()> {
     fs::set_permissions(&cookie, fs::Permissions::from_mode(0o600))?;
     fs::write(place.join("enabled_plugins"), "[rabbitmq_management].\n")?;
     fs::write(place.join("rabbitmq.conf"), configuration(identity))?;
+    fs::write(place.join("watch.script"), watch_script(place))?;
     Ok(())
+}
+
+/// What runs inside of the node and looks whether its memory limit was changed; the call is that of `rabbitmqctl`.
+fn watch_script(place: &Path) -> String {
+    let (limit, set) = (place.join(WATERMARK), place.join(WATERMARK_SET));
+    format!(
+        "spawn(fun() ->
+    Watch = fun Again(Last) ->
+        timer:sleep(50),
+        case file:read_file({limit:?}) of
+            {{ok, New}} when New =/= Last ->
+                ok = vm_memory_monitor:set_vm_memory_high_watermark({{absolute, binary_to_integer(New)}}),
+                ok = file:write_file({set:?}, New),
+                Again(New);
+            _ -> Again(Last)
+        end
+    end,
+    Watch(none)
+end).
+"
+    )
 }
 
 fn configuration(identity: &Identity) -> String {
@@ -255,7 +307,7 @@ fn configuration(identity: &Identity) -> String {
         "management.tcp.ip = 127.0.0.1".to_owned(),
         format!("management.tcp.port = {}", identity.management_port),
         "raft.wal_max_size_bytes = 32000000".to_owned(),
-        "vm_memory_high_watermark.absolute = 512MB".to_owned(),
+        format!("vm_memory_high_watermark.absolute = {MEMORY_BYTES}"),
         "disk_free_limit.absolute = 50MB".to_owned(),
         "log.console = true".to_owned(),
         "log.console.level = warning".to_owned(),

@@ -61,6 +61,26 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         fence: Option<u64>,
     },
+    /// A queue is paused for certain.
+    Paused {
+        /// Which.
+        queue: String,
+    },
+    /// A queue is about to be asked to go on.
+    Resumed {
+        /// Which.
+        queue: String,
+    },
+    /// Waiting tasks are about to be given to another queue, or were.
+    Moved {
+        /// Where they waited.
+        from: String,
+        /// Where they wait now.
+        to: String,
+        /// How many, as the answer told it, where there was one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count: Option<u64>,
+    },
     /// A handler has begun.
     Start(Run),
     /// A handler has done what its task is for.

@@ -33,6 +33,7 @@ pub mod stack;
 
 pub mod fuzz;
 
+pub mod bench;
 pub mod api;
 pub mod history;
 pub mod metrics;

@@ -52,6 +52,16 @@ impl Management {
         Ok(())
     }
 
+    /// Closes every connection to a vhost, as an operator does. One that is gone already is fine.
+    pub async fn close_connections(&self, vhost: &str) -> Result<()> {
+        let connections = self.get(&["vhosts", vhost, "connections"]).await?;
+        for name in connections.as_array().into_iter().flatten().filter_map(|connection| connection["name"].as_str()) {
+            let status = self.call(Method::DELETE, &["connections", name], None).await?.0;
+            ensure!(status.is_success() || status == StatusCode::NOT_FOUND, "closing connection {name}: {status}");
+        }
+        Ok(())
+    }
+
     /// GET of `/api/<path…>`.
     pub async fn get(&self, path: &[&str]) -> Result<Value> {
         let (status, answer) = self.call(Method::GET, path, None).await?;

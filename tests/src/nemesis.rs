@@ -9,6 +9,7 @@ pub mod duplicator;
 pub mod fault;
 pub mod measure;
 pub mod member;
+pub mod operator;
 pub mod report;
 pub mod run;
 pub mod schedule;

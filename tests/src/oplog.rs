@@ -155,7 +155,11 @@ impl OperationLog {
                 start.task,
                 self.of(&start.task)?
             );
-            ensure!(missing.remove(&start.task), "task {} was started but not submitted", start.task);
+            ensure!(
+                missing.remove(&start.task),
+                "task {} was started, and is none of those that were to start",
+                start.task
+            );
         }
         ensure!(missing.is_empty(), "{} tasks were never started, {:?} among them", missing.len(), missing.first());
         Ok(())

@@ -155,10 +155,10 @@ impl Vhost {
         .await
     }
 
-    /// Closes every connection to the vhost; clients see a `connection.close`. Needs the node's command line.
+    /// Closes every connection to the vhost that the management API shows, which a new one is a moment later; clients
+    /// see a `connection.close`.
     pub async fn close_connections(&self) -> Result<()> {
-        let ctl = self.node.ctl.as_ref().context("the node has no command line")?;
-        ctl.run(&["close_all_connections", "--vhost", &self.name, "closed by the test"]).await.map(drop)
+        self.node.management.close_connections(&self.name).await
     }
 
     /// Opens a connection, holds one short conversation on a channel, and closes it.

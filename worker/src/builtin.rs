@@ -75,9 +75,11 @@ fn guarantee(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::decide::RESULT_BYTES_MAX;
     use crate::handler::TaskContext;
     use crate::registry::Registry;
-    use tasklane_common::task::{Fence, Kind, TaskId};
+    use tasklane_common::backoff::{Delays, Retry};
+    use tasklane_common::task::{ErrorKind, Fence, Kind, TaskId};
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
@@ -92,6 +94,7 @@ mod tests {
             deadline: Instant::now() + Duration::from_secs(60),
             cancellation: CancellationToken::new(),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+            result_bytes_max: RESULT_BYTES_MAX,
             transaction: Default::default(),
         }
     }
@@ -115,6 +118,8 @@ mod tests {
             queue = "slow"
             timeout_ms = 1500
             guarantee = "at_most_once"
+            retry = { policy = "fixed", delays_ms = [10, 20], max_age_ms = 60000 }
+            discard_errors = ["timeout"]
 
             [[http]]
             kind = "b"
@@ -127,6 +132,9 @@ mod tests {
         assert_eq!(options.queue.unwrap().as_str(), "slow");
         assert_eq!(options.timeout, Some(Duration::from_millis(1500)));
         assert_eq!(options.guarantee, Guarantee::AtMostOnce);
+        let delays = Delays::Fixed(vec![Duration::from_millis(10), Duration::from_millis(20)]);
+        assert_eq!(options.retry, Retry { delays: Some(delays), max_age: Some(Duration::from_secs(60)) });
+        assert_eq!(options.discard_errors, [ErrorKind::Timeout]);
         assert!(registry.get(&Kind::parse("b").unwrap()).is_some());
     }
 

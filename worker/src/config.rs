@@ -8,11 +8,16 @@ use tasklane_common::backoff::Backoff;
 use tasklane_common::config::{Common, CommonArgs, ConfigError, File};
 use tasklane_common::task::QueueName;
 
+use crate::decide::RESULT_BYTES_MAX;
+
 /// The broker closes a channel whose delivery stays unacked for so long (its default): custody must come before.
 const BROKER_ACK_TIMEOUT_MS: u64 = 1_800_000;
 
 /// Somebody waits for a cancellation.
 const CANCEL_GRACE_MAX: Duration = Duration::from_secs(60);
+
+/// A page of tasks, and every process that reads one, has the results in memory.
+const RESULT_BYTES_LIMIT: usize = 16 * 1024 * 1024;
 
 /// Consumes tasks from RabbitMQ, runs their handlers, and settles the outcomes in the ledger.
 ///
@@ -55,6 +60,9 @@ pub struct WorkerArgs {
     /// How long a run that shall be cancelled may take to end by itself; then it is ended [default: 5000]
     #[arg(long, env = "TASKLANE_CANCEL_GRACE_MS", value_name = "MS")]
     pub cancel_grace_ms: Option<u64>,
+    /// How many bytes of JSON a result may have; a larger one discards its task [default: 1048576]
+    #[arg(long, env = "TASKLANE_RESULT_BYTES_MAX", value_name = "BYTES")]
+    pub result_bytes_max: Option<usize>,
 }
 
 /// What a program does instead of its work.
@@ -85,6 +93,8 @@ pub struct Settings {
     pub task_timeout: Duration,
     /// How long a run that shall be cancelled may take to end by itself; at most a minute. Defaults to 5 s.
     pub cancel_grace: Duration,
+    /// How many bytes of JSON a result may have; at most 16 MiB. Defaults to 1 MiB.
+    pub result_bytes_max: usize,
     /// How long failed attempts wait when their handler does not say.
     pub backoff: Backoff,
 }
@@ -115,6 +125,7 @@ impl WorkerArgs {
             custody_after: millis(self.custody_after_ms, file.custody_after_ms, 600_000),
             task_timeout: millis(self.task_timeout_ms, file.task_timeout_ms, 3_600_000),
             cancel_grace: millis(self.cancel_grace_ms, file.cancel_grace_ms, 5_000),
+            result_bytes_max: self.result_bytes_max.or(file.result_bytes_max).unwrap_or(RESULT_BYTES_MAX),
             backoff: file.backoff.unwrap_or_default(),
         };
         settings.validate()?;
@@ -164,6 +175,10 @@ impl Settings {
             let (most, grace) = (CANCEL_GRACE_MAX.as_millis(), self.cancel_grace.as_millis());
             return fault("cancel_grace_ms", format!("must be at most {most}, but is {grace}"));
         }
+        if !(1..=RESULT_BYTES_LIMIT).contains(&self.result_bytes_max) {
+            let given = self.result_bytes_max;
+            return fault("result_bytes_max", format!("must be from 1 to {RESULT_BYTES_LIMIT}, but is {given}"));
+        }
         Ok(())
     }
 }
@@ -184,6 +199,11 @@ mod tests {
         assert!(fault(&["--concurrency", "0"]).starts_with("concurrency:"));
         assert!(fault(&["--custody-after-ms", "1800000"]).starts_with("custody_after_ms:"));
         assert!(fault(&["--cancel-grace-ms", "60001"]).starts_with("cancel_grace_ms:"));
+        assert_eq!(
+            fault(&["--result-bytes-max", "16777217"]),
+            "result_bytes_max: must be from 1 to 16777216, but is 16777217"
+        );
+        assert!(fault(&["--result-bytes-max", "0"]).starts_with("result_bytes_max: must be from 1"));
         assert!(fault(&["--metrics-addr", "nowhere"]).contains("\"nowhere\""));
     }
 

@@ -48,6 +48,10 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
         Some(Claim::Refused(Refusal::Suspect)) => {
             return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
         }
+        // It does not say what held when it was published, so it may be the newest there is.
+        Some(Claim::Refused(Refusal::Outdated)) if envelope.fence.is_none() => {
+            return put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO).await;
+        }
         Some(Claim::Refused(Refusal::Paused)) => return paused(&life, &envelope, delivery).await,
         Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
         None => return delivery.give_back().await,
@@ -60,18 +64,20 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let Envelope { id, kind, args, reply_to, .. } = envelope;
     let ran = Ran { id, kind, queue: delivery.lane.queue.clone(), fence: granted.fence, attempt: granted.attempt };
     let mut held = Some(delivery);
-    Stats::add(&life.stats.started);
-    life.events.tell(|| ran.event(&life, granted.started_at, (Happening::Started, State::Running)));
-    let attempted = run::run(run, handler, args, &mut held).await;
+    let mut policy = policy(&life, &granted, options);
+    let attempted = if policy.is_too_old() {
+        Some(Attempted::TooOld)
+    } else {
+        Stats::add(&life.stats.started);
+        life.events.tell(|| ran.event(&life, granted.started_at, (Happening::Started, State::Running)));
+        let began = Instant::now();
+        let attempted = run::run(run, handler, args, &mut held).await;
+        policy.age = policy.age.saturating_add(began.elapsed());
+        attempted
+    };
     drop(permit);
     // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
     let Some(attempted) = attempted else { return };
-    let policy = Policy {
-        attempt: granted.attempt,
-        max_attempts: granted.max_attempts,
-        backoff: options.backoff.unwrap_or(life.settings.backoff),
-        guarantee: options.guarantee,
-    };
     let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(&ran, &transition);
@@ -108,26 +114,29 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
 async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let request = ClaimRequest { id: envelope.id, worker, guarantee: options.guarantee, crashes_below };
-    let claim = ask(life, request.clone()).await;
+    let Envelope { id, fence: published, .. } = *envelope;
+    let request = ClaimRequest { id, worker, guarantee: options.guarantee, published, crashes_below };
+    let claim = ask(life, request.clone(), &envelope.args).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);
     }
     // Before the claim: what is claimed counts as running, and so as guilty, even if it only waits for its turn.
     match Arc::clone(&life.suspects).try_acquire_owned() {
-        Ok(apart) => (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }).await, Some(apart)),
+        Ok(apart) => {
+            (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }, &envelope.args).await, Some(apart))
+        }
         Err(_) => (claim, None),
     }
 }
 
 /// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
-async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
+async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
     let id = request.id;
     let mut in_doubt = false;
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
             // An earlier try without an answer may have been granted all the same, and would be nobody's run.
-            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id).await,
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id, args).await,
             claim => claim,
         };
         match claim {
@@ -147,17 +156,21 @@ async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
     }
 }
 
-/// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it.
-async fn adopt(life: &Life, id: TaskId) -> Result<Claim, LedgerError> {
+/// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it: surely one with
+/// other args, which the ledger would not have granted to this one.
+async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerError> {
     let task = life.ledger.get(vec![id]).await?.pop();
-    let own = task.filter(|task| task.state == State::Running && task.worker_id == Some(life.lease.worker()));
+    let own = task.filter(|task| {
+        task.state == State::Running && task.worker_id == Some(life.lease.worker()) && task.args == *args
+    });
     let Some(task) = own.filter(|_| life.hold(id)) else { return Ok(Claim::Refused(Refusal::Held)) };
     Ok(Claim::Granted(Granted {
         fence: task.fence,
         attempt: task.attempt,
         max_attempts: task.max_attempts,
         timeout: task.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        created_at: task.created_at,
+        // The task does not tell when it was first due; this is later, so at worst one attempt more is made.
+        first_due_at: task.run_at,
         run_at: task.run_at,
         queued_at: None,
         started_at: task.started_at.unwrap_or(task.run_at),
@@ -170,7 +183,9 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
-        Refusal::Finished | Refusal::Held | Refusal::NotDue | Refusal::Limited => delivery.ack().await,
+        Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue | Refusal::Limited => {
+            delivery.ack().await;
+        }
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }
@@ -184,7 +199,7 @@ async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
             metrics::counter!("tasklane_claims_refused_total", "reason" => Refusal::Paused.as_str()).increment(1);
             delivery.give_back().await;
         }
-        // This queue goes on, so the message belongs to another: the task was moved there, or the pause is over.
+        // This queue goes on, so the task belongs to another, or the pause is over.
         Ok(false) => put_back(life, envelope, delivery, Refusal::Paused.as_str(), ELSEWHERE_DELAY).await,
         Err(error) => {
             tracing::warn!(%error, task.id = %envelope.id, "whether the queue is paused is not known, trying again");
@@ -235,6 +250,7 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
         traceparent: envelope.traceparent.clone(),
+        result_bytes_max: life.settings.result_bytes_max,
         transaction: Transaction::new(life.ledger.clone()),
     };
     Run {
@@ -245,6 +261,21 @@ fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: 
         custody_after: life.settings.custody_after,
         cx,
         limit,
+    }
+}
+
+/// What the end of a run is decided by; the age is that at the claim, by the ledger's clock.
+fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
+    let age = granted.started_at.duration_since(granted.first_due_at);
+    Policy {
+        attempt: granted.attempt,
+        max_attempts: granted.max_attempts,
+        delays: options.retry.delays.unwrap_or_else(|| life.settings.backoff.into()),
+        age: Duration::try_from(age).unwrap_or_default(),
+        max_age: options.retry.max_age,
+        result_bytes_max: life.settings.result_bytes_max,
+        discard_errors: options.discard_errors,
+        guarantee: options.guarantee,
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tasklane_common::backoff::Backoff;
+use tasklane_common::backoff::Retry;
 use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Fence, Guarantee, Json, Kind, QueueName, TaskId, truncate};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -63,8 +63,11 @@ pub struct Options {
     pub queue: Option<QueueName>,
     /// How long one run may take at most; a submission may ask for less. Defaults to the worker's `task_timeout_ms`.
     pub timeout: Option<Duration>,
-    /// How long failed attempts wait. Defaults to the worker's `backoff`.
-    pub backoff: Option<Backoff>,
+    /// How failed attempts are followed by others. Defaults to the worker's `backoff`, without a limit to the age.
+    pub retry: Retry,
+    /// Sorts of failure after which no other attempt is made, whatever the handler says. Defaults to none.
+    /// Args that do not fit are final anyway, and a crash of the worker is no failure of the handler's.
+    pub discard_errors: Vec<ErrorKind>,
     /// What a crash in mid-run means. Defaults to [`Guarantee::AtLeastOnce`].
     pub guarantee: Guarantee,
 }
@@ -89,6 +92,8 @@ pub struct TaskContext {
     pub cancellation: CancellationToken,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
+    /// How many bytes of JSON a result may have; a larger one discards the task.
+    pub result_bytes_max: usize,
     pub(crate) transaction: Transaction,
 }
 

@@ -32,13 +32,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
 use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::decide::{Attempted, Policy, decide};
+use crate::decide::{Attempted, Policy, RESULT_BYTES_MAX, decide};
 use crate::handler::{Handler, HandlerError, TaskContext};
 use crate::lease::Lease;
 use crate::registry::DynHandler;
@@ -95,6 +96,7 @@ impl TestTask {
             deadline: Instant::now() + timeout,
             cancellation: CancellationToken::new(),
             traceparent: None,
+            result_bytes_max: RESULT_BYTES_MAX,
             transaction: Transaction::default(),
         };
         Self { handler, context, timeout, ledger: None }
@@ -120,7 +122,11 @@ impl TestTask {
         let policy = Policy {
             attempt: self.context.attempt,
             max_attempts: self.context.max_attempts,
-            backoff: options.backoff.unwrap_or_default(),
+            delays: options.retry.delays.unwrap_or_else(|| Backoff::default().into()),
+            age: Duration::ZERO,
+            max_age: options.retry.max_age,
+            result_bytes_max: self.context.result_bytes_max,
+            discard_errors: options.discard_errors,
             guarantee: options.guarantee,
         };
         TestRun { transition: decide(attempted.clone(), &policy, 1.0), attempted }
@@ -170,6 +176,8 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
         traceparent: None,
         unique: None,
         concurrency_key: None,
+        retried_from: None,
+        result_ttl: None,
     };
     let record = WorkerRecord {
         id: worker,
@@ -181,7 +189,13 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL, group: None }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker,
+        guarantee: Guarantee::Transactional,
+        published: Some(Fence(0)),
+        crashes_below: i32::MAX,
+    };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),
@@ -218,8 +232,10 @@ impl TestRun {
 mod tests {
     use super::*;
     use crate::handler::{Options, Outcome};
+    use tasklane_common::backoff::{Delays, Retry};
     use tasklane_common::ledger;
     use tasklane_common::state::State;
+    use tasklane_common::task::ErrorKind;
 
     struct Obey(Guarantee);
 
@@ -266,6 +282,46 @@ mod tests {
         let mut once = TestTask::new(Obey(Guarantee::AtMostOnce));
         once.timeout = Duration::from_millis(50);
         assert!(!once.run("sleep").await.has_next());
+    }
+
+    /// What a Rust handler says of its retries.
+    struct Strict;
+
+    impl Handler for Strict {
+        const KIND: &'static str = "strict";
+        type Args = String;
+
+        fn options(&self) -> Options {
+            let delays = Delays::Fixed([7, 9].map(Duration::from_millis).to_vec());
+            Options {
+                retry: Retry { delays: Some(delays), max_age: Some(Duration::from_secs(1)) },
+                discard_errors: vec![ErrorKind::Panic],
+                ..Options::default()
+            }
+        }
+
+        async fn handle(&self, word: String, _cx: &TaskContext) -> Result<Outcome, HandlerError> {
+            match word.as_str() {
+                "panic" => panic!("as told"),
+                "wait" => Err(HandlerError::retry_after("later", Duration::from_secs(2))),
+                _ => Err(HandlerError::retry("what?")),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_handlers_options_say_what_follows_a_failure() {
+        let mut task = TestTask::new(Strict);
+        for (attempt, ms) in [(1, 7), (2, 9), (3, 9)] {
+            task.context.attempt = attempt;
+            let run = task.run("fail").await;
+            let delay = Duration::from_millis(ms);
+            assert!(matches!(run.transition, Transition::Retry { delay: found, .. } if found == delay), "{run:?}");
+        }
+        for (word, expected) in [("panic", "final_error"), ("wait", "too_old")] {
+            let run = task.run(word).await;
+            assert!(matches!(&run.transition, Transition::Discard { reason, .. } if reason == expected), "{run:?}");
+        }
     }
 
     /// Counts in the ledger's database, and then does as it was told.

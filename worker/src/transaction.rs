@@ -82,7 +82,8 @@ impl TaskContext {
         };
         let limit = self.deadline.saturating_duration_since(Instant::now()) + AFTER_DEADLINE;
         self.transaction.open()?;
-        let work = async |connection: &mut PgConnection| result_of(work(connection).await?);
+        let bytes_max = self.result_bytes_max;
+        let work = async |connection: &mut PgConnection| result_of(work(connection).await?, bytes_max);
         match ledger.transact((self.id, self.fence), limit, work).await {
             Ok(transacted) => self.transaction.end(transacted),
             Err(error) => {
@@ -136,7 +137,8 @@ impl TaskContext {
             return Err(wrong_ledger("complete_in_sqlite", "SQLite", "PostgreSQL", "complete_in_postgres"));
         };
         self.transaction.open()?;
-        let transacted = ledger.transact(self.id, self.fence, move |db| result_of(work(db)?)).await;
+        let bytes_max = self.result_bytes_max;
+        let transacted = ledger.transact(self.id, self.fence, move |db| result_of(work(db)?, bytes_max)).await;
         self.transaction.end(transacted)
     }
 }
@@ -208,9 +210,9 @@ impl Transaction {
     }
 }
 
-fn result_of(value: impl Serialize) -> Result<Json, HandlerError> {
+fn result_of(value: impl Serialize, bytes_max: usize) -> Result<Json, HandlerError> {
     let result = Outcome::json(&value)?;
-    check_result(&result).map_err(HandlerError::discard)?;
+    check_result(&result, bytes_max).map_err(HandlerError::discard)?;
     Ok(result)
 }
 

@@ -73,7 +73,8 @@ async fn many(cx: &Context<'_>, cancel: &Cancel) -> Result<Exit, Failure> {
             return Err(failure.hint("--dry-run counts them, --yes cancels them"));
         }
         let met = sweep(cx, cancel, true).await?;
-        if !confirmed(met)? {
+        let (waiting, running) = (count(met.cancelled, "waiting task"), count(met.requested, "running task"));
+        if !confirmed(&format!("Cancel {waiting} and stop {running}?"))? {
             return Err(Failure::usage("nothing was cancelled"));
         }
     }
@@ -130,10 +131,10 @@ fn tell(cx: &Context<'_>, met: Met, dry_run: bool) -> Result<(), Failure> {
     })
 }
 
-fn confirmed(met: Met) -> Result<bool, Failure> {
-    let (waiting, running) = (count(met.cancelled, "waiting task"), count(met.requested, "running task"));
+/// Asks whoever is at the terminal.
+pub(super) fn confirmed(question: &str) -> Result<bool, Failure> {
     let mut stderr = std::io::stderr();
-    write!(stderr, "Cancel {waiting} and stop {running}? [y/N] ")?;
+    write!(stderr, "{question} [y/N] ")?;
     stderr.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;

@@ -53,9 +53,13 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
     let ran = task.started_at.zip(task.finished_at).map(|(from, to)| between(from, to));
     lines.optional("ran", ran.map(brief).as_deref());
     lines.time("cancel asked", task.cancel_requested_at, now);
+    lines.optional("retried from", task.retried_from.as_deref());
     lines.optional("worker", task.worker_id.as_deref());
     lines.json("args", task.args.as_deref());
-    lines.json("result", task.result.as_deref());
+    match task.result_expired {
+        true => lines.add("result", "expired"),
+        false => lines.json("result", task.result.as_deref()),
+    }
     for error in &task.errors {
         let text =
             format!("attempt {}, {}: {} ({})", error.attempt, relative(error.at, now), error.message, error.kind);
@@ -146,7 +150,10 @@ pub(super) mod tests {
             "reason":"final_error","created_at":"2026-11-23T07:31:26.722Z","run_at":"2026-11-23T07:31:26.722Z",
             "started_at":"2026-11-23T07:31:27Z","finished_at":"2026-11-23T07:31:27.011Z","cancel_requested_at":null,
             "worker_id":null,"timeout_ms":90000,"concurrency_key":"customer:7","limited_by":"key:customer:7","unique_key":null,"of_a_newer_producer":1}"#;
-        let task = serde_json::from_str(text).unwrap();
-        insta::assert_snapshot!(view(&task, &plain(), "2026-11-23T07:33:00Z".parse().unwrap()));
+        let task: Task = serde_json::from_str(text).unwrap();
+        let now = "2026-11-23T07:33:00Z".parse().unwrap();
+        insta::assert_snapshot!(view(&task, &plain(), now));
+        let expired = Task { result_expired: true, ..task };
+        assert!(view(&expired, &plain(), now).contains("result        expired\n"));
     }
 }

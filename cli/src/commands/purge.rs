@@ -1,11 +1,12 @@
 //! `purge`: finished tasks that meet a filter are deleted.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::IsTerminal;
 
 use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
+use super::cancel::confirmed;
 use crate::api::PurgedTasks;
 use crate::cli::{Filter, Purge};
 use crate::client::Call;
@@ -38,7 +39,8 @@ pub(super) async fn run(cx: &Context<'_>, purge: &Purge) -> Result<Exit, Failure
             let failure = Failure::usage("a filter may meet many tasks, and nobody is here to be asked");
             return Err(failure.hint("--dry-run counts them, --yes deletes them"));
         }
-        if !confirmed(sweep(cx, purge, true).await?)? {
+        let met = sweep(cx, purge, true).await?;
+        if !confirmed(&format!("Delete {} for good?", count(met, "finished task")))? {
             return Err(Failure::usage("nothing was deleted"));
         }
     }
@@ -80,13 +82,4 @@ async fn sweep(cx: &Context<'_>, purge: &Purge, dry_run: bool) -> Result<u64, Fa
             return Ok(purged);
         }
     }
-}
-
-fn confirmed(tasks: u64) -> Result<bool, Failure> {
-    let mut stderr = std::io::stderr();
-    write!(stderr, "Delete {} for good? [y/N] ", count(tasks, "finished task"))?;
-    stderr.flush()?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

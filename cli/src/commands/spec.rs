@@ -22,6 +22,8 @@ pub(super) struct Spec<'s> {
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    result_ttl_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     priority: Option<&'s str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrency_key: Option<&'s str>,
@@ -43,6 +45,7 @@ pub(super) fn spec(task: &TaskSpec) -> Result<Spec<'_>, Failure> {
         queue: task.queue.as_deref(),
         max_attempts: task.max_attempts,
         timeout_ms: task.timeout.map(millis),
+        result_ttl_ms: task.result_ttl.map(millis),
         priority: task.priority.as_deref(),
         concurrency_key: task.concurrency_key.as_deref(),
         tags: tags(&task.tags)?,

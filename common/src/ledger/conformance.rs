@@ -17,6 +17,7 @@
 pub mod afterlife;
 pub mod cancel;
 pub mod claim;
+pub mod edit;
 pub mod group;
 pub mod lease;
 pub mod limit;
@@ -26,6 +27,7 @@ pub mod pause;
 pub mod publish;
 pub mod read;
 pub mod record;
+pub mod retention;
 pub mod schedule;
 pub mod settle;
 pub mod sharing;
@@ -90,6 +92,7 @@ macro_rules! suite {
                 a_grant_tells_what_the_worker_needs, one_of_fifty_claims_is_granted, the_fence_rises_with_every_claim,
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
                 a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
+                an_age_counts_from_when_a_task_was_first_due,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
@@ -104,6 +107,7 @@ macro_rules! suite {
             publish {
                 a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
+                what_was_fetched_in_vain_is_due_again,
                 next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
                 a_passed_watermark_strands, an_empty_queue_strands, a_task_keeps_its_priority,
                 lanes_are_stranded_each_by_its_own_mark, an_empty_lane_strands_alone,
@@ -129,11 +133,18 @@ macro_rules! suite {
                 every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
                 a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
                 keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+                places_of_the_past_are_forgotten,
             }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
-                a_message_left_in_the_old_queue_starts_nothing_twice, what_does_not_wait_there_is_left_alone,
+                a_message_left_in_the_old_queue_starts_nothing, what_does_not_wait_there_is_left_alone,
                 many_are_moved_together,
+            }
+            edit {
+                a_waiting_task_can_be_changed, what_is_left_out_stays, an_edited_task_waits_for_its_new_time,
+                a_message_of_before_an_edit_starts_nothing, a_message_of_before_is_refused_whatever_else_holds,
+                a_late_mark_of_the_old_publication_changes_nothing, an_attempt_must_be_left,
+                what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in, a_held_task_can_be_edited,
             }
             schedule {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
@@ -158,8 +169,15 @@ macro_rules! suite {
             }
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
+                many_are_replayed_each_after_its_delay, of_many_with_one_key_one_is_replayed,
+                a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,
+            }
+            retention {
+                a_queue_keeps_its_tasks_as_long_as_was_said, queues_take_turns, what_is_pruned_next_is_told,
+                members_are_kept_as_long_as_their_queue_says, an_expired_result_is_cleared_and_its_task_stays,
+                expiring_is_bounded, the_oldest_go_first,
             }
         }
 
@@ -213,7 +231,7 @@ macro_rules! suite {
             $crate::ledger::conformance::suite! { @sharing $store;
                 one_of_all_claims_is_granted, one_of_all_equal_requests_is_recorded, relays_share_what_is_due,
                 a_lease_ended_by_one_is_lost_for_the_other, nothing_starts_after_a_pause_was_answered, cancel_claim_and_completion_leave_one_truth, every_task_runs_once_under_load,
-                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first,
+                every_tick_is_fired_once_by_all, one_of_a_change_and_a_firing_comes_first, an_edit_and_a_claim_come_one_after_the_other,
             }
         }
     };
@@ -266,6 +284,8 @@ pub fn new_task() -> NewTask {
         traceparent: None,
         unique: None,
         concurrency_key: None,
+        retried_from: None,
+        result_ttl: None,
     }
 }
 
@@ -337,9 +357,18 @@ pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
     record.id
 }
 
-/// Asks for a task.
+/// The fence of a message that no edit and no move has voided.
+pub const NEWEST: Option<Fence> = Some(Fence(i64::MAX));
+
+/// Asks for a task, by its newest message.
 pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
-    ledger.claim(ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX }).await.unwrap()
+    claim_by(ledger, id, worker, NEWEST).await
+}
+
+/// Asks for a task by a message that was published under this fence.
+pub async fn claim_by(ledger: &dyn Ledger, id: TaskId, worker: WorkerId, published: Option<Fence>) -> Claim {
+    let guarantee = Guarantee::AtLeastOnce;
+    ledger.claim(ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX }).await.unwrap()
 }
 
 /// Takes a task that is to be had.
@@ -388,6 +417,11 @@ pub fn discard() -> Transition {
 /// An outcome that says stop.
 pub fn cancel() -> Transition {
     Transition::Cancel { reason: "not wanted".to_owned() }
+}
+
+/// Makes one step of pruning; answers how many tasks it deleted.
+pub async fn pruned(ledger: &dyn Ledger, retention: Duration, limit: u32) -> u64 {
+    ledger.prune(retention, limit).await.unwrap().tasks
 }
 
 /// A handler's error.

@@ -15,11 +15,13 @@
 mod afterlife;
 mod claim;
 mod connections;
+mod editing;
 mod fault;
 mod groups;
 mod lane;
 mod lease;
 mod limits;
+mod prune;
 mod publish;
 mod queues;
 mod read;
@@ -34,6 +36,7 @@ pub(crate) mod vitals;
 mod transact;
 mod unique;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -42,19 +45,19 @@ use jiff::Timestamp;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use self::afterlife::Walk;
 use self::claim::Claiming;
 use self::connections::Connections;
 use self::fault::Fault;
 use self::lane::{Lane, TRIES};
+use self::prune::Walk;
 use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed,
-    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
+    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -66,7 +69,7 @@ const BUSY_CONNECTIONS: usize = 2;
 /// Connections for everything that is neither a bulk write nor a lease.
 const SHARED_CONNECTIONS: usize = 3;
 
-/// How many tasks one statement cancels, moves or purges.
+/// How many tasks one statement releases, cancels, moves, purges or replays.
 const STATEMENT_TASKS_MAX: usize = 512;
 
 /// Connections for the transactions of handlers: so many of them can be under way in one process.
@@ -194,6 +197,13 @@ impl Ledger for PostgresLedger {
         again(|| publish::fetch_due(&self.shared, limit, reserve)).await
     }
 
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in unpublished.chunks(STATEMENT_TASKS_MAX) {
+            again(|| publish::release(&self.shared, some)).await?;
+        }
+        Ok(())
+    }
+
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
         again(|| publish::next_due(&self.shared)).await
     }
@@ -203,12 +213,28 @@ impl Ledger for PostgresLedger {
         again(|| publish::strand(&self.shared, &stranded)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
-        again(|| afterlife::prune(&self.shared, &self.pruning, retention, limit)).await
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        again(|| prune::prune(&self.shared, &self.pruning, retention, limit)).await
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        again(|| afterlife::replay(&self.shared, id)).await
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| prune::expire_results(&self.shared, limit)).await
+    }
+
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
+        again(|| prune::set_retention(&self.shared, &queues)).await
+    }
+
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(STATEMENT_TASKS_MAX) {
+            replayed.extend(again(|| afterlife::replay(&self.shared, some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        again(|| editing::edit(&self.shared, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
@@ -246,7 +272,7 @@ impl Ledger for PostgresLedger {
     async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError> {
         let mut purged = 0;
         for some in ids.chunks(STATEMENT_TASKS_MAX) {
-            purged += again(|| afterlife::purge(&self.shared, some)).await?;
+            purged += again(|| prune::purge(&self.shared, some)).await?;
         }
         Ok(purged)
     }
@@ -275,8 +301,12 @@ impl Ledger for PostgresLedger {
         again(|| limits::adopt(&self.shared, &limits)).await
     }
 
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
         again(|| limits::release(&self.shared, after.as_ref(), limit)).await
+    }
+
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        again(|| limits::forget_places(&self.shared, limit)).await
     }
 
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {

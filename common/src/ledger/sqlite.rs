@@ -4,8 +4,11 @@
 //! measured by the time since boot, which all processes of the machine share and nobody can set; a lease of another
 //! boot has ended. The file must lie on a local file system.
 
+mod claim;
+mod editing;
 mod groups;
 mod limits;
+mod prune;
 mod queues;
 mod read;
 mod record;
@@ -19,6 +22,7 @@ mod unique;
 mod write;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -28,14 +32,15 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use self::prune::Walk;
 use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, EndedGroups, Fired, Firing, Ledger,
-    LedgerError, LimitSet, ListQuery, Native, Page, QueueCounts, Recorded, Released, Renewal, Renewed, Replayed,
-    ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
+    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal, Renewed,
+    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -51,7 +56,7 @@ pub struct SqliteLedger {
     boot_id: String,
     writer: Writer,
     readers: Readers,
-    prune_after: Mutex<Option<TaskId>>,
+    pruning: Mutex<Walk>,
 }
 
 impl SqliteLedger {
@@ -66,7 +71,7 @@ impl SqliteLedger {
             let readers = Readers::open(&path)?;
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
-            Ok(Self { path, boot_id, writer, readers, prune_after: Mutex::new(None) })
+            Ok(Self { path, boot_id, writer, readers, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
@@ -94,7 +99,7 @@ impl Ledger for SqliteLedger {
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
         let boot_id = self.boot_id.clone();
-        self.writer.write(1, move |db| write::claim(db, &request, &boot_id)).await
+        self.writer.write(1, move |db| claim::claim(db, &request, &boot_id)).await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
@@ -132,6 +137,14 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| write::fetch_due(db, limit, reserve)).await
     }
 
+    async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+        for some in unpublished.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            self.writer.write(some.len(), move |db| write::release(db, &some)).await?;
+        }
+        Ok(())
+    }
+
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
         self.readers.read(read::next_due).await
     }
@@ -140,16 +153,33 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| write::strand(db, &lane, empty, slack, limit)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<u64, LedgerError> {
-        let after = *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pruned, next) =
-            self.writer.write(limit as usize, move |db| write::prune(db, retention, limit, after)).await?;
-        *self.prune_after.lock().unwrap_or_else(PoisonError::into_inner) = next;
+    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        let walk = self.pruning.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (pruned, walk) =
+            self.writer.write(limit as usize, move |db| prune::prune(db, retention, limit, walk.clone())).await?;
+        *self.pruning.lock().unwrap_or_else(PoisonError::into_inner) = walk;
         Ok(pruned)
     }
 
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        self.writer.write(1, move |db| write::replay(db, id)).await
+    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| prune::expire_results(db, limit)).await
+    }
+
+    async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
+        self.writer.write(queues.len() + 1, move |db| prune::set_retention(db, &queues)).await
+    }
+
+    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+        let mut replayed = Vec::with_capacity(replays.len());
+        for some in replays.chunks(TURN_ROWS_MAX) {
+            let some = some.to_vec();
+            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some)).await?);
+        }
+        Ok(replayed)
+    }
+
+    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
+        self.writer.write(1, move |db| editing::edit(db, id, &edit)).await
     }
 
     async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
@@ -190,7 +220,7 @@ impl Ledger for SqliteLedger {
         let mut purged = 0;
         for some in ids.chunks(TURN_ROWS_MAX) {
             let some = some.to_vec();
-            purged += self.writer.write(some.len(), move |db| write::purge(db, &some)).await?;
+            purged += self.writer.write(some.len(), move |db| prune::purge(db, &some)).await?;
         }
         Ok(purged)
     }
@@ -219,11 +249,15 @@ impl Ledger for SqliteLedger {
         self.writer.write(limits.len(), move |db| limits::adopt(db, &limits)).await
     }
 
-    async fn release(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
+    async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
         if !self.readers.read(limits::anything_held).await? {
             return Ok(Released::default());
         }
         self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
+    }
+
+    async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| limits::forget_places(db, limit)).await
     }
 
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {

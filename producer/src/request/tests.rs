@@ -5,7 +5,8 @@ use super::*;
 use crate::extract;
 
 fn rules() -> Rules {
-    let emails = RouteTable { kind: "email.*".to_owned(), queue: QueueName::parse("emails").unwrap() };
+    let queue = QueueName::parse("emails").unwrap();
+    let emails = RouteTable { kind: "email.*".to_owned(), queue, result_ttl_ms: Some(7) };
     Rules { max_attempts: 20, routes: Routes::new(&[emails]).unwrap() }
 }
 
@@ -42,21 +43,21 @@ fn a_queue_goes_before_a_route() {
 }
 
 #[test]
+fn a_result_is_kept_as_the_submission_says_or_else_the_kinds_route() {
+    let ttl = |text: &str| validate(text).unwrap().result_ttl.map(|ttl| ttl.as_millis());
+    assert_eq!(ttl(r#"{"kind":"a"}"#), None);
+    assert_eq!(ttl(r#"{"kind":"a","result_ttl_ms":31536000000}"#), Some(31_536_000_000));
+    assert_eq!(ttl(r#"{"kind":"email.welcome"}"#), Some(7));
+    assert_eq!(ttl(r#"{"kind":"email.welcome","queue":"mine"}"#), Some(7));
+    assert_eq!(ttl(r#"{"kind":"email.welcome","result_ttl_ms":8}"#), Some(8));
+    assert_eq!(paths(r#"{"kind":"a","result_ttl_ms":31536000001}"#), ["result_ttl_ms"]);
+}
+
+#[test]
 fn every_fault_is_named() {
-    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"delay_ms":-1,"run_at":"soon","priority":"urgent","tags":{"a:b":"x","c":"\u0000"}}"#;
-    let expected = [
-        "kind",
-        "queue",
-        "max_attempts",
-        "timeout_ms",
-        "run_at",
-        "delay_ms",
-        "run_at",
-        "priority",
-        "tags.a:b",
-        "tags.c",
-    ];
-    assert_eq!(paths(text), expected);
+    let text = r#"{"kind":"no kind","queue":"A","max_attempts":0,"timeout_ms":0,"result_ttl_ms":0,"delay_ms":-1,"run_at":"soon","priority":"urgent","tags":{"a:b":"x","c":"\u0000"}}"#;
+    let expected = "kind queue max_attempts timeout_ms result_ttl_ms run_at delay_ms run_at priority tags.a:b tags.c";
+    assert_eq!(paths(text).join(" "), expected);
     assert_eq!(paths("{}"), ["kind"]);
 }
 

@@ -28,9 +28,8 @@ pub(crate) struct MovedTasks {
 /// Move waiting tasks to another queue
 ///
 /// What waits, in whatever state, starts there at once or when its time comes, as often as it may. Running and finished tasks
-/// are left alone. Its messages in the old queue are dropped as they come; until then one may still start its task there,
-/// which then starts nowhere else. Goes from the newest task to the oldest, at most 10,000 a call: repeat with `cursor` until
-/// `next_cursor` is null. Tasks submitted after the first call stay. What was moved stays so when a later part fails.
+/// are left alone. Messages in the old queue are dropped as they come, and start nothing any more. Goes from the newest task
+/// to the oldest, at most 10,000 a call: repeat with `cursor` until `next_cursor` is null. Tasks submitted after the first call stay. What was moved stays so when a later part fails.
 #[utoipa::path(
     post, path = "/v1/queues/{queue}/move", tag = "queues", operation_id = "moveTasks",
     params(("queue" = String, Path, description = "The queue in which they wait")),

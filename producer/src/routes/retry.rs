@@ -1,37 +1,66 @@
-//! `POST /v1/tasks/{id}/retry`: run a finished failure again.
+//! `POST /v1/tasks/{id}/retry`: run a finished failure again, or its work with other args as a new task.
 
 use std::sync::Arc;
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
 use tasklane_common::ledger::Replayed;
 use tasklane_common::state::{Event, next};
-use tasklane_common::task::Task;
+use tasklane_common::task::{Json as Args, Task, TaskId};
 
+use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded};
 use crate::app::App;
 use crate::error::{ApiError, Problem};
-use crate::extract;
+use crate::idempotency::{self, Fingerprint};
+use crate::record::{self, Recording};
+use crate::retrying::{self, RetryTask};
 use crate::wait::find;
+use crate::{extract, trace_context};
 
 /// Run a failure again
 ///
-/// A cancelled or discarded task starts over at once, and gets one more attempt if none is left.
+/// A cancelled or discarded task starts over at once, and gets one more attempt if none is left. With `args` it stays as it
+/// is, and a new task does its work with them: of the same kind, queue, priority, limits, tags and keys, and with `retried_from`.
+/// Such a request is made repeatable by an `Idempotency-Key`.
 #[utoipa::path(
     post, path = "/v1/tasks/{id}/retry", tag = "tasks", operation_id = "retryTask",
-    params(("id" = uuid::Uuid, Path, description = "The task")),
+    params(
+        ("id" = uuid::Uuid, Path, description = "The task"),
+        ("Idempotency-Key" = Option<String>, Header, min_length = 1, max_length = 255, description = "Makes a request with `args` repeatable"),
+    ),
+    request_body(content = Option<RetryTask>, description = "Other args; may be left out"),
     responses(
-        (status = 202, description = "It will run again", body = Task),
+        (status = 202, description = "It will run again; with `args`, the new task", body = Task, headers(
+            ("Location" = Option<String>, description = "Where to ask for the new task"),
+            ("Idempotent-Replayed" = Option<bool>, description = "`true` when nothing new was recorded"),
+        )),
+        (status = 400, description = "Not JSON, or a header that does not fit", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such task", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "It has not failed, or another task holds its unique key", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "There is a body, and it is not `application/json`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A field does not fit, or the idempotency key was used for another request", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
     ),
 )]
 pub(crate) async fn retry(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
-) -> Result<(StatusCode, Json<Task>), ApiError> {
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
     let id = extract::task_id(&id)?;
+    let key = idempotency::key(&headers)?;
+    let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
+    if !body.is_empty() {
+        extract::expect_json(&headers)?;
+    }
+    if let Some(args) = retrying::args(&body)? {
+        return anew(&app, id, args, key, &headers).await;
+    }
     let before = match app.gate.ask(app.gate.ledger().replay(id)).await? {
         Replayed::Unknown => return Err(ApiError::UnknownTask(id.to_string())),
         Replayed::KeyHeld(holder) => return Err(ApiError::UniqueKeyTaken(holder)),
@@ -41,5 +70,21 @@ pub(crate) async fn retry(
         return Err(ApiError::NotRetryable(before));
     }
     // It is due at once: the relay publishes it.
-    Ok((StatusCode::ACCEPTED, Json(find(&app, id).await?)))
+    Ok((StatusCode::ACCEPTED, Json(find(&app, id).await?)).into_response())
+}
+
+/// Records a task that does the failed one's work with other args.
+async fn anew(
+    app: &Arc<App>,
+    id: TaskId,
+    args: Args,
+    key: Option<String>,
+    headers: &HeaderMap,
+) -> Result<Response, ApiError> {
+    let idempotency = key.map(|key| Fingerprint::of_retry(id, &args).under(key));
+    let task = retrying::anew(find(app, id).await?, args, trace_context::traceparent(headers))?;
+    let recording = Recording { tasks: vec![task.clone()], idempotency, group: None, reply_to: None };
+    let receipt = record::record(app, recording).await.map_err(of_one)?;
+    let (task, origin) = recorded(app, task, receipt).await?;
+    Ok(answer(&task, StatusCode::ACCEPTED, origin))
 }

@@ -21,7 +21,7 @@ use crate::wait::{self, find};
 use crate::{extract, trace_context};
 
 /// The largest args, and room for the other fields.
-const BODY_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
+pub(super) const BODY_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
 
 /// The response header that says that another task with the same unique key stands for this one.
 const EXISTING_HEADER: HeaderName = HeaderName::from_static("unique-existing");
@@ -91,7 +91,7 @@ pub(crate) async fn submit(
 
 /// Where the task of an answer comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// This request.
     New,
     /// An earlier one with the same idempotency key.
@@ -100,7 +100,7 @@ enum Origin {
     Existing,
 }
 
-fn of_one(error: ApiError) -> ApiError {
+pub(super) fn of_one(error: ApiError) -> ApiError {
     match error {
         ApiError::UniqueKeysTaken(conflicts) => match conflicts[..] {
             [(_, holder)] => ApiError::UniqueKeyTaken(holder),
@@ -111,7 +111,7 @@ fn of_one(error: ApiError) -> ApiError {
 }
 
 /// The task to answer with.
-async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, Origin), ApiError> {
+pub(super) async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, Origin), ApiError> {
     let (id, origin) = match receipt {
         Receipt::New(at, existing) => match existing[..] {
             [] => return Ok((as_recorded(task, at), Origin::New)),
@@ -125,7 +125,7 @@ async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, O
     find(app, id).await.map(|task| (task, origin))
 }
 
-fn answer(task: &Task, status: StatusCode, origin: Origin) -> Response {
+pub(super) fn answer(task: &Task, status: StatusCode, origin: Origin) -> Response {
     let mut response = (status, Json(task)).into_response();
     let headers = response.headers_mut();
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/tasks/{}", task.id)) {

@@ -19,6 +19,16 @@ async fn a_task_is_shown_in_all_its_ends() {
 }
 
 #[tokio::test]
+async fn an_expired_result_is_told() {
+    let api = Api::start().await;
+    let id = api.submitted(r#"{"kind":"report.build","result_ttl_ms":1}"#).await;
+    api.run(id, Transition::Complete { result: Json::parse("[1]".to_owned()).unwrap() }).await;
+    let expired = async { while api.app.gate.ledger().expire_results(1).await.unwrap() == 0 {} };
+    tokio::time::timeout(std::time::Duration::from_secs(20), expired).await.unwrap();
+    assert_snapshot!("task_result_expired", api.get(&format!("/v1/tasks/{id}")).await.shown());
+}
+
+#[tokio::test]
 async fn a_wait_for_an_earlier_task_ends_with_it() {
     let api = Api::start().await;
     let id = api.submitted(r#"{"kind":"a"}"#).await;

@@ -13,6 +13,7 @@ mod retry;
 mod cancel;
 mod pause;
 mod sweep;
+mod edit;
 mod faults;
 mod group;
 mod openapi;

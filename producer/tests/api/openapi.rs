@@ -30,6 +30,7 @@ async fn the_document_is_served_and_names_every_path_of_the_contract() {
         "/v1/tasks/batch",
         "/v1/tasks/{id}",
         "/v1/tasks/{id}/retry",
+        "/v1/tasks/retry",
         "/v1/tasks/{id}/cancel",
         "/v1/tasks/cancel",
         "/v1/tasks/purge",

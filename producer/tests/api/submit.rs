@@ -22,7 +22,7 @@ async fn a_submission_is_accepted_while_the_broker_is_away() {
 #[tokio::test]
 async fn a_submission_with_everything_is_scheduled() {
     let api = Api::start().await;
-    let body = r#"{"kind":"email.welcome","args":[1,"ü"],"max_attempts":3,"timeout_ms":60000,"priority":"high",
+    let body = r#"{"kind":"email.welcome","args":[1,"ü"],"max_attempts":3,"timeout_ms":60000,"result_ttl_ms":3600000,"priority":"high",
         "run_at":"2100-01-01T00:00:00+01:00","tags":{"customer":"42","plan":"a:b"}}"#;
     let answer = api.post("/v1/tasks", body).await;
     assert_snapshot!("scheduled", answer.shown());
@@ -104,7 +104,7 @@ async fn bad_submissions_are_refused_and_nothing_is_recorded() {
         ("many_tags", &many_tags),
         (
             "many_faults",
-            r#"{"kind":"a b","queue":"A.b","max_attempts":1001,"timeout_ms":0,"delay_ms":1,"run_at":"soon"}"#,
+            r#"{"kind":"a b","queue":"A.b","max_attempts":1001,"timeout_ms":0,"result_ttl_ms":0,"delay_ms":1,"run_at":"soon"}"#,
         ),
         ("priority", r#"{"kind":"a","priority":"urgent"}"#),
         ("unreadable_args", r#"{"kind":"a","args":{"half":"\ud83d"}}"#),

@@ -54,7 +54,8 @@ impl Api {
         let broker = "amqp://127.0.0.1:1/%2f".into();
         let publisher = Publisher::spawn(&broker, ledger.clone(), background.clone());
         let completions = Completions::spawn(&broker, background.clone());
-        let emails = RouteTable { kind: "email.*".to_owned(), queue: QueueName::parse("emails").unwrap() };
+        let queue = QueueName::parse("emails").unwrap();
+        let emails = RouteTable { kind: "email.*".to_owned(), queue, result_ttl_ms: None };
         let rules = Rules { max_attempts: 20, routes: Routes::new(&[emails]).unwrap() };
         let events = Events::spawn(publisher.clone());
         let feed = Feed::spawn(&broker, publisher.clone(), events.clone(), background.clone());
@@ -84,6 +85,10 @@ impl Api {
 
     pub(crate) async fn put(&self, path: &str, body: impl Into<Body>) -> Answer {
         self.send(json(path).method(Method::PUT).body(body.into()).unwrap()).await
+    }
+
+    pub(crate) async fn patch(&self, path: &str, body: impl Into<Body>) -> Answer {
+        self.send(json(path).method(Method::PATCH).body(body.into()).unwrap()).await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> Answer {
@@ -121,7 +126,9 @@ impl Api {
     /// Takes a task as a worker does.
     pub(crate) async fn start_run(&self, id: TaskId) -> Fence {
         let worker = self.worker().await;
-        let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: i32::MAX };
+        let published = Some(self.app.gate.ledger().get(vec![id]).await.unwrap()[0].fence);
+        let guarantee = Guarantee::AtLeastOnce;
+        let request = ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX };
         match self.app.gate.ledger().claim(request).await.unwrap() {
             Claim::Granted(granted) => granted.fence,
             Claim::Refused(reason) => panic!("the claim was refused: {reason:?}"),

@@ -76,6 +76,8 @@ struct Wish {
     blocks: bool,
     /// Ends with an error as soon as it is asked to stop.
     heeds: bool,
+    /// How long the transaction of a counting task's first run takes before its write; it logs its effect before that.
+    inside_ms: u64,
     /// How long the first claim's snooze is; 0 is none.
     snooze_ms: u64,
     /// What it answers; by default, which run answers.
@@ -170,9 +172,10 @@ impl Handler for Count {
     async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         let logged = Logged::start(cx);
         tokio::time::sleep(Duration::from_millis(wish.work_ms)).await;
+        let inside = Inside::of(&wish, &logged.run);
         let counted = match std::env::var("TASKLANE_LEDGER_URL") {
-            Ok(url) if url.starts_with("sqlite:") => count_in_sqlite(cx).await,
-            _ => count_in_postgres(cx).await,
+            Ok(url) if url.starts_with("sqlite:") => count_in_sqlite(cx, inside).await,
+            _ => count_in_postgres(cx, inside).await,
         };
         // Its effect is in the database, where it can be counted.
         logged.end(if counted.is_ok() { Ending::Done } else { Ending::Again });
@@ -180,16 +183,41 @@ impl Handler for Count {
     }
 }
 
-async fn count_in_sqlite(cx: &TaskContext) -> Result<Outcome, HandlerError> {
-    cx.complete_in_sqlite(|db| {
+/// A run that is to be caught inside of its transaction.
+struct Inside {
+    run: Run,
+    pause: Duration,
+}
+
+impl Inside {
+    fn of(wish: &Wish, run: &Run) -> Option<Self> {
+        let pause = Duration::from_millis(wish.inside_ms);
+        (!pause.is_zero() && run.fence == 1).then(|| Self { run: run.clone(), pause })
+    }
+
+    /// Tells that it is inside; how long it stays there.
+    fn begin(&self) -> Duration {
+        log(Op::Effect(self.run.clone()));
+        self.pause
+    }
+}
+
+async fn count_in_sqlite(cx: &TaskContext, inside: Option<Inside>) -> Result<Outcome, HandlerError> {
+    cx.complete_in_sqlite(move |db| {
+        if let Some(inside) = &inside {
+            std::thread::sleep(inside.begin());
+        }
         let sql = "UPDATE counter SET n = n + 1 RETURNING n";
         Ok(db.prepare_cached(sql)?.query_row([], |row| row.get::<_, i64>(0))?)
     })
     .await
 }
 
-async fn count_in_postgres(cx: &TaskContext) -> Result<Outcome, HandlerError> {
+async fn count_in_postgres(cx: &TaskContext, inside: Option<Inside>) -> Result<Outcome, HandlerError> {
     cx.complete_in_postgres(async |connection| {
+        if let Some(inside) = &inside {
+            tokio::time::sleep(inside.begin()).await;
+        }
         let sql = "UPDATE counter SET n = n + 1 RETURNING n";
         Ok(sqlx::query_scalar::<_, i64>(sql).fetch_one(connection).await?)
     })

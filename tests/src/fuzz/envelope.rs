@@ -24,7 +24,7 @@ pub fn envelope(input: &[u8]) {
         check(&Envelope::decode(&properties, body));
     }
     let Ok(kind) = Kind::parse("report.build") else { return };
-    let good = Envelope { id: TaskId::new(), kind, args: Json::null(), traceparent: None, reply_to: None };
+    let good = Envelope { id: TaskId::new(), kind, args: Json::null(), fence: None, traceparent: None, reply_to: None };
     let decoded = Envelope::decode(&good.properties(), input);
     assert_eq!(decoded.is_ok(), serde_json::from_slice::<&serde_json::value::RawValue>(input).is_ok(), "{decoded:?}");
     check(&decoded);

@@ -124,8 +124,14 @@ fn check_task(task: &NewTask) {
         assert!(value.len() <= TAG_VALUE_BYTES_MAX, "{value:?}");
         assert!(!format!("{key}{value}").contains(char::is_control), "{key:?}: {value:?}");
     }
-    let sent =
-        Envelope { id: task.id, kind: task.kind.clone(), args: task.args.clone(), traceparent: None, reply_to: None };
+    let sent = Envelope {
+        id: task.id,
+        kind: task.kind.clone(),
+        args: task.args.clone(),
+        fence: None,
+        traceparent: None,
+        reply_to: None,
+    };
     assert_eq!(Envelope::decode(&sent.properties(), sent.args.as_str().as_bytes()), Ok(sent));
 }
 

@@ -1,10 +1,17 @@
 //! The checker: a pure function from a history, and from what ledger and broker hold in the end, to a verdict.
 
+mod groups;
+mod queues;
+mod runs;
+pub mod takeovers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::Deserialize;
 use tasklane_common::task::Guarantee;
 
+use self::runs::{Freezes, Ran, Runs, freezes, runs};
 use super::{Answered, Broken, Ending, Line, Op, Run, Verdict, Violation};
 
 /// How long a process that was frozen past its lease may need, once thawed, to notice and to stop its handlers.
@@ -45,6 +52,31 @@ pub struct FinalTask {
     pub counted: Option<i64>,
     /// What it is to be the only one of.
     pub unique_key: Option<String>,
+    /// Its queue.
+    pub queue: String,
+    /// The queue that it was submitted to, where that is told.
+    pub submitted_to: Option<String>,
+    /// When its last run was granted, by the ledger's clock, since 1970.
+    pub started_at: Option<Duration>,
+    /// The group of which it is a member.
+    pub group: Option<String>,
+    /// The group that it follows, as it was told.
+    pub follows: Option<Followed>,
+}
+
+/// What a task is told of the group that it follows.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Followed {
+    /// Which.
+    pub id: String,
+    /// How many members it has.
+    pub total: usize,
+    /// How many of them completed.
+    pub completed: usize,
+    /// How many were cancelled.
+    pub cancelled: usize,
+    /// How many were discarded.
+    pub discarded: usize,
 }
 
 impl FinalTask {
@@ -54,26 +86,6 @@ impl FinalTask {
 
     fn is_once(&self) -> bool {
         self.guarantee == Guarantee::AtMostOnce
-    }
-}
-
-/// One run, put together from its lines.
-#[derive(Clone, Debug)]
-struct Ran {
-    run: Run,
-    process: i32,
-    began: Duration,
-    /// Its own last line: when and how.
-    ended: Option<(Duration, Ending)>,
-    /// When its process was surely dead, if it has no last line.
-    killed: Option<Duration>,
-    effect: bool,
-}
-
-impl Ran {
-    /// When it was surely over.
-    fn over(&self) -> Option<Duration> {
-        self.ended.map(|(at, _)| at).or(self.killed)
     }
 }
 
@@ -95,10 +107,12 @@ pub fn check(evidence: &Evidence) -> Verdict {
         check_order(task, ran, &mut verdict);
         check_cancellation(task, ran, asked.flatten(), &mut verdict);
         check_overlap(task, ran, &freezes, &mut verdict);
-        count_runs(task, ran, &mut verdict);
+        count_runs(ran, &mut verdict);
     }
-    verdict.counts.takeovers.sort();
+    takeovers::count(evidence, &runs, &mut verdict);
     check_unique_keys(evidence, &runs, &freezes, &mut verdict);
+    groups::check(evidence, &runs, &mut verdict);
+    queues::check(evidence, &mut verdict);
     check_counter(evidence, &mut verdict);
     check_broker(evidence, &mut verdict);
     check_processes(evidence, &mut verdict);
@@ -134,7 +148,8 @@ fn submissions(history: &[Line]) -> BTreeMap<&str, Submission<'_>> {
 fn check_submissions(evidence: &Evidence, verdict: &mut Verdict) {
     let submissions = submissions(&evidence.history);
     let mut recorded: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for task in &evidence.tasks {
+    // What follows a group was submitted with it.
+    for task in evidence.tasks.iter().filter(|task| task.follows.is_none()) {
         recorded.entry(&task.name).or_default().insert(&task.id);
     }
     for (name, submission) in &submissions {
@@ -174,7 +189,7 @@ fn check_submission(name: &str, submission: &Submission<'_>, recorded: &BTreeSet
     }
 }
 
-fn check_unasked_runs(evidence: &Evidence, runs: &BTreeMap<&str, Vec<Ran>>, verdict: &mut Verdict) {
+fn check_unasked_runs(evidence: &Evidence, runs: &Runs<'_>, verdict: &mut Verdict) {
     let known: BTreeSet<&str> = evidence.tasks.iter().map(|task| task.id.as_str()).collect();
     for (task, ran) in runs.iter().filter(|(task, _)| !known.contains(*task)) {
         verdict.blame(Broken::Unasked, task, format!("it ran, and the ledger has no such task: {ran:?}"));
@@ -248,7 +263,7 @@ fn cancellations(history: &[Line]) -> BTreeMap<&str, Option<u64>> {
 }
 
 /// Did two tasks with one unique key run at the same time?
-fn check_unique_keys(evidence: &Evidence, runs: &BTreeMap<&str, Vec<Ran>>, freezes: &Freezes, verdict: &mut Verdict) {
+fn check_unique_keys(evidence: &Evidence, runs: &Runs<'_>, freezes: &Freezes, verdict: &mut Verdict) {
     let mut holders: BTreeMap<&str, Vec<&Ran>> = BTreeMap::new();
     for task in &evidence.tasks {
         let Some(key) = &task.unique_key else { continue };
@@ -297,17 +312,11 @@ fn after_thaw(first: &Ran, second: &Ran, freezes: &Freezes) -> Option<Duration> 
     })
 }
 
-fn count_runs(task: &FinalTask, ran: &[Ran], verdict: &mut Verdict) {
+fn count_runs(ran: &[Ran], verdict: &mut Verdict) {
     let counts = &mut verdict.counts;
     counts.starts += ran.len();
     counts.dropped_runs += ran.iter().filter(|run| matches!(run.ended, Some((_, Ending::Dropped)))).count();
-    for (at, run) in ran.iter().enumerate() {
-        let Some(killed) = run.killed else { continue };
-        counts.killed_runs += 1;
-        if let Some(next) = ran.get(at + 1).filter(|_| !task.is_once()) {
-            counts.takeovers.push(next.began.saturating_sub(killed));
-        }
-    }
+    counts.killed_runs += ran.iter().filter(|run| run.killed.is_some()).count();
 }
 
 /// Each completed transactional task has counted one further, and nothing else has.
@@ -345,64 +354,4 @@ fn check_processes(evidence: &Evidence, verdict: &mut Verdict) {
             verdict.blame(Broken::Died, who, format!("process {process}: {how}"));
         }
     }
-}
-
-/// When each process stood still: from, and until if it went on.
-type Freezes = BTreeMap<i32, Vec<(Duration, Option<Duration>)>>;
-
-fn freezes(history: &[Line]) -> Freezes {
-    let mut freezes = Freezes::new();
-    for line in history {
-        match line.op {
-            Op::Frozen { process } => {
-                let all = freezes.entry(process).or_default();
-                // Who stands still already does not stand still any more.
-                if all.last().is_none_or(|(_, thawed)| thawed.is_some()) {
-                    all.push((line.at, None));
-                }
-            }
-            Op::Thawed { process } => {
-                if let Some((_, thawed)) = freezes.get_mut(&process).and_then(|all| all.last_mut()) {
-                    thawed.get_or_insert(line.at);
-                }
-            }
-            _ => {}
-        }
-    }
-    freezes
-}
-
-/// The runs of each task in the order of their starts, and the lines of runs that never began.
-fn runs(history: &[Line]) -> (BTreeMap<&str, Vec<Ran>>, Vec<&Line>) {
-    let mut runs: BTreeMap<&str, Vec<Ran>> = BTreeMap::new();
-    let mut deaths: BTreeMap<i32, Vec<Duration>> = BTreeMap::new();
-    for line in history {
-        match &line.op {
-            Op::Start(run) => {
-                let (process, began) = (line.pid, line.at);
-                let ran = Ran { run: run.clone(), process, began, ended: None, killed: None, effect: false };
-                runs.entry(&run.task).or_default().push(ran);
-            }
-            Op::Gone { process, .. } => deaths.entry(*process).or_default().push(line.at),
-            _ => {}
-        }
-    }
-    let mut orphans = Vec::new();
-    for line in history {
-        let (Op::Effect(run) | Op::End { run, .. }) = &line.op else { continue };
-        let mut of_task = runs.get_mut(run.task.as_str()).into_iter().flatten();
-        match (of_task.find(|ran| ran.run == *run && ran.process == line.pid), &line.op) {
-            (Some(ran), Op::End { how, .. }) => ran.ended = Some((line.at, *how)),
-            (Some(ran), _) => ran.effect = true,
-            (None, _) => orphans.push(line),
-        }
-    }
-    for ran in runs.values_mut().flatten().filter(|ran| ran.ended.is_none()) {
-        let deaths = deaths.get(&ran.process).into_iter().flatten();
-        ran.killed = deaths.copied().filter(|at| *at >= ran.began).min();
-    }
-    for of_task in runs.values_mut() {
-        of_task.sort_by_key(|ran| ran.began);
-    }
-    (runs, orphans)
 }

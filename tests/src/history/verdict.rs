@@ -48,14 +48,22 @@ pub struct Counts {
     pub interrupted: usize,
     /// Of them, cancelled by a client.
     pub cancelled: usize,
+    /// Groups that were followed by one task.
+    pub followed: usize,
+    /// Tasks given to another queue, as far as answers told.
+    pub moved: u64,
+    /// Pauses of queues.
+    pub pauses: usize,
     /// Handlers started.
     pub starts: usize,
     /// Runs cut by the death of their process.
     pub killed_runs: usize,
     /// Runs dropped by a worker that lives on.
     pub dropped_runs: usize,
-    /// From the death of a process to the next start of each task that it ran, sorted.
+    /// From the death of a worker, while nothing else was broken, to the next start of each task that it ran, sorted.
     pub takeovers: Vec<Duration>,
+    /// The same of all other deaths: amid other faults, or of tasks that had crashed before.
+    pub late_takeovers: Vec<Duration>,
     /// Frozen runs that went on for a moment when they were thawed, beside the next run: the longest moment.
     pub longest_after_thaw: Duration,
 }
@@ -105,6 +113,18 @@ pub enum Broken {
     StartedAfterCancel,
     /// Two tasks with one unique key ran at the same time.
     KeyShared,
+    /// A task was granted while its queue was paused.
+    StartedInPause,
+    /// A task is in a queue that nobody has put it into.
+    Misplaced,
+    /// All tasks of a group have ended, and none has followed.
+    Unfollowed,
+    /// More than one task has followed a group.
+    FollowedTwice,
+    /// The task that follows a group began before all of the group's had ended.
+    FollowedEarly,
+    /// The task that follows a group was told other ends than those of its members.
+    FollowedWrongly,
     /// An `at_most_once` task started twice.
     Repeated,
     /// The ledger and the handlers tell different stories of a task.
@@ -132,6 +152,12 @@ impl fmt::Display for Broken {
             Self::StartedAfterEnd => "started after completion",
             Self::StartedAfterCancel => "started after cancellation",
             Self::KeyShared => "unique key shared",
+            Self::StartedInPause => "started in a pause",
+            Self::Misplaced => "misplaced",
+            Self::Unfollowed => "group not followed",
+            Self::FollowedTwice => "group followed twice",
+            Self::FollowedEarly => "group followed too early",
+            Self::FollowedWrongly => "group's ends told wrongly",
             Self::Repeated => "at_most_once repeated",
             Self::Disagreement => "ledger and log disagree",
             Self::Miscounted => "transactional effects miscounted",

@@ -16,9 +16,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Answer, Api};
 use crate::history::{Answered, Op, Writer};
+use crate::nemesis::world::QUEUES;
 
 /// The tag that has the submission's name.
 pub const NAME_TAG: &str = "submission";
+
+/// The tag that has the queue to which the task was submitted.
+pub const QUEUE_TAG: &str = "queue";
+
+/// The kind of the tasks that follow batches.
+pub const FOLLOW_UP: &str = "test.then";
 
 /// The pause between two submissions.
 const PACE: Duration = Duration::from_millis(50);
@@ -34,6 +41,9 @@ const REPETITIONS: u32 = 8;
 
 /// How many accepted submissions are regretted.
 const REGRETS: f64 = 0.08;
+
+/// How many batches have an end.
+const ENDS: f64 = 0.4;
 
 /// How many unique keys there are: few, so that they are contended.
 const KEYS: u32 = 6;
@@ -54,6 +64,8 @@ pub struct Submission {
     pub name: String,
     /// Its tasks; one is sent as such, several as a batch.
     pub tasks: Vec<Value>,
+    /// What follows the batch when all its tasks have ended.
+    pub then: Option<Value>,
     /// Whether it may be repeated.
     pub keyed: bool,
 }
@@ -62,7 +74,7 @@ impl Submission {
     /// Some equal tasks under one name.
     pub fn of(name: &str, count: usize, kind: &str, args: &Value) -> Self {
         let task = json!({"kind": kind, "args": args, "tags": {NAME_TAG: name}});
-        Self { name: name.to_owned(), tasks: vec![task; count], keyed: true }
+        Self { name: name.to_owned(), tasks: vec![task; count], then: None, keyed: true }
     }
 
     fn random(name: String, rng: &mut StdRng) -> Self {
@@ -71,7 +83,8 @@ impl Submission {
         }
         let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
         let tasks = (0..count).map(|_| random_task(&name, rng)).collect();
-        Self { name, tasks, keyed: rng.random_bool(0.8) }
+        let then = (count > 1 && rng.random_bool(ENDS)).then(|| follow_up(rng));
+        Self { name, tasks, then, keyed: rng.random_bool(0.8) }
     }
 
     /// The only unfinished task of its key, or none.
@@ -86,7 +99,13 @@ impl Submission {
     pub async fn send(&self, api: &Api, history: &Writer) -> Result<(Answered, Vec<String>)> {
         let request = match &self.tasks[..] {
             [task] => api.client().post(api.url("/v1/tasks")).json(task),
-            tasks => api.client().post(api.url("/v1/tasks/batch")).json(&json!({"tasks": tasks})),
+            tasks => {
+                let mut batch = json!({"tasks": tasks});
+                if let Some(then) = &self.then {
+                    batch["then"] = then.clone();
+                }
+                api.client().post(api.url("/v1/tasks/batch")).json(&batch)
+            }
         };
         let request = if self.keyed { request.header("idempotency-key", &self.name) } else { request };
         let answer = timeout(ANSWER_LIMIT, api.send(request)).await;
@@ -129,11 +148,23 @@ fn random_task(name: &str, rng: &mut StdRng) -> Value {
         80..93 => ("test.once", json!({"work_ms": rng.random_range(0..100)})),
         _ => ("test.once", json!({"work_ms": rng.random_range(500..2_000)})),
     };
-    let mut task = json!({"kind": kind, "args": args, "tags": {NAME_TAG: name}});
+    let queue = random_queue(rng);
+    let mut task = json!({"kind": kind, "queue": queue, "args": args, "tags": {NAME_TAG: name, QUEUE_TAG: queue}});
     if rng.random_bool(0.05) {
         task["delay_ms"] = rng.random_range(1..2_000).into();
     }
     task
+}
+
+/// The task that follows a batch. It bears no submission's name: the ledger submits it.
+fn follow_up(rng: &mut StdRng) -> Value {
+    let queue = random_queue(rng);
+    let args = json!({"work_ms": rng.random_range(0..50)});
+    json!({"kind": FOLLOW_UP, "queue": queue, "args": args, "tags": {QUEUE_TAG: queue}})
+}
+
+fn random_queue(rng: &mut StdRng) -> &'static str {
+    QUEUES[usize::from(rng.random_bool(0.35))]
 }
 
 /// A client of some producers.

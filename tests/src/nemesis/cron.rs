@@ -9,7 +9,7 @@ use tasklane_common::schedule::{SCHEDULE_TAG, TICK_TAG};
 
 use crate::api::Task;
 use crate::history::{Answered, Op};
-use crate::nemesis::client::NAME_TAG;
+use crate::nemesis::client::{NAME_TAG, QUEUE_TAG};
 use crate::nemesis::world::Lane;
 
 /// The schedule, and the name under which its tasks are judged.
@@ -20,7 +20,7 @@ const CATCH_UP_MAX: u32 = 1_000;
 
 /// Makes the schedule.
 pub async fn begin(lane: &Lane) -> Result<()> {
-    let task = json!({"kind": "test.work", "args": {"work_ms": 20}, "tags": {NAME_TAG: NAME}});
+    let task = json!({"kind": "test.work", "args": {"work_ms": 20}, "tags": {NAME_TAG: NAME, QUEUE_TAG: "default"}});
     let schedule = json!({"cron": "* * * * * *", "catch_up": "all", "catch_up_max": CATCH_UP_MAX, "task": task});
     let made = lane.api()?.raw_put(&format!("/v1/schedules/{NAME}"), &schedule).await?;
     ensure!(made.status < 300, "the schedule was not made: {}", made.text());

@@ -8,7 +8,7 @@ use lapin::types::FieldTable;
 use tasklane_common::topology::TASKS_EXCHANGE;
 use tokio::time::{Instant, sleep};
 
-use crate::nemesis::fault::QUEUE;
+use crate::nemesis::world::broker_queue;
 use crate::vhost::Vhost;
 use crate::wait::within;
 
@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// How long the broker may be silent in between.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Copies whatever passes the exchange for a while, straight into the queue.
+/// Copies whatever passes the exchange for a while, straight into the queues.
 ///
 /// The tap is a queue of this connection's own: it ends with it, and with the broker. A quorum queue that a killed node
 /// leaves dead in its first moments would keep back the confirms of all that is published to the exchange.
@@ -32,12 +32,15 @@ async fn copy(vhost: &Vhost, until: Instant) -> Result<()> {
     let own = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     let tap = channel.queue_declare("".into(), own, FieldTable::default()).await?.name().clone();
     let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-    channel.queue_bind(tap.clone(), TASKS_EXCHANGE.into(), "default.#".into(), options, none).await?;
+    channel.queue_bind(tap.clone(), TASKS_EXCHANGE.into(), "#".into(), options, none).await?;
     while Instant::now() < until {
         match channel.basic_get(tap.clone(), BasicGetOptions { no_ack: true }).await? {
             Some(message) => {
                 let (options, properties) = (BasicPublishOptions::default(), message.properties.clone());
-                channel.basic_publish("".into(), QUEUE.into(), options, &message.data, properties).await?;
+                // The routing key is `<queue>.<kind>`.
+                let key = message.routing_key.as_str();
+                let queue = broker_queue(key.split_once('.').map_or(key, |(queue, _)| queue));
+                channel.basic_publish("".into(), queue.into(), options, &message.data, properties).await?;
             }
             None => sleep(PAUSE).await,
         }

@@ -5,32 +5,20 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use lapin::BasicProperties;
 use rustix::process::Signal;
-use serde_json::json;
-use tasklane_common::envelope::Envelope;
-use tasklane_common::rusqlite;
-use tasklane_common::task::{Json, TaskId};
-use tasklane_common::topology::TASKS_EXCHANGE;
 use tokio::sync::MutexGuard;
 use tokio::time::sleep;
 
 use crate::cluster::Cluster;
 use crate::history::{self, Op};
 use crate::ledger::LedgerKind;
-use crate::nemesis::duplicator;
 use crate::nemesis::member::Member;
 use crate::nemesis::schedule::Injection;
-use crate::nemesis::world::{Lane, World};
+use crate::nemesis::world::{Lane, QUEUES, World, broker_queue};
+use crate::nemesis::{duplicator, operator};
 use crate::proxy::{Direction, Method, Proxy, Side};
 use crate::stack::LEASE_TTL;
 use crate::wait::{eventually, within};
-
-/// The lane's only queue.
-pub const QUEUE: &str = "tasklane.q.default";
-
-/// What every garbage message has in its body.
-pub const GARBAGE: &str = "nemesis";
 
 /// How much later delayed bytes arrive.
 const DELAY: Duration = Duration::from_millis(150);
@@ -104,6 +92,8 @@ faults! {
     ConnectionsClosed => "connections closed by operator",
     QueuePurged => "queue purged",
     QueueDeleted => "queue deleted",
+    QueuePaused => "queue paused",
+    TasksMoved => "tasks moved back and forth",
     Duplicated => "every message twice",
     Garbage => "garbage messages",
     BrokerKilled => "broker node killed",
@@ -180,11 +170,13 @@ impl Injection {
                 Ok(())
             }
             Fault::ConnectionsClosed => lane.stack.vhost.close_connections().await,
-            Fault::QueuePurged => lane.stack.vhost.purge(QUEUE).await.map(drop),
-            Fault::QueueDeleted => delete_queue(world, lane).await,
+            Fault::QueuePurged => lane.stack.vhost.purge(&broker_queue(self.queue())).await.map(drop),
+            Fault::QueueDeleted => operator::delete_queue(world, lane, self.queue()).await,
+            Fault::QueuePaused => operator::pause(lane, self.queue(), self.hold).await,
+            Fault::TasksMoved => operator::shuffle(lane, self.victim, self.hold).await,
             Fault::Duplicated => duplicator::run(&lane.stack.vhost, self.hold).await,
-            Fault::Garbage => litter(lane).await,
-            Fault::LedgerLocked => lock(lane, self.hold).await,
+            Fault::Garbage => operator::litter(lane, self.queue()).await,
+            Fault::LedgerLocked => operator::lock(lane, self.hold).await,
             fault if fault.is_shared() => self.harm_broker(world).await,
             Fault::DatabaseCrashed | Fault::DatabaseStopped => self.harm_database(world).await,
             Fault::DatabaseStalled => {
@@ -201,6 +193,10 @@ impl Injection {
 
     fn producer<'l>(&self, lane: &'l Lane) -> Result<&'l Member> {
         lane.producers().get(self.victim % lane.producers().len()).context("a lane has producers")
+    }
+
+    fn queue(&self) -> &'static str {
+        QUEUES[self.victim % QUEUES.len()]
     }
 
     /// Long enough that a worker has lost its lease, and its tasks run elsewhere, when it goes on.
@@ -259,8 +255,9 @@ impl Injection {
     }
 
     async fn harm_broker(&self, world: &World) -> Result<()> {
-        world.settled().await;
         let mut cluster = broker(world).await?;
+        // Behind the lock: whoever held it may have had a queue declared anew.
+        world.settled().await;
         let at = self.node(&cluster, &world.lanes[self.lane]).await;
         let node = &mut cluster.nodes[at];
         match self.fault {
@@ -293,7 +290,8 @@ impl Injection {
         if cluster.nodes.len() == 1 || self.victim.is_multiple_of(2) {
             return any;
         }
-        let queue = ["queues", lane.stack.vhost.name(), QUEUE];
+        let name = broker_queue(self.queue());
+        let queue = ["queues", lane.stack.vhost.name(), &name];
         let Ok(queue) = cluster.nodes[any].node().management.get(&queue).await else { return any };
         let leads = |name: &str| queue["leader"].as_str().or(queue["node"].as_str()) == Some(name);
         cluster.nodes.iter().position(|broker| leads(broker.name())).unwrap_or(any)
@@ -365,43 +363,18 @@ fn slow(wire: &Proxy) {
     wire.delay(Direction::ToClient, DELAY);
 }
 
-/// Deletes the queue, and leaves the broker alone until somebody has declared it anew and it has settled.
-async fn delete_queue(world: &World, lane: &Lane) -> Result<()> {
-    lane.stack.vhost.delete_queue(QUEUE).await?;
-    let anew = eventually(READY_LIMIT, "the queue to be declared anew", async || {
-        Ok(lane.stack.vhost.depth(QUEUE).await?.map(drop))
-    });
-    let declared = anew.await;
-    world.unsettle().await;
-    declared
-}
-
 /// The broker, as soon as no other fault holds it; one at a time is enough.
 async fn broker(world: &World) -> Result<MutexGuard<'_, Cluster>> {
     within(BROKER_LIMIT, "the broker, which another fault holds", world.broker.lock()).await
 }
 
-/// Holds the write lock of the ledger's file, as somebody does who works on it by hand.
-async fn lock(lane: &Lane, time: Duration) -> Result<()> {
-    let file = lane.stack.ledger.sqlite_file().context("the ledger is a file")?;
-    let locked = tokio::task::spawn_blocking(move || -> Result<()> {
-        let connection = rusqlite::Connection::open(file)?;
-        connection.busy_timeout(BUSY_LIMIT)?;
-        connection.execute_batch("BEGIN IMMEDIATE")?;
-        std::thread::sleep(time);
-        Ok(connection.execute_batch("COMMIT")?)
-    });
-    locked.await?
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::check::takeovers::WORKER_DEATH;
 
-/// What is no task: no properties at all, properties of somebody else's, and a task that the ledger does not know.
-async fn litter(lane: &Lane) -> Result<()> {
-    let vhost = &lane.stack.vhost;
-    let body = format!("{{\"{GARBAGE}\": ").into_bytes();
-    vhost.publish("", QUEUE, &body, BasicProperties::default()).await?;
-    let text = BasicProperties::default().with_content_type("text/plain".into()).with_message_id("7".into());
-    vhost.publish(TASKS_EXCHANGE, "default.test.work", GARBAGE.as_bytes(), text).await?;
-    let args = Json::of(&json!({GARBAGE: true}))?;
-    let unknown = Envelope { id: TaskId::new(), kind: "test.work".parse()?, args, traceparent: None, reply_to: None };
-    vhost.publish("", QUEUE, unknown.args.as_str().as_bytes(), unknown.properties()).await
+    #[test]
+    fn the_checker_knows_the_death_of_a_worker_by_its_name() {
+        assert_eq!(Fault::WorkerKilled.to_string(), WORKER_DEATH);
+    }
 }

@@ -107,6 +107,8 @@ impl Report {
         self.row(f, "  of them transactional", |lane| lane.verdict.counts.transactional.to_string())?;
         self.row(f, "discarded (interrupted)", |lane| lane.verdict.counts.interrupted.to_string())?;
         self.row(f, "cancelled", |lane| lane.verdict.counts.cancelled.to_string())?;
+        self.row(f, "groups followed", |lane| lane.verdict.counts.followed.to_string())?;
+        self.row(f, "moved, pauses", |lane| format!("{}, {}", lane.verdict.counts.moved, lane.verdict.counts.pauses))?;
         self.row(f, "lost", |lane| broken(lane, Broken::Lost))?;
         self.row(f, "doubled", |lane| broken(lane, Broken::Doubled))?;
         self.row(f, "overlapping", |lane| broken(lane, Broken::Overlapping))?;
@@ -117,6 +119,7 @@ impl Report {
         self.row(f, "results refused (fenced)", |lane| format!("{:.0} or more", lane.counted.fenced))?;
         self.row(f, "claims refused", |lane| format!("{:.0} or more", lane.counted.refused))?;
         self.row(f, "takeover p50, max", |lane| takeovers(&lane.verdict.counts.takeovers))?;
+        self.row(f, "  amid other faults", |lane| takeovers(&lane.verdict.counts.late_takeovers))?;
         self.row(f, "longest run after a thaw", |lane| {
             format!("{} ms", lane.verdict.counts.longest_after_thaw.as_millis())
         })?;

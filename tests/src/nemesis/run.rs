@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
 use rustix::process::Signal;
 use tasklane_common::task::Guarantee;
 use tasklane_common::topology::DEAD_QUEUE;
@@ -20,14 +21,15 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Api, Task};
 use crate::history::check::{Evidence, FinalTask, check};
 use crate::history::{self, Op};
-use crate::nemesis::client::{Client, NAME_TAG, Seen};
-use crate::nemesis::cron;
-use crate::nemesis::fault::{Fault, GARBAGE, QUEUE};
+use crate::nemesis::client::{Client, FOLLOW_UP, NAME_TAG, QUEUE_TAG, Seen};
+use crate::nemesis::fault::Fault;
 use crate::nemesis::measure::{self, Counters, Sprint};
 use crate::nemesis::member::Role;
+use crate::nemesis::operator::GARBAGE;
 use crate::nemesis::report::{LaneReport, Report};
 use crate::nemesis::schedule::{Injection, PAUSE, Schedule};
-use crate::nemesis::world::{Lane, World};
+use crate::nemesis::world::{Lane, QUEUES, World, broker_queue};
+use crate::nemesis::{cron, operator};
 use crate::wait::{eventually, within};
 
 /// How many faults a lane may have at once, once each is known alone.
@@ -39,14 +41,17 @@ const END_LIMIT: Duration = Duration::from_secs(90);
 /// How long the broker may take to see the last acks.
 const ACK_LIMIT: Duration = Duration::from_secs(30);
 
+/// How many groups wait for their last task.
+const OPEN_GROUPS: &str = "SELECT count(*) FROM task_groups WHERE finished_at IS NULL";
+
 /// How often the counters are looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// How often the progress is told.
 const TELL_PERIOD: Duration = Duration::from_secs(5);
 
-/// The longest that one fault may take with its healing: a broker node starts in it.
-const FAULT_LIMIT: Duration = Duration::from_secs(180);
+/// The longest that one fault may take with its healing: a broker node starts in it. What it leaves is healed at the end.
+const FAULT_LIMIT: Duration = Duration::from_secs(60);
 
 /// What to do.
 #[derive(Clone, Debug)]
@@ -207,7 +212,10 @@ async fn play(world: &World, injection: Injection) -> (Fault, bool) {
             note(Op::Fault { what: format!("{what} did not work out: {error:#}") });
             false
         }
-        Err(_) => false,
+        Err(_) => {
+            note(Op::Fault { what: format!("{what} was not over after {} s", FAULT_LIMIT.as_secs()) });
+            false
+        }
     };
     note(Op::Healed { what });
     (fault, done)
@@ -233,16 +241,22 @@ async fn heal(world: &World) -> Result<()> {
         member.mend().await?;
         member.signal(Signal::CONT).await?;
     }
-    world.up().await
+    world.up().await?;
+    for lane in &world.lanes {
+        operator::resume_all(lane).await?;
+    }
+    Ok(())
 }
 
-/// Waits until no task is under way; how long that took in each lane, or `None` if it did not end.
+/// Waits until no group is open and no task under way; how long that took in each lane, or `None` if it did not end.
 async fn settle(world: &World, healed: Instant) -> Result<Vec<Option<Duration>>> {
     let [one, other] = &world.lanes[..] else { bail!("a world has two lanes") };
     let ended = async |lane: &Lane| {
         let api = lane.api()?;
         let ended = eventually(END_LIMIT, "all tasks to end", async || {
-            Ok(api.under_way().await?.is_empty().then(|| healed.elapsed()))
+            // Groups first: what follows the last of them is recorded then, and is under way.
+            let open = lane.stack.ledger.number(OPEN_GROUPS).await? > 0;
+            Ok((!open && api.under_way().await?.is_empty()).then(|| healed.elapsed()))
         });
         anyhow::Ok(ended.await.ok())
     };
@@ -254,18 +268,24 @@ async fn settle(world: &World, healed: Instant) -> Result<Vec<Option<Duration>>>
 async fn gather(lane: &mut Lane) -> Result<Evidence> {
     let tasks = lane.api()?.list_all(&[]).await?;
     lane.history.append(cron::promised(&tasks)?)?;
-    let tasks: Vec<FinalTask> = tasks.into_iter().map(final_task).collect();
+    let tasks: Vec<FinalTask> = tasks.into_iter().map(final_task).collect::<Result<_>>()?;
     let vhost = &lane.stack.vhost;
-    // What is not empty by then is told by the checker.
-    let _ = eventually(ACK_LIMIT, "the queue to be empty", async || {
-        Ok((vhost.depth(QUEUE).await? == Some(0)).then_some(()))
-    })
-    .await;
+    for queue in QUEUES {
+        // What is not empty by then is told by the checker.
+        let _ = eventually(ACK_LIMIT, "the queue to be empty", async || {
+            Ok((vhost.depth(&broker_queue(queue)).await? == Some(0)).then_some(()))
+        })
+        .await;
+    }
     for member in &mut lane.members {
         member.stop().await?;
     }
     // Now all that nobody has acked is back in the queue.
-    let mut queues = vec![(QUEUE.to_owned(), vhost.depth(QUEUE).await?)];
+    let mut queues = Vec::new();
+    for queue in QUEUES.map(broker_queue) {
+        let depth = vhost.depth(&queue).await?;
+        queues.push((queue, depth));
+    }
     let dead = vhost.take(DEAD_QUEUE).await?;
     let ours = dead.iter().filter(|letter| !String::from_utf8_lossy(&letter.data).contains(GARBAGE));
     queues.push((format!("{DEAD_QUEUE}, other than garbage"), Some(u32::try_from(ours.count())?)));
@@ -273,23 +293,30 @@ async fn gather(lane: &mut Lane) -> Result<Evidence> {
     Ok(Evidence { history: history::read(&lane.history_file)?, tasks, queues, counter })
 }
 
-fn final_task(task: Task) -> FinalTask {
+fn final_task(task: Task) -> Result<FinalTask> {
     let guarantee = match task.kind.as_str() {
         "test.once" => Guarantee::AtMostOnce,
         "test.count" => Guarantee::Transactional,
         _ => Guarantee::AtLeastOnce,
     };
-    FinalTask {
+    let started_at = task.started_at.map(|at| at.parse::<Timestamp>()).transpose()?;
+    let follows = (task.kind == FOLLOW_UP).then(|| serde_json::from_value(task.args["group"].clone())).transpose()?;
+    Ok(FinalTask {
         name: task.tags.get(NAME_TAG).cloned().unwrap_or_default(),
         guarantee,
         result_fence: task.result["fence"].as_u64(),
         counted: task.result.as_i64(),
         unique_key: task.unique_key,
+        submitted_to: task.tags.get(QUEUE_TAG).cloned(),
+        queue: task.queue,
+        started_at: started_at.map(|at| Duration::try_from(at.duration_since(Timestamp::UNIX_EPOCH))).transpose()?,
+        group: task.group_id,
+        follows,
         id: task.id,
         state: task.state,
         reason: task.reason,
         fence: task.fence,
-    }
+    })
 }
 
 async fn look(world: Arc<World>, counters: Arc<Vec<Counters>>) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use tasklane_common::topology::QUEUE_PREFIX;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 use url::Url;
@@ -16,11 +17,15 @@ use crate::cluster::Cluster;
 use crate::history::Writer;
 use crate::ledger::{Ledger, LedgerKind};
 use crate::nemesis::member::{Member, Role, Wires};
+use crate::nemesis::operator::Doubts;
 use crate::postgres::Postgres;
 use crate::process::Process;
 use crate::proxy::Proxy;
 use crate::stack::{LEASE_TTL, Program, Stack, Start, free_addr};
 use crate::wait::eventually;
+
+/// The queues of a lane, which all workers consume.
+pub const QUEUES: [&str; 2] = ["default", "other"];
 
 /// How many producers a lane has.
 const PRODUCERS: usize = 2;
@@ -70,6 +75,13 @@ pub struct Lane {
     pub history_file: PathBuf,
     /// Vhost and ledger.
     pub stack: Stack,
+    /// What nobody has answered; who holds it is the only one to pause a queue.
+    pub doubts: Mutex<Doubts>,
+}
+
+/// The broker's name of a queue.
+pub fn broker_queue(queue: &str) -> String {
+    format!("{QUEUE_PREFIX}{queue}")
 }
 
 impl World {
@@ -126,7 +138,7 @@ impl Lane {
         std::fs::create_dir_all(&place)?;
         let history_file = place.join("history.jsonl");
         let history = Arc::new(Writer::open(&history_file, true)?);
-        let mut lane = Self { kind, members: Vec::new(), history, history_file, stack };
+        let mut lane = Self { kind, members: Vec::new(), history, history_file, stack, doubts: Mutex::default() };
         let mut nodes = broker.nodes.iter().map(|broker| broker.node().clone()).cycle();
         for at in 0..PRODUCERS + WORKERS {
             let (role, name) = match at.checked_sub(PRODUCERS) {
@@ -169,6 +181,7 @@ impl Lane {
                     .stack
                     .worker()
                     .binary("test-worker")
+                    .env("TASKLANE_QUEUES", QUEUES.join(","))
                     .env("TASKLANE_TEST_OPLOG", self.history_file.display())
                     .env("TASKLANE_TEST_OPLOG_SYNC", 1)
                     .env("TASKLANE_LEASE_TTL_MS", LEASE_TTL.as_millis())

@@ -143,26 +143,79 @@ async fn waiting(api: &Api, queue: &str) -> Result<u64> {
     Ok(queue["counts"]["queued"].as_u64().unwrap_or_default())
 }
 
-#[tokio::test]
-async fn a_broker_with_an_alarm_delays_tasks_and_no_submission() -> Result<()> {
-    let broker = Broker::private().await?;
-    let stack = Stack::on(broker.node(), LedgerKind::Sqlite).await?;
-    let log = stack.operation_log()?;
-    let mut producer = stack.producer().start().await?;
-    let mut worker = stack.test_worker(&log).start().await?;
-    let load = Load::of(&producer.api, json!({"kind": "test.work"}));
-    log.started(20, LIMIT).await?;
-    broker.raise_memory_alarm().await?;
-    eventually(LIMIT, "submissions to pile up", async || {
-        Ok((producer.api.under_way().await?.values().sum::<u64>() > 200).then_some(()))
-    })
-    .await?;
-    broker.clear_memory_alarm().await?;
-    let loaded = load.stop().await?;
+/// Longer than a publisher waits for a confirm, and than a publication may take.
+const ALARM: Duration = Duration::from_secs(26);
 
-    assert!(loaded.slowest < ANSWER_LIMIT, "a submission took {:?}", loaded.slowest);
-    check_completed(&producer.api.all_ended(loaded.accepted.len(), LIMIT).await?, &loaded.accepted)?;
-    log.check_each_started_once(loaded.accepted.iter().map(String::as_str))?;
-    assert_eq!((producer.process.has_exited()?, worker.process.has_exited()?), (None, None));
-    nothing_left(&stack.vhost).await
+on_both_ledgers! {
+    async fn a_broker_with_an_alarm_delays_tasks_and_no_submission(ledger) {
+        let broker = Broker::private().await?;
+        let stack = Stack::on(broker.node(), ledger).await?;
+        let log = stack.operation_log()?;
+        let mut producer = stack.producer().start().await?;
+        let mut worker = stack.test_worker(&log).start().await?;
+        let load = Load::of(&producer.api, json!({"kind": "test.work"}));
+        log.started(20, LIMIT).await?;
+        broker.raise_memory_alarm().await?;
+        eventually(LIMIT, "the producer to hear of the alarm", async || {
+            Ok((readiness(&producer.api).await?["broker"] == false).then_some(()))
+        })
+        .await?;
+        let until = Instant::now() + ALARM;
+        let mut look = Instant::now();
+        while look < until {
+            let told = readiness(&producer.api).await?;
+            assert_eq!((&told["ready"], &told["broker"]), (&json!(true), &json!(false)), "{told}");
+            look += Duration::from_secs(1);
+            sleep_until(look).await;
+        }
+        let waiting = producer.api.under_way().await?;
+        assert!(waiting.values().sum::<u64>() > 200, "submissions pile up in the ledger meanwhile: {waiting:?}");
+        broker.clear_memory_alarm().await?;
+        let loaded = load.stop().await?;
+
+        assert!(loaded.slowest < ANSWER_LIMIT, "a submission took {:?}", loaded.slowest);
+        check_completed(&producer.api.all_ended(loaded.accepted.len(), LIMIT).await?, &loaded.accepted)?;
+        log.check_each_started_once(loaded.accepted.iter().map(String::as_str))?;
+        for metrics in [producer.api.metrics().await?, worker.metrics().await?] {
+            let unknown = metrics.sum("tasklane_publications_total", &[("outcome", "unknown")]);
+            let reconnects = metrics.sum("tasklane_broker_reconnects_total", &[]);
+            let stranded = metrics.sum("tasklane_stranded_total", &[]);
+            assert_eq!((unknown, reconnects, stranded), (0.0, 0.0, 0.0), "an alarm is no failure");
+        }
+        assert_eq!((producer.process.has_exited()?, worker.process.has_exited()?), (None, None));
+        nothing_left(&stack.vhost).await
+    }
+
+    /// The queue is never empty, so only its watermark tells.
+    async fn a_message_lost_out_of_the_middle_of_a_queue_is_published_again(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let lost = producer.api.submit(&json!({"kind": "test.once"})).await?.id;
+        producer.api.in_state(&lost, "queued", LIMIT).await?;
+        assert_eq!(stack.vhost.take("tasklane.q.default").await?.len(), 1);
+        // As if that had been a minute ago.
+        stack.ledger.execute("UPDATE tasks SET queued_at = queued_at - 60000 WHERE kind = 'test.once'").await?;
+        let mut submitted = ids(&producer.api.submit_batch(&tasks(100, "test.work", &json!({"work_ms": 300}))).await?);
+        let slow = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 1).start().await?;
+        let stranded = async || {
+            let all = [producer.api.metrics().await?, slow.metrics().await?];
+            anyhow::Ok(all.iter().map(|metrics| metrics.sum("tasklane_stranded_total", &[])).sum::<f64>())
+        };
+        eventually(LIMIT / 4, "the loss to be noticed", async || Ok((stranded().await? > 0.0).then_some(()))).await?;
+        let depth = stack.vhost.depth("tasklane.q.default").await?;
+        assert!(depth > Some(10), "{depth:?} were left: an empty queue would have told as well");
+
+        let _helper = stack.test_worker(&log).start().await?;
+        submitted.insert(lost);
+        check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
+        log.check_each_started_once(submitted.iter().map(String::as_str))?;
+        assert_eq!(stranded().await?, 1.0, "nobody else's message was missed");
+        nothing_left(&stack.vhost).await
+    }
+}
+
+/// What the producer says of itself.
+async fn readiness(api: &Api) -> Result<Value> {
+    api.raw_get("/readyz").await?.json()
 }

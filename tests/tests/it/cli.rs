@@ -464,9 +464,37 @@ async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     let counts = &cli.json(&["cancel", "--tag", "team=blue", "--state", "scheduled", "--yes"]).await?[0];
     assert_eq!(counts, &json!({"cancelled": 30, "requested": 0, "dry_run": false}));
     assert_eq!(open().await?, 0);
+    let dry = cli.ok(&["retry", "--kind", "bulk", "--state", "cancelled", "--dry-run"]).await?;
+    assert_eq!(dry, "30 tasks would start again\n");
+    cli.run(&["retry", "--kind", "bulk"]).await?.failed(2, &["--yes", "--dry-run"]);
+    let counts = &cli.json(&["retry", "--tag", "team=blue", "--state", "cancelled", "--yes"]).await?[0];
+    assert_eq!(counts, &json!({"retried": 30, "conflicts": 0, "dry_run": false}));
+    cli.run(&["retry", "--state", "running", "-y"]).await?.failed(4, &["a running task cannot be retried"]);
     cli.run(&["cancel", "--state", "completed", "-y"])
         .await?
         .failed(4, &["state: a completed task cannot be cancelled"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn tasks_are_edited_and_done_again_with_other_args() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    let one = cli.submit(&["later", "to=ada", "--delay", "1h"]).await?;
+    let said = cli.ok(&["edit", &one, "--args", r#"{"to": "bob"}"#, "--queue", "slow", "--delay", "2h"]).await?;
+    assert!(said.starts_with(&format!("{one} edited, starts in ")), "{said}");
+    let said = cli.ok(&["edit", &one, "--delay", "0s"]).await?;
+    assert_eq!(said, format!("{one} edited, starts at once\n"));
+    let task = producer.api.get(&one).await?;
+    assert_eq!((task.queue.as_str(), &task.args), ("slow", &json!({"to": "bob"})));
+    cli.run(&["edit", &one, "--max-attempts", "0"]).await?.failed(4, &["max_attempts: must be from 1 to 1000"]);
+    cli.run(&["edit", NOBODY, "--delay", "1h"]).await?.failed(3, &["there is no task"]);
+    cli.ok(&["cancel", &one]).await?;
+    cli.run(&["edit", &one, "--delay", "1h"]).await?.failed(4, &["the task is cancelled"]);
+    let again = &cli.json(&["retry", &one, "--args", "[7]"]).await?[0];
+    assert_eq!((&again["retried_from"], &again["args"]), (&json!(one), &json!([7])));
+    cli.run(&["retry", &one, NOBODY, "--args", "[7]"]).await?.failed(2, &["one task at a time"]);
+    assert_eq!(producer.api.get(&one).await?.state, "cancelled");
     Ok(())
 }
 

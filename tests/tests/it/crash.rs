@@ -314,21 +314,31 @@ on_both_ledgers! {
     async fn what_a_killed_producer_has_accepted_completes(ledger) {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
-        let mut producer = stack.producer().start().await?;
+        let wire = Proxy::to(stack.vhost.node().amqp).await?;
+        let mut producer = stack.producer().env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire)).start().await?;
         let accepted = Arc::new(Mutex::new(Vec::new()));
         let mut clients = JoinSet::new();
         for _ in 0..8 {
             clients.spawn(submit_until_it_fails(producer.api.clone(), Arc::clone(&accepted)));
         }
-        eventually(LIMIT, "300 tasks to be accepted", async || Ok((accepted.lock().await.len() >= 300).then_some(())))
-            .await?;
+        let reached = async |count| {
+            let enough = async || Ok((accepted.lock().await.len() >= count).then_some(()));
+            eventually(LIMIT, &format!("{count} tasks to be accepted"), enough).await
+        };
+        reached(300).await?;
+        // From here on the broker hears of nothing that is accepted.
+        wire.stall(Direction::ToServer);
+        let heard = accepted.lock().await.len();
+        reached(heard + 100).await?;
         producer.process.kill().await?;
         within(LIMIT, "the clients to see it", clients.join_all()).await?;
 
         // A worker alone: it relays what the producer recorded and did not come to publish.
-        let _worker = stack.test_worker(&log).start().await?;
+        let worker = stack.test_worker(&log).start().await?;
         let accepted = ids(&accepted.lock().await);
         log.started(accepted.len(), LIMIT).await?;
+        let relayed = worker.metrics().await?.sum("tasklane_relayed_total", &[]);
+        assert!(relayed >= (accepted.len() - heard) as f64, "{relayed} of {} were relayed", accepted.len() - heard);
         let producer = stack.producer().start().await?;
         check_completed(&producer.api.all_ended(accepted.len(), LIMIT).await?, &accepted)?;
         check_started_once_but(&log, &BTreeSet::new())?;

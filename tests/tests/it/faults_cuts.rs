@@ -50,6 +50,27 @@ on_both_ledgers! {
         nothing_left(&stack.vhost).await
     }
 
+    async fn what_a_relay_could_not_publish_is_published_by_whoever_can(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let wire = Proxy::to(stack.vhost.node().amqp).await?;
+        let producer = stack.producer().env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire)).start().await?;
+        publishes(&producer.api).await?;
+        // Nobody but this producer's relay can publish them when their time has come.
+        let later = json!({"kind": "test.work", "delay_ms": 500});
+        wire.cut_at(Direction::ToServer, Side::Before, Method::PUBLISH);
+        let mut submitted = ids(&producer.api.submit_batch(&vec![later; 20]).await?);
+        wire.cut_made(1, LIMIT).await?;
+        wire.stall_all();
+        let _worker = stack.test_worker(&log).start().await?;
+        submitted.extend(producer.api.list_all(&[]).await?.into_iter().map(|task| task.id));
+        // A relay keeps its tasks to itself for 30 s, unless it knows that it could not publish them.
+        completed(&producer.api, &submitted, AT_ONCE).await?;
+        log.check_each_started_once(submitted.iter().map(String::as_str))?;
+        wire.resume().await?;
+        nothing_left(&stack.vhost).await
+    }
+
     async fn a_wire_cut_around_a_delivery_or_its_ack_loses_and_repeats_nothing(ledger) {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;

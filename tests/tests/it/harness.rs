@@ -119,9 +119,11 @@ async fn a_private_node_can_raise_an_alarm_freeze_and_close_connections() -> Res
     broker.process()?.thaw()?;
 
     let connection = eventually(LIMIT, "a connection", async || vhost.connect().await.map(Some)).await?;
-    vhost.close_connections().await?;
-    eventually(LIMIT, "the connection to be closed", async || Ok((!connection.status().connected()).then_some(())))
-        .await
+    eventually(LIMIT, "the connection to be closed", async || {
+        vhost.close_connections().await?;
+        Ok((!connection.status().connected()).then_some(()))
+    })
+    .await
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
 use tasklane_tests::eventually;
 use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::stack::Stack;
@@ -161,4 +161,26 @@ async fn a_worker_without_room_or_work_is_not_called_stalled() -> Result<()> {
     }
     assert_eq!(stack.vhost.depth("tasklane.q.default").await?, Some(1), "the test proves nothing");
     check_completed(&producer.api.all_ended(submitted.len(), LIMIT * 2).await?, &submitted)
+}
+
+/// Nothing is published to it, so no publisher declares it anew, and no look at what is ready finds it.
+#[tokio::test]
+async fn an_idle_workers_consumer_that_the_broker_cancels_is_made_anew() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.test_worker(&log).start().await?;
+    let consumers = async || {
+        let queue: Value = producer.api.raw_get("/v1/queues/default").await?.expect(&[200])?;
+        Ok((queue["consumers"] == 1).then_some(()))
+    };
+    let first = producer.api.submit(&json!({"kind": "test.work"})).await?.id;
+    producer.api.in_state(&first, "completed", LIMIT).await?;
+    eventually(LIMIT, "the worker to consume", consumers).await?;
+    assert_eq!(stack.vhost.delete_queue("tasklane.q.default").await?, 0);
+    eventually(LIMIT / 2, "the worker to consume anew", consumers).await?;
+    worker.process.logged("the broker cancelled the consumer", LIMIT).await?;
+    let second = producer.api.submit(&json!({"kind": "test.work"})).await?.id;
+    producer.api.in_state(&second, "completed", LIMIT).await?;
+    nothing_left(&stack.vhost).await
 }

@@ -47,21 +47,23 @@ on_both_ledgers! {
         submitted.insert(later);
         assert_eq!(move_all(&producer.api).await?, submitted.len() as u64);
         queued(&producer.api, "other", submitted.len()).await?;
-        // Nobody consumes the old queue, where the old messages are.
+        // The old messages start nothing, although nobody consumes the new queue.
+        let left = stack.vhost.depth("tasklane.q.default").await?;
+        // On a busy machine a relay may have published some of them twice.
+        assert!(left >= Some(200), "{left:?}");
+        let old = stack.test_worker(&log).start().await?;
+        eventually(LIMIT, "the old messages to be refused", async || {
+            let refused = old.metrics().await?.sum("tasklane_claims_refused_total", &[("reason", "outdated")]);
+            Ok((refused >= 200.0).then_some(()))
+        })
+        .await?;
+        nothing_left(&stack.vhost).await?;
+        assert!(log.starts()?.is_empty());
         let moved = stack.test_worker(&log).env("TASKLANE_QUEUES", "other").start().await?;
         check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
         log.check_each_started_once(submitted.iter().map(String::as_str))?;
-        assert_eq!(stack.vhost.depth("tasklane.q.default").await?, Some(200));
-        // And when somebody does, they start nothing.
-        let old = stack.test_worker(&log).start().await?;
-        nothing_left(&stack.vhost).await?;
-        log.check_each_started_once(submitted.iter().map(String::as_str))?;
         assert_eq!(moved.problem().await?, None);
-        eventually(LIMIT, "the old messages to be refused", async || {
-            let refused = old.metrics().await?.sum("tasklane_claims_refused_total", &[("reason", "finished")]);
-            Ok((refused >= 200.0).then_some(()))
-        })
-        .await
+        Ok(())
     }
 
     async fn what_is_moved_under_load_back_and_forth_runs_once(ledger) {

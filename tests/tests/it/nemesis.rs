@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tasklane_tests::nemesis::run::{Plan, run};
+use tasklane_tests::within;
 
 /// Any will do; a fixed one plays the same faults each time.
 const SEED: u64 = 2026;
@@ -11,11 +12,14 @@ const SEED: u64 = 2026;
 /// How long faults are injected; building the world before and settling it afterwards takes about as long again.
 const FAULTY: Duration = Duration::from_secs(35);
 
+/// Less than the test runner's limit for this test, so that it fails with a message of its own.
+const RUN_LIMIT: Duration = Duration::from_secs(330);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn random_faults_under_load_break_no_promise() -> Result<()> {
     let place = tempfile::tempdir()?;
     let plan = Plan { seed: SEED, faulty: FAULTY, nodes: 1, place: place.path().to_owned() };
-    let report = run(plan).await?;
+    let report = within(RUN_LIMIT, "the whole run", run(plan)).await??;
     if !report.holds() {
         println!("histories and logs are in {}", place.keep().display());
     }

@@ -8,10 +8,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
 use sqlx::{Connection, PgConnection};
+use tasklane_tests::history::{self, Op};
 use tasklane_tests::ledger::{Ledger, LedgerKind};
 use tasklane_tests::oplog::{OperationLog, Step};
 use tasklane_tests::proxy::Proxy;
-use tasklane_tests::stack::{Producer, Stack, Worker};
+use tasklane_tests::stack::{LEASE_TTL, Producer, Stack, Worker};
 use tasklane_tests::{eventually, on_both_ledgers};
 use tokio::time::sleep;
 use url::Url;
@@ -53,6 +54,39 @@ on_both_ledgers! {
         assert_eq!((results.len(), results.first(), results.last()), (TASKS, Some(&1), Some(&(TASKS as i64))));
         log.check_fences_rise()?;
         log.check_no_overlap()?;
+        nothing_left(&stack.vhost).await
+    }
+}
+
+on_both_ledgers! {
+    /// In SQLite it then holds up everybody who writes, and commits first when it goes on; at a server others go on.
+    async fn a_worker_frozen_inside_of_its_transaction_counts_once(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().env("TASKLANE_MAX_CRASHES", MAX_CRASHES).start().await?;
+        stack.ledger.execute(COUNTER).await?;
+        let frozen = stack.test_worker(&log).start().await?;
+        let task = producer.api.submit(&json!({"kind": "test.count", "args": {"inside_ms": 900}})).await?.id;
+        let inside = || Ok(history::read(log.file())?.iter().any(|line| matches!(line.op, Op::Effect(_))).then_some(()));
+        eventually(LIMIT, "the transaction to be under way", async || inside()).await?;
+        frozen.process.freeze()?;
+        assert_eq!(log.entries()?.len(), 1, "frozen too late: the run has ended");
+        let _healthy = stack.test_worker(&log).spawn()?;
+        if ledger == LedgerKind::Sqlite {
+            assert!(!stack.ledger.takes_writes()?, "it holds the file");
+            sleep(LEASE_TTL * 2).await;
+        } else {
+            producer.api.in_state(&task, "completed", LIMIT).await?;
+        }
+        frozen.process.thaw()?;
+        let done = producer.api.in_state(&task, "completed", LIMIT).await?;
+        let fence = if ledger == LedgerKind::Sqlite { 1 } else { 2 };
+        assert_eq!((done.fence, &done.result), (fence, &json!(1)), "{done:#?}");
+        // What it has written by now, it has written for good: it works on, or its next life does.
+        let later = ids(&producer.api.submit_batch(&tasks(20, "test.count", &json!({}))).await?);
+        check_completed(&producer.api.all_ended(1 + later.len(), LIMIT).await?, &later)?;
+        assert_eq!(stack.ledger.number(COUNTED).await?, 1 + later.len() as i64);
+        log.check_fences_rise()?;
         nothing_left(&stack.vhost).await
     }
 }

@@ -38,6 +38,8 @@ pub struct CommandHandler {
     program: String,
     arguments: Vec<String>,
     options: Options,
+    /// Exit codes that are final besides [`EXIT_DISCARD`].
+    discard: Vec<i32>,
     groups: ProcessGroups,
 }
 
@@ -54,7 +56,7 @@ enum End {
     /// It exited by itself.
     Exited,
     /// It wrote too much.
-    TooMuch,
+    TooMuch(TooMuch),
     /// It was asked to stop.
     Stopped,
 }
@@ -78,10 +80,12 @@ impl CommandHandler {
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("command", &table.kind, table.timeout_ms)?,
-            backoff: None,
+            retry: table.retry.clone(),
+            discard_errors: table.discard_errors.clone(),
             guarantee: super::guarantee("command", &table.kind, table.guarantee)?,
         };
-        Ok(Self { program: program.clone(), arguments: arguments.to_vec(), options, groups })
+        let (program, arguments) = (program.clone(), arguments.to_vec());
+        Ok(Self { program, arguments, options, discard: table.discard_exit_codes.clone(), groups })
     }
 
     fn command(&self, cx: &TaskContext) -> Command {
@@ -116,7 +120,7 @@ impl DynHandler for CommandHandler {
             .groups
             .spawn(&mut self.command(cx))
             .map_err(|error| HandlerError::retry(format!("the program {} cannot be started: {error}", self.program)))?;
-        let mut output = Output { stdout: Whole::default(), stderr: Tail::new(ERROR_BYTES_MAX) };
+        let mut output = Output { stdout: Whole::new(cx.result_bytes_max), stderr: Tail::new(ERROR_BYTES_MAX) };
         let end = {
             let exchange = pin!(output.exchange(group.pipes(), args));
             watch(&mut group, exchange.shared(), &cx.cancellation).await
@@ -124,8 +128,8 @@ impl DynHandler for CommandHandler {
         // However it ended, the run is over, and with it everything in the group.
         let status = group.end().await;
         match end {
-            End::Exited => answer(&self.program, status?, output),
-            End::TooMuch => Err(HandlerError::discard(format!("the program {} {TooMuch}", self.program))),
+            End::Exited => answer(&self.program, &self.discard, status?, output),
+            End::TooMuch(much) => Err(HandlerError::discard(format!("the program {} {much}", self.program))),
             End::Stopped => Err(HandlerError::retry(format!("the program {} was stopped", self.program))),
         }
     }
@@ -173,10 +177,10 @@ async fn watch(
     tokio::select! {
         biased;
         () = group.exited() => match timeout(LINGER, exchange).await {
-            Ok(Err(TooMuch)) => End::TooMuch,
+            Ok(Err(much)) => End::TooMuch(much),
             Ok(Ok(())) | Err(_) => End::Exited,
         },
-        () = overflow(exchange.clone()) => End::TooMuch,
+        much = overflow(exchange.clone()) => End::TooMuch(much),
         () = cancellation.cancelled() => {
             group.terminate();
             // It is still listened to: a program that cannot write cannot end. Not only the leader gets its time.
@@ -191,13 +195,14 @@ async fn watch(
 }
 
 /// Ends only when there is too much output.
-async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) {
-    if exchange.await.is_ok() {
-        future::pending().await
+async fn overflow(exchange: impl Future<Output = Result<(), TooMuch>>) -> TooMuch {
+    match exchange.await {
+        Err(much) => much,
+        Ok(()) => future::pending().await,
     }
 }
 
-fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
+fn answer(program: &str, discard: &[i32], status: ExitStatus, mut output: Output) -> Result<Outcome, HandlerError> {
     if status.success() {
         return Ok(Outcome::Complete(output.stdout.into_result()?));
     }
@@ -208,7 +213,7 @@ fn answer(program: &str, status: ExitStatus, mut output: Output) -> Result<Outco
         (_, None, None) => format!("the program {program} failed: {status}"),
     };
     match status.code() {
-        Some(EXIT_DISCARD) => Err(HandlerError::discard(message)),
+        Some(code) if code == EXIT_DISCARD || discard.contains(&code) => Err(HandlerError::discard(message)),
         _ => Err(HandlerError::retry(message)),
     }
 }

@@ -13,7 +13,7 @@ use tasklane_common::config::{ConfigError, HttpTable};
 use tasklane_common::task::Json;
 use url::Url;
 
-use super::output::{TooMuch, Whole};
+use super::output::Whole;
 use crate::handler::{HandlerError, Options, Outcome, TaskContext};
 use crate::registry::DynHandler;
 
@@ -45,6 +45,8 @@ pub struct HttpHandler {
     url: Url,
     headers: HeaderMap,
     options: Options,
+    /// Statuses that are final besides those that always are.
+    discard: Vec<u16>,
 }
 
 impl HttpHandler {
@@ -61,7 +63,8 @@ impl HttpHandler {
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("http", &table.kind, table.timeout_ms)?,
-            backoff: None,
+            retry: table.retry.clone(),
+            discard_errors: table.discard_errors.clone(),
             guarantee: super::guarantee("http", &table.kind, table.guarantee)?,
         };
         Ok(Self {
@@ -69,13 +72,18 @@ impl HttpHandler {
             headers: configured_headers(&table.headers).map_err(fault)?,
             url,
             options,
+            discard: table.discard_statuses.clone(),
         })
     }
 
     async fn post(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         let request = self.client.post(self.url.clone()).headers(self.headers(cx)?).body(args.as_str().to_owned());
         let response = request.send().await.map_err(network)?;
-        if response.status().is_success() { complete(response).await } else { Err(refused(response).await) }
+        if response.status().is_success() {
+            complete(response, cx.result_bytes_max).await
+        } else {
+            Err(refused(response, &self.discard).await)
+        }
     }
 
     fn headers(&self, cx: &TaskContext) -> Result<HeaderMap, HandlerError> {
@@ -141,16 +149,16 @@ fn configured_headers(configured: &BTreeMap<String, SecretString>) -> Result<Hea
     Ok(headers)
 }
 
-async fn complete(mut response: Response) -> Result<Outcome, HandlerError> {
-    let mut body = Whole::default();
+async fn complete(mut response: Response, bytes_max: usize) -> Result<Outcome, HandlerError> {
+    let mut body = Whole::new(bytes_max);
     while let Some(chunk) = response.chunk().await.map_err(network)? {
-        body.push(&chunk).map_err(|TooMuch| HandlerError::discard(format!("the service {TooMuch}")))?;
+        body.push(&chunk).map_err(|too_much| HandlerError::discard(format!("the service {too_much}")))?;
     }
     Ok(Outcome::Complete(body.into_result()?))
 }
 
 /// What an answer other than 2xx means.
-async fn refused(response: Response) -> HandlerError {
+async fn refused(response: Response, discard: &[u16]) -> HandlerError {
     let status = response.status();
     let delay =
         response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
@@ -162,7 +170,7 @@ async fn refused(response: Response) -> HandlerError {
     }
     let passing = status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
-    match (passing, delay) {
+    match (passing && !discard.contains(&status.as_u16()), delay) {
         (true, Some(delay)) => HandlerError::retry_after(message, delay),
         (true, None) => HandlerError::retry(message),
         (false, _) => HandlerError::discard(message),

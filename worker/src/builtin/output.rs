@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use tasklane_common::task::Json;
 
-use crate::decide::RESULT_BYTES_MAX;
-
 /// Output that may become a result: kept whole, up to what a result may have.
-#[derive(Debug, Default)]
-pub(super) struct Whole(Vec<u8>);
+#[derive(Debug)]
+pub(super) struct Whole {
+    bytes: Vec<u8>,
+    max: usize,
+}
 
 /// The end of an endless output.
 #[derive(Debug)]
@@ -19,21 +20,27 @@ pub(super) struct Tail {
 
 /// There is more output than a result may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TooMuch;
+pub(super) struct TooMuch {
+    max: usize,
+}
 
 impl Whole {
+    pub(super) fn new(max: usize) -> Self {
+        Self { bytes: Vec::new(), max }
+    }
+
     pub(super) fn push(&mut self, chunk: &[u8]) -> Result<(), TooMuch> {
-        if self.0.len() + chunk.len() > RESULT_BYTES_MAX {
-            return Err(TooMuch);
+        if self.bytes.len() + chunk.len() > self.max {
+            return Err(TooMuch { max: self.max });
         }
-        self.0.extend_from_slice(chunk);
+        self.bytes.extend_from_slice(chunk);
         Ok(())
     }
 
     /// JSON if it is JSON, nothing if it is blank, and else the text as a string.
     pub(super) fn into_result(self) -> Result<Json, serde_json::Error> {
-        let text =
-            String::from_utf8(self.0).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        let text = String::from_utf8(self.bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         match text.trim() {
             "" => Ok(Json::null()),
             trimmed => Json::parse(trimmed.to_owned()).or_else(|_| Json::of(&text)),
@@ -65,7 +72,8 @@ impl std::fmt::Display for TooMuch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "answered more than the {RESULT_BYTES_MAX} bytes that a result may have: store it elsewhere and answer its address"
+            "answered more than the {} bytes that a result may have: store it elsewhere and answer its address",
+            self.max
         )
     }
 }
@@ -75,7 +83,7 @@ mod tests {
     use super::*;
 
     fn result(output: &[u8]) -> String {
-        let mut whole = Whole::default();
+        let mut whole = Whole::new(100);
         whole.push(output).unwrap();
         whole.into_result().unwrap().as_str().to_owned()
     }
@@ -92,9 +100,11 @@ mod tests {
 
     #[test]
     fn a_result_has_a_bound() {
-        let mut whole = Whole::default();
-        assert_eq!(whole.push(&vec![b'x'; RESULT_BYTES_MAX]), Ok(()));
-        assert_eq!(whole.push(b"x"), Err(TooMuch));
+        let mut whole = Whole::new(8);
+        assert_eq!(whole.push(b"12345678"), Ok(()));
+        let error = whole.push(b"9").unwrap_err();
+        assert_eq!(error, TooMuch { max: 8 });
+        assert!(error.to_string().starts_with("answered more than the 8 bytes that a result may have"));
     }
 
     #[test]

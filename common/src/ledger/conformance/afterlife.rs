@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, run, settle, until, worker,
+    HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, refused, run, settle, until,
+    worker,
 };
-use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Replayed, Settled, Submission, Transition};
+use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Refusal, Replayed, Settled, Submission, Transition};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, NewTask, OnConflict, TaskId, Unique};
 
@@ -55,11 +56,60 @@ pub async fn only_failures_are_replayed(ledger: &dyn Ledger) {
     assert_eq!(ledger.replay(TaskId::new()).await.unwrap(), Replayed::Unknown);
 }
 
+/// More than one statement takes, of all sorts, each at its own time.
+pub async fn many_are_replayed_each_after_its_delay(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let ids = recorded(ledger, 1_100, |_| {}).await;
+    ledger.cancel(ids[..1_099].to_vec(), "stop".to_owned()).await.unwrap();
+    run(ledger, ids[1_099], holder, discard()).await;
+    let unknown = TaskId::new();
+    let delay = |index: usize| HOUR * u32::from(index % 2 == 1);
+    let replays = ids.iter().enumerate().map(|(index, id)| (*id, delay(index)));
+    let mut replayed = ledger.replay_many(replays.chain([(unknown, NOW)]).collect()).await.unwrap();
+    replayed.sort_unstable_by_key(|(id, _)| *id);
+    let before = |index| if index == 1_099 { State::Discarded } else { State::Cancelled };
+    let expected: Vec<_> = ids.iter().enumerate().map(|(index, id)| (*id, Replayed::From(before(index)))).collect();
+    assert_eq!(replayed, expected);
+    let due = ledger.fetch_due(2_000, HOUR).await.unwrap();
+    assert_eq!(due.len(), 550, "every second one");
+    assert_eq!(refused(ledger, ids[1], holder).await, Refusal::NotDue);
+    granted(ledger, ids[0], holder).await;
+    let late = get(ledger, ids[1_099]).await;
+    assert!(late.run_at > jiff::Timestamp::now() + HOUR / 2 && late.state == State::Accepted, "{late:?}");
+    assert_eq!(ledger.replay_many(Vec::new()).await.unwrap(), []);
+}
+
+/// The first to get it back has it, and the others are told who that is.
+pub async fn of_many_with_one_key_one_is_replayed(ledger: &dyn Ledger) {
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let unique = Unique { key: "one".to_owned(), window: None, on_conflict: OnConflict::Reject };
+        ids.push(recorded(ledger, 1, |task| task.unique = Some(unique.clone())).await[0]);
+        ledger.cancel(vec![ids[ids.len() - 1]], "stop".to_owned()).await.unwrap();
+    }
+    let plain = one(ledger).await;
+    ledger.cancel(vec![plain], "stop".to_owned()).await.unwrap();
+    let replays = ids.iter().chain([&plain]).map(|id| (*id, NOW)).collect();
+    let mut replayed = ledger.replay_many(replays).await.unwrap();
+    replayed.sort_unstable_by_key(|(id, _)| *id);
+    let (again, held) = (Replayed::From(State::Cancelled), Replayed::KeyHeld(ids[0]));
+    assert_eq!(replayed, [(ids[0], again), (ids[1], held), (ids[2], held), (plain, again)]);
+    assert_eq!(get(ledger, ids[2]).await.state, State::Cancelled);
+}
+
+/// The one that failed stays as it is.
+pub async fn a_task_tells_whose_work_it_does_again(ledger: &dyn Ledger) {
+    let first = one(ledger).await;
+    let again = recorded(ledger, 1, |task| task.retried_from = Some(first)).await[0];
+    assert_eq!(get(ledger, again).await.retried_from, Some(first));
+    assert_eq!(get(ledger, first).await.retried_from, None);
+}
+
 async fn pruned(ledger: &dyn Ledger, expected: u64) {
     let mut total = 0;
     while total < expected {
         total += until("finished tasks to be pruned", async || {
-            Some(ledger.prune(NOW, 1000).await.unwrap()).filter(|count| *count > 0)
+            Some(super::pruned(ledger, NOW, 1000).await).filter(|count| *count > 0)
         })
         .await;
     }
@@ -74,13 +124,13 @@ pub async fn old_finished_tasks_are_pruned(ledger: &dyn Ledger) {
         run(ledger, *id, holder, outcome).await;
     }
     granted(ledger, ids[4], holder).await;
-    assert_eq!(ledger.prune(HOUR, 1000).await.unwrap(), 0, "within the retention");
+    assert_eq!(super::pruned(ledger, HOUR, 1000).await, 0, "within the retention");
     assert_eq!(ledger.get(ids.clone()).await.unwrap().len(), 6);
     pruned(ledger, 3).await;
     let mut left: Vec<TaskId> = ledger.get(ids.clone()).await.unwrap().iter().map(|task| task.id).collect();
     left.sort_unstable();
     assert_eq!(left, ids[3..]);
-    assert_eq!(ledger.prune(NOW, 1000).await.unwrap(), 0);
+    assert_eq!(super::pruned(ledger, NOW, 1000).await, 0);
     // One that was passed by is found when its time has come.
     run(ledger, ids[3], holder, complete()).await;
     pruned(ledger, 1).await;
@@ -96,7 +146,7 @@ pub async fn pruning_is_bounded(ledger: &dyn Ledger) {
     }
     let mut total = 0;
     while total < 25 {
-        let count = until("a prune", async || Some(ledger.prune(NOW, 10).await.unwrap()).filter(|count| *count > 0));
+        let count = until("a prune", async || Some(super::pruned(ledger, NOW, 10).await).filter(|count| *count > 0));
         let count = count.await;
         assert!(count <= 10, "{count} at once");
         total += count;

@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::{
-    HOUR, claim, complete, get, granted, new_task, one, recorded, refused, retry, run, settle, submission, until,
-    worker, worker_for,
+    HOUR, NEWEST, claim, complete, discard, get, granted, new_task, one, recorded, refused, retry, run, settle,
+    submission, until, worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Settled, Transition};
+use crate::ledger::{Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, TaskId, WorkerId};
 
@@ -18,17 +18,52 @@ pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
     ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
     let holder = worker(ledger).await;
-    let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce, crashes_below: i32::MAX };
+    let request = ClaimRequest {
+        id,
+        worker: holder,
+        guarantee: Guarantee::AtMostOnce,
+        published: NEWEST,
+        crashes_below: i32::MAX,
+    };
     let Claim::Granted(grant) = ledger.claim(request).await.unwrap() else { panic!("the task is free") };
     let task = get(ledger, id).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(1), 1, 3));
     assert_eq!(
-        (grant.timeout, grant.created_at, grant.run_at),
-        (Some(Duration::from_secs(9)), task.created_at, task.run_at)
+        (grant.timeout, grant.first_due_at, grant.run_at),
+        (Some(Duration::from_secs(9)), task.run_at, task.run_at)
     );
     assert!(grant.queued_at.is_some_and(|at| at >= task.created_at && at <= grant.started_at), "{grant:?}");
     assert_eq!((task.state, task.fence, task.attempt), (State::Running, Fence(1), 1));
     assert_eq!((task.worker_id, task.started_at), (Some(holder), Some(grant.started_at)));
+}
+
+/// Not from its recording where it was to wait, nor from a later attempt's time; a person's word begins it anew.
+pub async fn an_age_counts_from_when_a_task_was_first_due(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let soon = timestamp(wall_ms() + 300);
+    let id = recorded(ledger, 1, |task| task.run_at = Some(soon)).await[0];
+    let claimable = async || match claim(ledger, id, holder).await {
+        Claim::Granted(grant) => Some(grant),
+        Claim::Refused(_) => None,
+    };
+    let first = until("the task to be due", claimable).await;
+    assert_eq!((first.first_due_at, first.run_at), (soon, soon));
+    for outcome in [retry(Duration::from_millis(20), "again"), Transition::Snooze { delay: Duration::from_millis(20) }]
+    {
+        assert_eq!(settle(ledger, id, get(ledger, id).await.fence, outcome).await, Settled::Applied);
+        let later = until("the next attempt to be due", claimable).await;
+        assert!(later.first_due_at == soon && later.run_at > soon, "{later:?}");
+    }
+    assert_eq!(settle(ledger, id, get(ledger, id).await.fence, discard()).await, Settled::Applied);
+    ledger.replay(id).await.unwrap();
+    let anew = granted(ledger, id, holder).await;
+    assert!(anew.first_due_at == anew.run_at && anew.run_at > soon, "{anew:?}");
+    let again = retry(HOUR, "again");
+    assert_eq!(settle(ledger, id, anew.fence, again).await, Settled::Applied);
+    let edit = Edit { run_at: Some(timestamp(wall_ms() + 20)), ..Edit::default() };
+    assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(State::Retryable));
+    let edited = until("the edited time", claimable).await;
+    assert!(edited.first_due_at == edited.run_at && edited.run_at > anew.run_at, "{edited:?}");
 }
 
 /// Fifty claims of one task at the same time, five workers: one grant.
@@ -127,7 +162,7 @@ pub async fn a_suspect_is_not_granted_unasked(ledger: &dyn Ledger) {
     let (id, worker) = (one(ledger).await, worker(ledger).await);
     let error = Failure { message: String::new(), kind: ErrorKind::Crash };
     run(ledger, id, worker, Transition::Retry { delay: Duration::ZERO, error }).await;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, crashes_below: 1 };
+    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
     assert_eq!(ledger.claim(request.clone()).await.unwrap(), Claim::Refused(Refusal::Suspect));
     let claim = ledger.claim(ClaimRequest { crashes_below: 2, ..request.clone() }).await.unwrap();
     assert!(matches!(claim, Claim::Granted(_)), "{claim:?}");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    HOUR, complete, get, granted, kind, one, queue, recorded, refused, retry, settle, until, worker, worker_for,
-    worker_record,
+    HOUR, NEWEST, complete, get, granted, kind, one, queue, recorded, refused, retry, settle, until, worker,
+    worker_for, worker_record,
 };
 use crate::ledger::{Abandoned, Claim, ClaimRequest, Ledger, Refusal, Renewal, Renewed, Settled, WorkerRecord};
 use crate::state::State;
@@ -88,7 +88,13 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let ids = recorded(ledger, 4, |task| (task.kind, task.max_attempts) = (kind("pay.out"), 7)).await;
     for &id in &ids {
-        let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtMostOnce, crashes_below: i32::MAX };
+        let request = ClaimRequest {
+            id,
+            worker: holder,
+            guarantee: Guarantee::AtMostOnce,
+            published: NEWEST,
+            crashes_below: i32::MAX,
+        };
         assert!(matches!(ledger.claim(request).await.unwrap(), Claim::Granted(_)));
     }
     ledger.retire(holder).await.unwrap();

@@ -29,7 +29,7 @@ async fn set(ledger: &dyn Ledger, scope: &str, bounds: Bounds) {
 async fn release(ledger: &dyn Ledger) -> u32 {
     let (mut after, mut tasks) = (None, 0);
     loop {
-        let released = ledger.release(after, 3).await.unwrap();
+        let released = ledger.release_held(after, 3).await.unwrap();
         (after, tasks) = (released.next, tasks + released.tasks);
         if after.is_none() {
             return tasks;
@@ -276,7 +276,7 @@ pub async fn a_rate_spreads_the_starts(ledger: &dyn Ledger) {
     for id in &ids[3..] {
         assert_eq!(refused(ledger, *id, holder).await, Refusal::Limited, "the burst is used up");
     }
-    let released = ledger.release(None, 10).await.unwrap();
+    let released = ledger.release_held(None, 10).await.unwrap();
     assert_eq!((released.tasks, released.next), (0, None));
     let wait = released.wait.unwrap();
     assert!(wait > Duration::from_secs(1_700) && wait <= Duration::from_secs(1_800), "{wait:?}");
@@ -286,6 +286,35 @@ pub async fn a_rate_spreads_the_starts(ledger: &dyn Ledger) {
     run(ledger, ids[3], holder, complete()).await;
     until("the rate to let the other start", async || (release(ledger).await == 1).then_some(())).await;
     run(ledger, ids[4], holder, complete()).await;
+}
+
+/// What is past does not add up, and what runs or is on its way keeps its place.
+pub async fn places_of_the_past_are_forgotten(ledger: &dyn Ledger) {
+    let rate = Rate { tasks: 1_000_000, per_ms: 1, burst: 1_000 };
+    set(ledger, "key:*", Bounds { rate: Some(rate), max_running: Some(1), ..Bounds::default() }).await;
+    let holder = worker(ledger).await;
+    let keyed = async |key: &str| recorded(ledger, 1, |task| task.concurrency_key = Some(key.to_owned())).await[0];
+    let (runs, kept) = (keyed("a").await, keyed("b").await);
+    let before_kept = keyed("b").await;
+    granted(ledger, runs, holder).await;
+    let fence = granted(ledger, before_kept, holder).await.fence;
+    assert_eq!(refused(ledger, kept, holder).await, Refusal::Limited);
+    settle(ledger, before_kept, fence, complete()).await;
+    assert_eq!(release(ledger).await, 1);
+    for key in ["c", "d", "e"] {
+        run(ledger, keyed(key).await, holder, complete()).await;
+    }
+    // Three places, and the buckets of all five keys or fewer: `a`'s and `b`'s may be full already as well.
+    let (mut forgotten, mut more) = (0, u64::MAX);
+    while more > 0 {
+        more = ledger.forget_places(2).await.unwrap();
+        assert!(more <= 4, "{more} of two and two");
+        forgotten += more;
+    }
+    assert!((6..=8).contains(&forgotten), "{forgotten}");
+    assert_eq!(refused(ledger, keyed("a").await, holder).await, Refusal::Limited);
+    assert_eq!(refused(ledger, keyed("b").await, holder).await, Refusal::Limited);
+    run(ledger, kept, holder, complete()).await;
 }
 
 /// Many claim, settle and let go through two handles at once: every limit is reached, none is ever exceeded, and all

@@ -12,13 +12,14 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use super::{HOUR, cancel, complete, failure, queue, recorded, worker};
+use super::{HOUR, cancel, complete, failure, new_task, queue, recorded, worker};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Failure, Refusal, Replayed, Settled, Settlement, SharedLedger, Transition,
+    Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
+    SharedLedger, Transition,
 };
 use crate::rescue;
 use crate::state::{Event, State};
-use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Task, TaskId, WorkerId};
+use crate::task::{ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Task, TaskId, WorkerId};
 
 const TASKS: usize = 4;
 const WORKERS: usize = 3;
@@ -48,13 +49,35 @@ enum Step {
 
 #[derive(Debug, Clone, Copy)]
 enum Act {
-    Claim { worker: usize, guarantee: Guarantee, crashes_below: i32 },
-    Settle { stale: bool, how: How },
-    MarkQueued { stale: bool },
-    PutBack { wait: Duration },
-    Move { back: bool },
+    Claim {
+        worker: usize,
+        guarantee: Guarantee,
+        crashes_below: i32,
+        /// By how much the fence of its message is behind; `None`: the message does not say.
+        behind: Option<i64>,
+    },
+    Settle {
+        stale: bool,
+        how: How,
+    },
+    MarkQueued {
+        stale: bool,
+    },
+    PutBack {
+        wait: Duration,
+    },
+    Move {
+        back: bool,
+    },
+    Edit {
+        wait: Option<Duration>,
+        args: Option<u8>,
+        max_attempts: Option<i32>,
+    },
     Cancel,
-    Replay,
+    Replay {
+        wait: Duration,
+    },
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -70,13 +93,21 @@ enum How {
 /// An [`Act`] with the names and fences of its moment.
 #[derive(Debug, Clone)]
 enum Call {
-    Claim { request: ClaimRequest, alive: bool },
+    Claim {
+        request: ClaimRequest,
+        alive: bool,
+    },
     Settle(Settlement),
     MarkQueued(Fence),
     PutBack(Duration),
-    Move { from: &'static str, to: &'static str },
+    Move {
+        from: &'static str,
+        to: &'static str,
+    },
+    /// With the wait from which its time was made.
+    Edit(Edit, Option<Duration>),
     Cancel,
-    Replay,
+    Replay(Duration),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -85,6 +116,7 @@ enum Answer {
     Refused(Refusal),
     Settled(Settled),
     Replayed(Replayed),
+    Edited(Edited),
     WasCancelled(State),
     Moved(bool),
     Nothing,
@@ -109,6 +141,9 @@ struct Row {
     due: Option<Duration>,
     errors: usize,
     reason: Option<String>,
+    args: Json,
+    /// Messages published under a lower fence are older than the last change.
+    void_below: Fence,
     /// Somebody wants it cancelled, or wanted that before it ended.
     unwanted: bool,
 }
@@ -129,6 +164,8 @@ impl Row {
             due: Some(HOUR),
             errors: 0,
             reason: None,
+            args: new_task().args,
+            void_below: Fence(0),
             unwanted: false,
         }
     }
@@ -155,8 +192,9 @@ impl Row {
                 Answer::Nothing
             }
             Call::Move { from, to } => Answer::Moved(self.change_queue(from, to)),
+            Call::Edit(edit, wait) => Answer::Edited(self.edit(edit, *wait)),
             Call::Cancel => Answer::WasCancelled(self.cancel()),
-            Call::Replay => Answer::Replayed(Replayed::From(self.replay())),
+            Call::Replay(wait) => Answer::Replayed(Replayed::From(self.replay(*wait))),
         }
     }
 
@@ -164,6 +202,9 @@ impl Row {
         let refusal = match self.state {
             State::Running => Some(Refusal::Held),
             state if state.is_final() => Some(Refusal::Finished),
+            _ if self.void_below.0 > 0 && request.published.is_none_or(|fence| fence.0 < self.void_below.0) => {
+                Some(Refusal::Outdated)
+            }
             _ if self.early => Some(Refusal::NotDue),
             _ if self.crashes >= request.crashes_below => Some(Refusal::Suspect),
             _ if !alive => Some(Refusal::LeaseLost),
@@ -218,11 +259,36 @@ impl Row {
     fn change_queue(&mut self, from: &str, to: &'static str) -> bool {
         let moves = self.waits() && self.queue == from;
         if moves {
-            (self.queue, self.fence) = (to, Fence(self.fence.0 + 1));
+            self.queue = to;
+            self.void_messages();
             self.state = crate::state::next(self.state, Event::Move).unwrap();
             self.due = Some(if self.early { HOUR } else { Duration::ZERO });
         }
         moves
+    }
+
+    fn edit(&mut self, edit: &Edit, wait: Option<Duration>) -> Edited {
+        let before = self.state;
+        if !self.waits() {
+            return Edited::From(before);
+        }
+        if edit.max_attempts.is_some_and(|most| most <= self.attempt) {
+            return Edited::NoAttemptLeft(self.attempt);
+        }
+        if let Some(wait) = wait {
+            self.early = !wait.is_zero();
+        }
+        self.void_messages();
+        let due = if self.early { HOUR } else { Duration::ZERO };
+        (self.state, self.due, self.fresh) = (State::Scheduled, Some(due), true);
+        self.max_attempts = edit.max_attempts.unwrap_or(self.max_attempts);
+        self.args = edit.args.clone().unwrap_or_else(|| self.args.clone());
+        Edited::From(before)
+    }
+
+    fn void_messages(&mut self) {
+        self.fence = Fence(self.fence.0 + 1);
+        self.void_below = self.fence;
     }
 
     fn cancel(&mut self) -> State {
@@ -236,10 +302,10 @@ impl Row {
         before
     }
 
-    fn replay(&mut self) -> State {
+    fn replay(&mut self, wait: Duration) -> State {
         let before = self.state;
         if matches!(before, State::Cancelled | State::Discarded) {
-            (self.state, self.due, self.early, self.fresh) = (State::Accepted, Some(Duration::ZERO), false, true);
+            (self.state, self.due, self.early, self.fresh) = (State::Accepted, Some(wait), !wait.is_zero(), true);
             self.max_attempts = self.max_attempts.max(self.attempt + 1);
             (self.crashes, self.reason, self.unwanted) = (0, None, false);
         }
@@ -252,31 +318,38 @@ impl Row {
         let seen =
             (task.state, task.fence, task.attempt, task.max_attempts, task.worker_id, &task.reason, task.errors.len());
         let times = (task.finished_at.is_some(), task.cancel_requested_at.is_some());
-        own == seen && self.queue == task.queue.as_str() && times == (self.state.is_final(), self.unwanted)
+        own == seen
+            && self.args == task.args
+            && self.queue == task.queue.as_str()
+            && times == (self.state.is_final(), self.unwanted)
     }
 
-    /// The row after these calls in some order that explains the answers and what is left.
-    fn explained(&self, calls: &[(Call, Answer)], left: &Task) -> Option<Self> {
-        if calls.is_empty() {
-            return self.is_seen_as(left).then(|| self.clone());
+    /// Adds the rows that these calls leave in those orders that explain the answers and what can be read.
+    fn explained(&self, calls: &[(Call, Answer)], left: &Task, explanations: &mut Vec<Self>) {
+        if calls.is_empty() && self.is_seen_as(left) && !explanations.contains(self) {
+            explanations.push(self.clone());
         }
-        (0..calls.len()).find_map(|first| {
+        for first in 0..calls.len() {
             let mut rest = calls.to_vec();
             let (call, answer) = rest.remove(first);
             let mut row = self.clone();
             if row.apply(&call) != answer {
                 let by_a_millisecond = self.fresh && self.waits() && answer == Answer::Refused(Refusal::NotDue);
-                row = by_a_millisecond.then(|| self.clone())?;
+                if !by_a_millisecond {
+                    continue;
+                }
+                row = self.clone();
             }
-            row.explained(&rest, left)
-        })
+            row.explained(&rest, left, explanations);
+        }
     }
 }
 
 /// A ledger, the tasks of one history on it, and what the model holds of them.
 struct World<'a> {
     handles: &'a [SharedLedger; 2],
-    rows: BTreeMap<TaskId, Row>,
+    /// Two orders of calls can leave rows that differ in what cannot be read: each task has all that it may be.
+    rows: BTreeMap<TaskId, Vec<Row>>,
     ids: Vec<TaskId>,
     /// The worker of each place, and those before it.
     workers: Vec<Vec<WorkerId>>,
@@ -285,7 +358,7 @@ struct World<'a> {
 impl<'a> World<'a> {
     async fn new(handles: &'a [SharedLedger; 2]) -> Self {
         let ids = recorded(&*handles[0], TASKS, |_| {}).await;
-        let rows = ids.iter().map(|id| (*id, Row::new(3))).collect();
+        let rows = ids.iter().map(|id| (*id, vec![Row::new(3)])).collect();
         let mut workers = Vec::new();
         for place in 0..WORKERS {
             workers.push(vec![worker(&*handles[place % 2]).await]);
@@ -294,7 +367,7 @@ impl<'a> World<'a> {
     }
 
     async fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
-        self.rows.values_mut().for_each(|row| row.fresh = false);
+        self.rows.values_mut().flatten().for_each(|row| row.fresh = false);
         match step {
             Step::Together(acts) => self.together(acts).await,
             Step::Die(place) => self.die(*place).await,
@@ -315,24 +388,27 @@ impl<'a> World<'a> {
         }
         for (id, calls) in of_task {
             let left = super::get(&*self.handles[0], id).await;
-            let row = &self.rows[&id];
-            let Some(explained) = row.explained(&calls, &left) else {
-                return Err(TestCaseError::fail(format!("from {row:#?} by {calls:#?} to {left:#?}")));
-            };
-            self.rows.insert(id, explained);
+            let mut explanations = Vec::new();
+            for row in &self.rows[&id] {
+                row.explained(&calls, &left, &mut explanations);
+            }
+            prop_assert!(!explanations.is_empty(), "from {:#?} by {calls:#?} to {left:#?}", self.rows[&id]);
+            self.rows.insert(id, explanations);
         }
         Ok(())
     }
 
     fn call(&self, id: TaskId, act: &Act) -> Call {
-        let fence = |stale: bool| Fence(self.rows[&id].fence.0 - i64::from(stale));
+        let present = self.rows[&id][0].fence;
+        let fence = |stale: bool| Fence(present.0 - i64::from(stale));
         match *act {
-            Act::Claim { worker, guarantee, crashes_below } => {
+            Act::Claim { worker, guarantee, crashes_below, behind } => {
                 // Every second claim of a place that was taken anew is one that the dead worker had sent.
                 let [.., newest] = &self.workers[worker % WORKERS][..] else { unreachable!() };
                 let late = self.workers[worker % WORKERS].first().filter(|_| worker >= WORKERS);
                 let worker = *late.unwrap_or(newest);
-                let request = ClaimRequest { id, worker, guarantee, crashes_below };
+                let published = behind.map(|behind| Fence(present.0 - behind));
+                let request = ClaimRequest { id, worker, guarantee, published, crashes_below };
                 Call::Claim { request, alive: worker == *newest }
             }
             Act::Settle { stale, how } => {
@@ -344,8 +420,13 @@ impl<'a> World<'a> {
                 let [from, to] = if back { [QUEUES[1], QUEUES[0]] } else { QUEUES };
                 Call::Move { from, to }
             }
+            Act::Edit { wait, args, max_attempts } => {
+                let run_at = wait.map(|wait| jiff::Timestamp::now() + wait);
+                let args = args.map(|n| Json::of(&n).unwrap());
+                Call::Edit(Edit { run_at, args, max_attempts, ..Edit::default() }, wait)
+            }
             Act::Cancel => Call::Cancel,
-            Act::Replay => Call::Replay,
+            Act::Replay { wait } => Call::Replay(wait),
         }
     }
 
@@ -363,35 +444,39 @@ impl<'a> World<'a> {
         found.retain(|task| self.rows.contains_key(&task.id));
         found.sort_by_key(|task| task.id);
         let is_abandoned = |row: &Row| row.state == State::Running && row.worker.is_some_and(|id| !alive.contains(&id));
-        let expected: Vec<_> = self.rows.iter().filter(|(_, row)| is_abandoned(row)).collect();
         let told = |task: &Abandoned| (task.fence, task.attempt, task.crashes, task.guarantee, task.cancel_requested);
-        let seen: Vec<_> = found.iter().map(|task| (task.id, told(task))).collect();
         let held = |row: &Row| (row.fence, row.attempt, row.crashes, row.guarantee, row.unwanted);
-        let held: Vec<_> = expected.iter().map(|(id, row)| (**id, held(row))).collect();
-        prop_assert_eq!(seen, held);
+        for (id, rows) in &mut self.rows {
+            let seen: Vec<_> = found.iter().filter(|task| task.id == *id).map(told).collect();
+            let before = rows.clone();
+            rows.retain(|row| seen == is_abandoned(row).then(|| held(row)).as_slice());
+            prop_assert!(!rows.is_empty(), "{before:#?} is told as {seen:?}");
+        }
         for task in found {
             let settlement = Settlement { id: task.id, fence: task.fence, transition: rescued(&task) };
             let answers = join_all(self.handles.iter().map(|ledger| ledger.settle(settlement.clone()))).await;
             let answers: Vec<Settled> = answers.into_iter().map(Result::unwrap).collect();
             let counted: Vec<Settled> = answers.into_iter().filter(|answer| *answer != Settled::Fenced).collect();
-            let row = self.rows.get_mut(&task.id).unwrap();
-            prop_assert_eq!(counted, [row.settle(&settlement)], "one of the two counts");
             let left = super::get(&*self.handles[1], task.id).await;
-            prop_assert!(row.is_seen_as(&left), "{row:#?} {left:#?}");
+            for row in self.rows.get_mut(&task.id).unwrap() {
+                prop_assert_eq!(&counted[..], [row.settle(&settlement)], "one of the two counts");
+                prop_assert!(row.is_seen_as(&left), "{row:#?} {left:#?}");
+            }
         }
         Ok(())
     }
 
     async fn relay(&mut self) -> Result<(), TestCaseError> {
-        let due = self.handles[1].fetch_due(EVERYTHING, HOUR).await.unwrap();
-        let mut seen: Vec<_> = due.iter().map(|due| (due.id, due.fence)).collect();
-        seen.retain(|(id, _)| self.rows.contains_key(id));
-        seen.sort_unstable();
-        let is_due = |row: &Row| row.due == Some(Duration::ZERO);
-        let expected: Vec<_> =
-            self.rows.iter().filter(|(_, row)| is_due(row)).map(|(id, row)| (*id, row.fence)).collect();
-        prop_assert_eq!(seen, expected);
-        self.rows.values_mut().filter(|row| is_due(row)).for_each(|row| row.due = Some(HOUR));
+        let fetched = self.handles[1].fetch_due(EVERYTHING, HOUR).await.unwrap();
+        for (id, rows) in &mut self.rows {
+            let due = fetched.iter().filter(|due| due.id == *id);
+            let seen: Vec<_> = due.map(|due| (due.fence, due.lane.queue.as_str(), due.args.as_str())).collect();
+            let is_due = |row: &Row| row.due == Some(Duration::ZERO);
+            let before = rows.clone();
+            rows.retain(|row| seen == is_due(row).then_some((row.fence, row.queue, row.args.as_str())).as_slice());
+            prop_assert!(!rows.is_empty(), "{before:#?} is due as {seen:?}");
+            rows.iter_mut().filter(|row| is_due(row)).for_each(|row| row.due = Some(HOUR));
+        }
         Ok(())
     }
 }
@@ -399,7 +484,7 @@ impl<'a> World<'a> {
 async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
     match call.clone() {
         Call::Claim { request, .. } => match ledger.claim(request).await.unwrap() {
-            Claim::Granted(granted) => Answer::Granted { fence: granted.fence, attempt: granted.attempt },
+            Claim::Granted(Granted { fence, attempt, .. }) => Answer::Granted { fence, attempt },
             Claim::Refused(reason) => Answer::Refused(reason),
         },
         Call::Settle(settlement) => Answer::Settled(ledger.settle(settlement).await.unwrap()),
@@ -414,8 +499,12 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
         Call::Move { from, to } => {
             Answer::Moved(ledger.move_tasks(vec![id], queue(from), queue(to)).await.unwrap() == 1)
         }
+        Call::Edit(edit, _) => Answer::Edited(ledger.edit(id, edit).await.unwrap()),
         Call::Cancel => Answer::WasCancelled(super::cancelled(&**ledger, id, UNWANTED).await),
-        Call::Replay => Answer::Replayed(ledger.replay(id).await.unwrap()),
+        Call::Replay(wait) => {
+            let [(_, replayed)] = ledger.replay_many(vec![(id, wait)]).await.unwrap()[..] else { panic!("one task") };
+            Answer::Replayed(replayed)
+        }
     }
 }
 
@@ -458,19 +547,20 @@ fn act() -> impl Strategy<Value = Act> {
     let stale = || proptest::bool::weighted(0.25);
     let guarantee = prop_oneof![3 => Just(Guarantee::AtLeastOnce), 1 => Just(Guarantee::AtMostOnce)];
     let crashes_below = prop_oneof![3 => Just(i32::MAX), 1 => Just(MAX_CRASHES - 1)];
-    let claim = (0..WORKERS * 2, guarantee, crashes_below).prop_map(|(worker, guarantee, crashes_below)| Act::Claim {
-        worker,
-        guarantee,
-        crashes_below,
-    });
+    let behind = prop_oneof![4 => Just(Some(0)), 2 => (1..4i64).prop_map(Some), 1 => Just(None)];
+    let claim = (0..WORKERS * 2, guarantee, crashes_below, behind)
+        .prop_map(|(worker, guarantee, crashes_below, behind)| Act::Claim { worker, guarantee, crashes_below, behind });
+    let edit = (proptest::option::of(wait()), any::<Option<u8>>(), proptest::option::of(1..4i32))
+        .prop_map(|(wait, args, max_attempts)| Act::Edit { wait, args, max_attempts });
     prop_oneof![
         6 => claim,
         5 => (stale(), how()).prop_map(|(stale, how)| Act::Settle { stale, how }),
         2 => stale().prop_map(|stale| Act::MarkQueued { stale }),
         1 => wait().prop_map(|wait| Act::PutBack { wait }),
         1 => any::<bool>().prop_map(|back| Act::Move { back }),
+        2 => edit,
         1 => Just(Act::Cancel),
-        1 => Just(Act::Replay),
+        1 => wait().prop_map(|wait| Act::Replay { wait }),
     ]
 }
 

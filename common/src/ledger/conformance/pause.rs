@@ -5,7 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, complete, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle, submission, worker,
+    HOUR, NEWEST, complete, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle,
+    submission, worker,
 };
 use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition};
 use crate::rescue;
@@ -33,7 +34,8 @@ pub async fn a_paused_queue_grants_nothing(ledger: &dyn Ledger) {
     pause(ledger, "default").await;
     for id in [accepted, queued, retryable, suspect] {
         let before = get(ledger, id).await;
-        let request = ClaimRequest { id, worker: holder, guarantee: Guarantee::AtLeastOnce, crashes_below: 1 };
+        let request =
+            ClaimRequest { id, worker: holder, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
         assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(Refusal::Paused));
         assert_eq!(refused(ledger, id, holder).await, Refusal::Paused);
         assert_eq!(get(ledger, id).await, before);

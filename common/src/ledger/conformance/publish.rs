@@ -110,6 +110,35 @@ pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
     assert_eq!(again, first);
 }
 
+/// A relay that could not publish lets go of its tasks at once, and of nothing that others have changed meanwhile.
+pub async fn what_was_fetched_in_vain_is_due_again(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let ids = recorded(ledger, 5, |_| {}).await;
+    for &id in &ids {
+        run(ledger, id, worker, retry(NOW, "again")).await;
+    }
+    let fetched = ledger.fetch_due(10, HOUR).await.unwrap();
+    assert_eq!(fetched.len(), 5);
+    let [kept, .., claimed, marked, put_back] = &ids[..] else { panic!("five tasks") };
+    granted(ledger, *claimed, worker).await;
+    ledger.mark_queued(vec![(*marked, Fence(1))]).await.unwrap();
+    ledger.put_back(*put_back, HOUR).await.unwrap();
+    let stale = (*kept, Fence(0));
+    let mut unpublished: Vec<_> = ids[1..].iter().map(|id| (*id, Fence(1))).collect();
+    unpublished.extend([stale, (TaskId::new(), Fence(1))]);
+    ledger.release(unpublished).await.unwrap();
+    ledger.release(Vec::new()).await.unwrap();
+    assert_eq!(ledger.next_due().await.unwrap(), Some(NOW));
+    assert_eq!(due_now(ledger).await, [ids[1]]);
+    let states = [get(ledger, *claimed).await.state, get(ledger, *marked).await.state, get(ledger, ids[1]).await.state];
+    assert_eq!(states, [State::Running, State::Queued, State::Retryable]);
+    // What is due earlier stays so: another relay may have it already.
+    let soon = Duration::from_millis(300);
+    ledger.release(vec![(ids[1], Fence(1))]).await.unwrap();
+    assert_eq!(ledger.fetch_due(10, soon).await.unwrap().len(), 1);
+    until("the end of the second reserve", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
+}
+
 /// Nothing, some time, or now.
 pub async fn next_due_tells_how_long(ledger: &dyn Ledger) {
     assert_eq!(ledger.next_due().await.unwrap(), None);
@@ -166,7 +195,7 @@ pub async fn a_passed_watermark_strands(ledger: &dyn Ledger) {
         let later = queued(ledger, "default", 1).await[0];
         let Claim::Granted(grant) = claim(ledger, later, worker).await else { panic!("the task is free") };
         let queued_at = grant.queued_at.unwrap();
-        (queued_at.as_millisecond() - grant.created_at.as_millisecond() >= 0
+        (queued_at.as_millisecond() - grant.first_due_at.as_millisecond() >= 0
             && queued_at.as_millisecond() > get(ledger, lost[2]).await.created_at.as_millisecond() + 100)
             .then_some(queued_at)
     })

@@ -141,6 +141,8 @@ pub async fn big_tasks_come_in_more_pages(ledger: &dyn Ledger) {
         ids.extend(recorded(ledger, 6, |task| task.args = big.clone()).await);
     }
     assert_eq!(listed(ledger, ListQuery { limit: 1000, ..query() }).await, newest_first(ids));
+    let page = ledger.list(ListQuery { limit: 1000, ..query() }).await.unwrap();
+    assert!(page.tasks.len() <= 17 && page.next.is_some(), "{} MiB at once", page.tasks.len());
 }
 
 async fn counts(ledger: &dyn Ledger, name: &str) -> Option<QueueCounts> {

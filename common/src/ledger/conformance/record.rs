@@ -16,6 +16,7 @@ pub async fn what_was_recorded_can_be_read(ledger: &dyn Ledger) {
         kind: kind("mail.send"),
         queue: queue("mail"),
         timeout: Some(Duration::from_millis(1234)),
+        result_ttl: Some(Duration::from_millis(60_000)),
         tags: [("customer".to_owned(), "Ä \"1\"".to_owned())].into(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         concurrency_key: Some("customer Ä".to_owned()),
@@ -31,6 +32,7 @@ pub async fn what_was_recorded_can_be_read(ledger: &dyn Ledger) {
     assert_eq!((found.created_at, found.run_at), (at, at));
     assert_eq!((found.started_at, found.finished_at, found.worker_id), (None, None, None));
     assert_eq!((found.result, found.errors, found.reason), (None, Vec::new(), None));
+    assert_eq!((found.result_ttl_ms, found.result_expired), (Some(60_000), false));
     assert_eq!((found.priority, found.unique_key), (Priority::Normal, None));
     assert_eq!((found.concurrency_key, found.limited_by), (task.concurrency_key, None));
 }

@@ -29,6 +29,7 @@ pub fn definition() -> Definition {
             priority: Priority::High,
             max_attempts: 3,
             timeout_ms: Some(5_000),
+            result_ttl_ms: Some(60_000),
             concurrency_key: None,
             tags: [("of".to_owned(), "Größe".to_owned())].into(),
         },
@@ -174,7 +175,8 @@ pub async fn a_fired_tick_has_its_task(ledger: &dyn Ledger) {
     let ids: Vec<_> = firing.tasks.iter().map(|(_, task)| task.id).collect();
     assert_eq!(ledger.fire(firing).await.unwrap(), Fired::Recorded(2));
     let task = get(ledger, ids[1]).await;
-    assert_eq!((task.state, task.args.as_str(), task.timeout_ms), (State::Accepted, r#"{ "n" : 1.0 }"#, Some(5_000)));
+    assert_eq!((task.state, task.args.as_str()), (State::Accepted, r#"{ "n" : 1.0 }"#));
+    assert_eq!((task.timeout_ms, task.result_ttl_ms), (Some(5_000), Some(60_000)));
     let tags: Vec<_> = task.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     assert_eq!(tags, [("of", "Größe"), ("schedule", "a"), ("tick", "1970-01-01T00:01:50Z")]);
     let mut due: Vec<_> = ledger.fetch_due(10, super::HOUR).await.unwrap().into_iter().map(|due| due.id).collect();

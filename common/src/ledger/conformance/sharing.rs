@@ -8,15 +8,15 @@ use futures::future::join_all;
 use futures::join;
 
 use super::{
-    HOUR, cancelled, claim, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule, settle,
-    until, worker, worker_for,
+    HOUR, cancelled, claim, claim_by, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule,
+    settle, until, worker, worker_for,
 };
 use crate::ledger::{
-    Changed, Claim, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed, ScheduleChange, Settled,
-    Submission,
+    Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed,
+    ScheduleChange, Settled, Submission,
 };
 use crate::state::State;
-use crate::task::{TaskId, WorkerId};
+use crate::task::{Fence, Json, TaskId, WorkerId};
 
 /// Both ask for the same tasks at the same time, in different order.
 pub async fn one_of_all_claims_is_granted(here: &dyn Ledger, there: &dyn Ledger) {
@@ -228,5 +228,25 @@ pub async fn one_of_a_change_and_a_firing_comes_first(here: &dyn Ledger, there: 
         assert_eq!(seen.next_at, Some(schedule::tick(next)), "a change takes no firing back");
         assert_eq!(schedule::tasks(there, &text).await.len(), count);
         assert_eq!(seen.ticks.fired, count as i64);
+    }
+}
+
+/// Whichever comes first: the message of before starts the task and it is not edited, or it is edited and not started.
+pub async fn an_edit_and_a_claim_come_one_after_the_other(here: &dyn Ledger, there: &dyn Ledger) {
+    let holder = worker(here).await;
+    for id in recorded(here, 60, |_| {}).await {
+        let args = Json::parse("[\"new\"]".to_owned()).unwrap();
+        let edit = Edit { args: Some(args.clone()), ..Edit::default() };
+        let (claimed, edited) = join!(claim_by(here, id, holder, Some(Fence(0))), there.edit(id, edit));
+        let task = get(there, id).await;
+        match (edited.unwrap(), claimed) {
+            (Edited::From(State::Accepted), Claim::Refused(Refusal::Outdated)) => {
+                assert_eq!((task.state, task.args), (State::Scheduled, args));
+            }
+            (Edited::From(State::Running), Claim::Granted(granted)) => {
+                assert_eq!((task.state, task.fence, task.args), (State::Running, granted.fence, new_task().args));
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }

@@ -25,8 +25,9 @@ const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 gates AS MATERIALIZED (SELECT * FROM tasklane_gates()),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee, a.crashes_below
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[]) AS a (id, worker, guarantee, crashes_below)
+    SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.published
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[])
+         AS a (id, worker, guarantee, crashes_below, published)
     JOIN workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
@@ -34,18 +35,20 @@ locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
     FROM clock, gates g, asked a JOIN tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
+      AND (t.void_below IS NULL OR t.void_below <= a.published)
       AND t.queue <> ALL(g.paused)
-      AND ($7 OR NOT ('queue:' || t.queue = ANY(g.limited) OR 'kind:' || t.kind = ANY(g.limited)
+      AND ($8 OR NOT ('queue:' || t.queue = ANY(g.limited) OR 'kind:' || t.kind = ANY(g.limited)
                       OR t.concurrency_key IS NOT NULL AND g.keys))
     ORDER BY t.id
     FOR UPDATE OF t
 )
 UPDATE tasks t
 SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.worker, guarantee = l.guarantee,
-    started_at = clock.now, due_at = NULL
+    started_at = clock.now, due_at = NULL, first_due_at = COALESCE(t.first_due_at, t.run_at)
 FROM clock, locked l
 WHERE t.id = l.id
-RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.created_at, t.run_at, t.queued_at, t.started_at";
+RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.first_due_at, t.run_at, t.queued_at,
+          t.started_at";
 
 const WHY_NOT: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
@@ -54,8 +57,9 @@ SELECT t.id, t.state, t.run_at <= clock.now,
        t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue),
        EXISTS (SELECT 1 FROM limits l WHERE (l.scope IN ('queue:' || t.queue, 'kind:' || t.kind)
                                              OR t.concurrency_key IS NOT NULL AND starts_with(l.scope, 'key:'))
-                                        AND (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL))
-FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
+                                        AND (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL)),
+       COALESCE(t.void_below > a.published, false)
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::bigint[]) AS a (id, worker, crashes_below, published)
 JOIN tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -67,6 +71,9 @@ WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER B
 RETURNING id";
 
 type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
+
+/// Of [`WHY_NOT`]: the task, its state, and what is due, alive, suspect, paused, limited and outdated about the claim.
+type LookedRow = (Uuid, i16, bool, bool, bool, bool, bool, bool);
 
 /// Claims of different tasks share a statement.
 pub(super) struct Claiming;
@@ -117,6 +124,7 @@ pub(super) async fn grant(
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
         .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .bind(admitted)
         .fetch_all(connection)
         .await?;
@@ -124,13 +132,13 @@ pub(super) async fn grant(
 }
 
 fn granted(row: GrantedRow, limited: bool) -> Granted {
-    let (_, fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at, started_at) = row;
+    let (_, fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at, started_at) = row;
     Granted {
         fence: Fence(fence),
         attempt,
         max_attempts,
         timeout: timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-        created_at: timestamp(created_at),
+        first_due_at: timestamp(first_due_at),
         run_at: timestamp(run_at),
         queued_at: queued_at.map(timestamp),
         started_at: timestamp(started_at),
@@ -141,18 +149,19 @@ fn granted(row: GrantedRow, limited: bool) -> Granted {
 /// Finds out why, and asks the limits where only they stand against it; leaves out the tasks that could be claimed now.
 async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Result<Vec<(Uuid, Claim)>, Fault> {
     let ids: Vec<Uuid> = refused.iter().map(|request| request.id.0).collect();
-    let rows: Vec<(Uuid, i16, bool, bool, bool, bool, bool)> = sqlx::query_as(WHY_NOT)
+    let rows: Vec<LookedRow> = sqlx::query_as(WHY_NOT)
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
+        .bind(refused.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
     let mut limited = Vec::new();
-    for (id, code, due, alive, suspect, paused, limits) in rows {
+    for (id, code, due, alive, suspect, paused, limits, outdated) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let looked = Looked { due, paused, suspect, alive, limited: limits };
+        let looked = Looked { outdated, due, paused, suspect, alive, limited: limits };
         let reason = reason(state, looked);
         match reason {
             Some(Refusal::NotDue) if state == State::Queued => early.push(id),
@@ -180,6 +189,7 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
 
 /// What may stand against a claim of a waiting task.
 struct Looked {
+    outdated: bool,
     due: bool,
     paused: bool,
     suspect: bool,
@@ -187,10 +197,12 @@ struct Looked {
     limited: bool,
 }
 
-fn reason(state: State, Looked { due, paused, suspect, alive, limited }: Looked) -> Option<Refusal> {
+fn reason(state: State, Looked { outdated, due, paused, suspect, alive, limited }: Looked) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
+        // Before all that a message which counts would be told.
+        _ if outdated => Some(Refusal::Outdated),
         _ if !due => Some(Refusal::NotDue),
         // Before the suspect, which would be tried once more or put back.
         _ if paused => Some(Refusal::Paused),

@@ -54,6 +54,19 @@ WHERE ($1::text[] IS NULL OR p.scope = ANY($1)) AND NOT EXISTS (
         t.state = 3 AND t.fence = p.fence
         OR p.fence IS NULL AND t.state IN (0, 1, 2, 4) AND p.kept_until BETWEEN $2 AND $3))";
 
+const FORGET_PLACES: &str = "
+DELETE FROM limit_places WHERE (scope, task_id) IN (
+    SELECT p.scope, p.task_id FROM limit_places p
+    WHERE NOT EXISTS (
+        SELECT 1 FROM tasks t WHERE t.id = p.task_id AND (
+            t.state = 3 AND t.fence = p.fence
+            OR p.fence IS NULL AND t.state IN (0, 1, 2, 4) AND p.kept_until BETWEEN $2 AND $3))
+    LIMIT $1)";
+
+const FORGET_GATES: &str = "
+DELETE FROM limit_gates
+WHERE scope IN (SELECT scope FROM limit_gates WHERE next_us < $2 AND turn = '' LIMIT $1)";
+
 /// The scopes among these that a limit fits, the closest name first.
 const GATES: &str = "
 SELECT s.scope, l.max_running, l.rate_tasks, l.rate_per_ms, l.rate_burst, COALESCE(g.next_us, 0), COALESCE(g.turn, ''),
@@ -466,10 +479,6 @@ pub(super) async fn release(connections: &Connections, after: Option<&Scope>, li
     let mut transaction = lent.begin().await?;
     let mut look = Look::begin(&mut transaction).await?;
     look.sweep(&mut transaction, None).await?;
-    sqlx::query("DELETE FROM limit_gates WHERE next_us < $1 AND turn = ''")
-        .bind(look.gates.now_us)
-        .execute(&mut *transaction)
-        .await?;
     let texts: Vec<String> = sqlx::query_scalar(HOLDING)
         .bind(after.map_or_else(String::new, Scope::to_string))
         .bind(LOOK_SCOPES_MAX)
@@ -573,6 +582,23 @@ async fn keys(
 ) -> Result<Vec<String>, Fault> {
     let query = sqlx::query_scalar(KEYS).bind(scope).bind(after).bind(itself).bind(most);
     Ok(query.fetch_all(connection).await?)
+}
+
+pub(super) async fn forget_places(connections: &Connections, limit: u32) -> Result<u64, Fault> {
+    let mut lent = connections.lend().await?;
+    let mut transaction = lent.begin().await?;
+    let look = Look::begin(&mut transaction).await?;
+    let places = sqlx::query(FORGET_PLACES)
+        .bind(i64::from(limit))
+        .bind(look.now)
+        .bind(look.kept_until())
+        .execute(&mut *transaction)
+        .await?;
+    let gates =
+        sqlx::query(FORGET_GATES).bind(i64::from(limit)).bind(look.gates.now_us).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    lent.keep();
+    Ok(places.rows_affected() + gates.rows_affected())
 }
 
 pub(super) async fn waiting(connections: &Connections, queue: &QueueName, most: u32) -> Result<u32, Fault> {

@@ -71,6 +71,20 @@ FROM clock, fitting f
 WHERE t.id = f.id
 RETURNING t.id, t.kind, t.queue, t.priority, t.args, t.fence, t.traceparent";
 
+/// What is not due any more was claimed, marked or ended meanwhile.
+const RELEASE: &str = "
+WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+locked AS MATERIALIZED (
+    SELECT t.id
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, fence) JOIN tasks t ON t.id = p.id
+    WHERE t.fence = p.fence AND t.due_at IS NOT NULL
+    ORDER BY t.id
+    FOR UPDATE OF t
+)
+UPDATE tasks t SET due_at = LEAST(t.due_at, clock.now)
+FROM clock, locked l
+WHERE t.id = l.id";
+
 const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due_at IS NOT NULL";
 
 /// A claim that has the row locked at this moment proves that its message was there: skipped. The fence stays: should
@@ -173,6 +187,17 @@ pub(super) async fn fetch_due(connections: &Connections, limit: u32, reserve: Du
         })
     });
     due.collect()
+}
+
+pub(super) async fn release(connections: &Connections, unpublished: &[(TaskId, Fence)]) -> Result<(), Fault> {
+    let mut lent = connections.lend().await?;
+    sqlx::query(RELEASE)
+        .bind(unpublished.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
+        .bind(unpublished.iter().map(|(_, fence)| fence.0).collect::<Vec<_>>())
+        .execute(&mut *lent)
+        .await?;
+    lent.keep();
+    Ok(())
 }
 
 pub(super) async fn next_due(connections: &Connections) -> Result<Option<Duration>, Fault> {

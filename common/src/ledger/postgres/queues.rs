@@ -20,8 +20,8 @@ const RESUME: &str = "DELETE FROM paused_queues WHERE name = $1";
 
 const PAUSED: &str = "SELECT name FROM paused_queues ORDER BY name";
 
-/// The raised fence voids the late mark of a publication to the old queue, and a task of which it is not known where its
-/// message is must be published again.
+/// The raised fence voids the late mark of a publication to the old queue, and the messages that are there: one could start
+/// its task where it is not any more. So each must be published again.
 const MOVE: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 locked AS MATERIALIZED (
@@ -29,7 +29,7 @@ locked AS MATERIALIZED (
 )
 UPDATE tasks t
 SET queue = $3, state = CASE WHEN t.state = $5 THEN $6 ELSE t.state END, due_at = GREATEST(clock.now, t.run_at),
-    queued_at = NULL, fence = t.fence + 1
+    queued_at = NULL, fence = t.fence + 1, void_below = t.fence + 1
 FROM clock, locked l
 WHERE t.id = l.id";
 

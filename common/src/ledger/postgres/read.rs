@@ -10,12 +10,9 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::queues::paused_within;
 use super::rows::{lane_of, state_of, task_of};
-use crate::ledger::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts};
+use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts};
 use crate::state::State;
 use crate::task::{Lane, QueueName, Task, TaskId};
-
-/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
-const PAGE_BYTES_MAX: i64 = 16 * 1024 * 1024;
 
 const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
 
@@ -68,7 +65,7 @@ const fn statements(state: Option<State>) -> (&'static str, &'static str) {
     }
 }
 
-/// One look into each partial index; completed rows are in none.
+/// One look into each of four partial indexes; completed rows are in none of them.
 const QUEUES: &str = "
 SELECT name, NULL::smallint, 0::bigint, NULL::bigint, tasklane_now() FROM queues
 UNION ALL
@@ -106,7 +103,7 @@ pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result
         .bind(query.tag.as_ref().map(tag_member).transpose()?)
         // One more than asked for tells whether this is the end.
         .bind(limit + 1)
-        .bind(PAGE_BYTES_MAX);
+        .bind(PAGE_BYTES_MAX as i64);
     let page = match query.group {
         Some(group) => page.bind(group.0),
         None => page,

@@ -53,6 +53,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
     let text = |column: &str| row.try_get::<&str, _>(column);
     let optional = |column: &str| row.try_get::<Option<&str>, _>(column);
     let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
+    let result = optional("result")?.map(json_of).transpose()?;
     let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
     let state = state_of(row.try_get("state")?)?;
     let held = state == State::Accepted && row.try_get::<Option<i64>, _>("due_at")?.is_none();
@@ -67,7 +68,8 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         attempt: row.try_get("attempt")?,
         max_attempts: row.try_get("max_attempts")?,
         fence: Fence(row.try_get("fence")?),
-        result: optional("result")?.map(json_of).transpose()?,
+        result_expired: state == State::Completed && result.is_none(),
+        result,
         errors: optional("errors")?.map_or_else(|| Ok(Vec::new()), serde_json::from_str).map_err(Fault::corrupt)?,
         reason: row.try_get("reason")?,
         created_at: time("created_at")?,
@@ -77,10 +79,12 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         cancel_requested_at: optional_time("cancel_requested_at")?,
         worker_id: row.try_get::<Option<Uuid>, _>("worker_id")?.map(WorkerId),
         timeout_ms: row.try_get("timeout_ms")?,
+        result_ttl_ms: row.try_get("result_ttl_ms")?,
         unique_key: row.try_get("unique_key")?,
         group_id: row.try_get::<Option<Uuid>, _>("group_id")?.map(GroupId),
         concurrency_key: row.try_get("concurrency_key")?,
         limited_by: row.try_get::<Option<String>, _>("limited_by")?.filter(|_| held),
+        retried_from: row.try_get::<Option<Uuid>, _>("retried_from")?.map(TaskId),
     })
 }
 

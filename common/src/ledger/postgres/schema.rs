@@ -19,6 +19,8 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0006_groups.sql"),
     include_str!("../migrations/postgres/0007_priority.sql"),
     include_str!("../migrations/postgres/0008_limits.sql"),
+    include_str!("../migrations/postgres/0009_failures.sql"),
+    include_str!("../migrations/postgres/0010_retention.sql"),
 ];
 const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
 

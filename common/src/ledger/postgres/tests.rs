@@ -11,9 +11,10 @@ use tokio::net::TcpListener;
 
 use self::server::Database;
 use super::PostgresLedger;
+use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle, submission, until,
-    worker,
+    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle,
+    submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
@@ -76,9 +77,10 @@ async fn an_older_schema_is_brought_up_to_date() {
 async fn a_newer_schema_is_refused() {
     let (_, database) = ledger().await;
     let mut connection = database.connect().await;
-    sqlx::query("INSERT INTO schema_version VALUES (7)").execute(&mut connection).await.unwrap();
+    let newer = SCHEMA_VERSION + 1;
+    sqlx::query("INSERT INTO schema_version VALUES ($1)").bind(newer).execute(&mut connection).await.unwrap();
     let error = PostgresLedger::connect(&database.url()).await.unwrap_err();
-    assert!(matches!(error, LedgerError::NewerSchema { found: 7, known: SCHEMA_VERSION }), "{error}");
+    assert!(matches!(error, LedgerError::NewerSchema { found, known: SCHEMA_VERSION } if found == newer), "{error}");
 }
 
 #[tokio::test]
@@ -139,6 +141,7 @@ async fn cut_connections_are_replaced() {
                     id: ids[0],
                     worker: holder,
                     guarantee: Default::default(),
+                    published: NEWEST,
                     crashes_below: i32::MAX
                 }),
                 ledger.put_back(ids[0], HOUR),
@@ -151,6 +154,40 @@ async fn cut_connections_are_replaced() {
         })
         .await;
         let _ = ledger.settle(Settlement { id: ids[0], fence, transition: complete() }).await;
+    }
+}
+
+/// Where nearly everything has finished and is young, as in a ledger of its age, the pruner reads what it deletes.
+#[tokio::test]
+async fn pruning_reads_no_more_than_its_indexes() {
+    let (_ledger, database) = ledger().await;
+    let mut connection = database.connect().await;
+    let fill = "
+        INSERT INTO tasks (id, kind, queue, state, args, max_attempts, created_at, run_at, finished_at, result,
+                           result_ttl_ms)
+        SELECT gen_random_uuid(), 'test.work', 'q' || n % 3, 5, '{}', 1, n, n, n, '1', CASE WHEN n % 5 = 0 THEN n END
+        FROM generate_series(1, 30000) n";
+    for sql in [fill, "INSERT INTO queue_retention VALUES ('q1', 5)", "ANALYZE tasks", "ANALYZE queue_retention"] {
+        sqlx::query(sql).execute(&mut connection).await.unwrap();
+    }
+    for (sql, index) in [
+        (NEXT_QUEUE.replace("$1", "''"), "tasks_ended"),
+        (PRUNE_QUEUE.replace("$1", "'q1'").replace("$2", "1000").replace("$3", "256"), "tasks_ended"),
+        (EXPIRE_RESULTS.replace("$1", "256"), "tasks_expiring"),
+        (
+            PRUNE_MEMBERS
+                .replace("$1", "'00000000-0000-0000-0000-000000000000'")
+                .replace("$2", "0::smallint")
+                .replace("$3", "'00000000-0000-0000-0000-000000000000'")
+                .replace("$4", "256")
+                .replace("$5", "1000::bigint"),
+            "tasks_group",
+        ),
+    ] {
+        let plan: Vec<String> =
+            sqlx::query_scalar(AssertSqlSafe(format!("EXPLAIN {sql}"))).fetch_all(&mut connection).await.unwrap();
+        let plan = plan.join("\n");
+        assert!(plan.contains(index) && !plan.contains("Seq Scan on tasks"), "{plan}");
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::claim::grant;
 use super::read::{id_of, parsed};
-use super::write::grant;
 use crate::clock::{millis, wall_ms};
 use crate::ledger::limiting::KEPT_FOR;
 use crate::ledger::{Claim, ClaimRequest, LimitSet, Refusal, Released};
@@ -279,7 +279,6 @@ pub(super) fn release(db: &Connection, after: Option<&Scope>, limit: u32) -> rus
     let now = wall_ms();
     db.prepare_cached(&format!("DELETE FROM limit_places WHERE {FREE}"))?
         .execute(params![now, now + millis(KEPT_FOR)])?;
-    db.prepare_cached("DELETE FROM limit_gates WHERE next_us < ?1 AND turn = ''")?.execute([now * 1_000])?;
     let mut released = Released::default();
     let mut look = Look::new(db, now);
     let mut last = after.map_or_else(String::new, Scope::to_string);
@@ -389,6 +388,21 @@ impl Look<'_> {
             .execute(params![id.0.as_bytes().as_slice(), now])?;
         Ok(())
     }
+}
+
+pub(super) fn forget_places(db: &Connection, limit: u32) -> rusqlite::Result<u64> {
+    let now = wall_ms();
+    let places = db
+        .prepare_cached(&format!(
+            "DELETE FROM limit_places WHERE (scope, task_id) IN (SELECT scope, task_id FROM limit_places WHERE {FREE} LIMIT ?3)"
+        ))?
+        .execute(params![now, now + millis(KEPT_FOR), limit])?;
+    let gates = db
+        .prepare_cached(
+            "DELETE FROM limit_gates WHERE scope IN (SELECT scope FROM limit_gates WHERE next_us < ?1 AND turn = '' LIMIT ?2)",
+        )?
+        .execute(params![now * 1_000, limit])?;
+    Ok((places + gates) as u64)
 }
 
 /// How many tasks wait in a queue or will within a minute, counted to `most`.

@@ -23,11 +23,11 @@ pub(super) fn paused(db: &Connection) -> rusqlite::Result<Vec<QueueName>> {
 }
 
 pub(super) fn move_tasks(db: &Connection, ids: &[TaskId], from: &QueueName, to: &QueueName) -> rusqlite::Result<u64> {
-    // The raised fence voids the late mark of a publication to the old queue, and a task of which it is not known where
-    // its message is must be published again.
+    // The raised fence voids the late mark of a publication to the old queue, and the messages that are there: one could
+    // start its task where it is not any more. So each must be published again.
     let mut statement = db.prepare_cached(
         "UPDATE tasks SET queue = ?3, state = iif(state = 2, 0, state), due_at = max(?4, run_at), queued_at = NULL,
-             fence = fence + 1
+             fence = fence + 1, void_below = fence + 1
          WHERE id = ?1 AND queue = ?2 AND state IN (0, 1, 2, 4)",
     )?;
     let now = wall_ms();

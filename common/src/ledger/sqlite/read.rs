@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
-use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, Page, QueueCounts, Worker};
+use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, Worker};
 use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
 
@@ -120,22 +120,25 @@ pub(super) fn lane_of(row: &Row<'_>, queue: usize, priority: usize) -> rusqlite:
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
      t.unique_key, t.cancel_requested_at, t.group_id, t.priority, t.concurrency_key, \
-     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL)";
+     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL), t.retried_from, t.result_ttl_ms";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
+    let state = state_of(row, 3)?;
+    let result = parsed_or(row, 9, None, |text| Json::parse(text.to_owned()).map(Some))?;
     Ok(Task {
         id: id_of(row, 0)?,
         kind: parsed(row, 1, Kind::parse)?,
         queue: parsed(row, 2, QueueName::parse)?,
-        state: state_of(row, 3)?,
+        state,
         args: parsed(row, 4, |text| Json::parse(text.to_owned()))?,
         tags: parsed_or(row, 5, BTreeMap::new(), |text| serde_json::from_str(text))?,
         priority: priority_of(row, 21)?,
         attempt: row.get(6)?,
         max_attempts: row.get(7)?,
         fence: Fence(row.get(8)?),
-        result: parsed_or(row, 9, None, |text| Json::parse(text.to_owned()).map(Some))?,
+        result_expired: state == State::Completed && result.is_none(),
+        result,
         errors: parsed_or(row, 10, Vec::new(), |text| serde_json::from_str(text))?,
         reason: row.get(11)?,
         created_at: timestamp(row.get(12)?),
@@ -145,10 +148,12 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         cancel_requested_at: time(19)?,
         worker_id: row.get::<_, Option<[u8; 16]>>(16)?.map(|id| WorkerId(uuid::Uuid::from_bytes(id))),
         timeout_ms: row.get(17)?,
+        result_ttl_ms: row.get(25)?,
         unique_key: row.get(18)?,
         group_id: row.get::<_, Option<[u8; 16]>>(20)?.map(|id| GroupId(uuid::Uuid::from_bytes(id))),
         concurrency_key: row.get(22)?,
         limited_by: row.get(23)?,
+        retried_from: row.get::<_, Option<[u8; 16]>>(24)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
     })
 }
 
@@ -203,8 +208,17 @@ pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page>
         values.len()
     );
     let mut statement = db.prepare_cached(&sql)?;
-    let tasks: Vec<Task> = statement.query_map(params_from_iter(values), task_of)?.collect::<rusqlite::Result<_>>()?;
-    let next = if tasks.len() == query.limit as usize {
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
+    let mut rows = statement.query(params_from_iter(values))?;
+    // A task that alone has more than a page is a page.
+    while bytes < PAGE_BYTES_MAX
+        && let Some(row) = rows.next()?
+    {
+        let task = task_of(row)?;
+        bytes += task.args.as_str().len() + task.result.as_ref().map_or(0, |result| result.as_str().len());
+        tasks.push(task);
+    }
+    let next = if tasks.len() == query.limit as usize || bytes >= PAGE_BYTES_MAX {
         tasks.last().map(|task| task.id)
     } else if query.group.is_some() {
         None

@@ -103,8 +103,9 @@ fn insert(
     let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
     db.prepare_cached(
         "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-             idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority, concurrency_key)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+             idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority, concurrency_key,
+             retried_from, result_ttl_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
     )?
     .execute(params![
         task.id.0.as_bytes().as_slice(),
@@ -124,6 +125,8 @@ fn insert(
         submission.group.as_ref().map(|group| group.id.0.as_bytes().as_slice()),
         task.priority.code(),
         task.concurrency_key,
+        task.retried_from.as_ref().map(|id| id.0.as_bytes().as_slice()),
+        task.result_ttl.map(millis),
     ])?;
     db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")?
         .execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;

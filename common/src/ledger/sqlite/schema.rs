@@ -18,6 +18,8 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../migrations/sqlite/0006_groups.sql"),
     include_str!("../migrations/sqlite/0007_priority.sql"),
     include_str!("../migrations/sqlite/0008_limits.sql"),
+    include_str!("../migrations/sqlite/0009_failures.sql"),
+    include_str!("../migrations/sqlite/0010_retention.sql"),
 ];
 
 /// The first release without the bug that can corrupt a WAL which two connections reset at once.

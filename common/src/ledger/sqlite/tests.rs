@@ -48,6 +48,18 @@ async fn an_older_schema_is_brought_up_to_date() {
     assert_eq!(get(&ledger, id).await.state, State::Cancelled);
 }
 
+/// A table that a migration adds is one that no handler's work writes to.
+#[tokio::test]
+async fn every_table_of_the_ledger_is_kept_from_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(SqliteLedger::open(&path).await.unwrap());
+    let raw = rusqlite::Connection::open(&path).unwrap();
+    let mut tables = raw.prepare("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name").unwrap();
+    let tables: Vec<String> = tables.query_map([], |row| row.get(0)).unwrap().collect::<rusqlite::Result<_>>().unwrap();
+    assert_eq!(tables, super::transact::TABLES);
+}
+
 /// Producers and workers are often started by one command, on a file that is not there yet.
 #[test]
 fn processes_that_start_at_once_on_a_new_file_all_open_it() {

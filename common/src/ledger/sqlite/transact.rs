@@ -27,7 +27,20 @@ const WORK_ROWS: usize = 16;
 const STEPS: std::ffi::c_int = 10_000;
 const SAVEPOINT: &str = "tasklane_work";
 /// The ledger's tables, which only the ledger writes.
-const TABLES: [&str; 5] = ["tasks", "task_args", "workers", "queues", "schedules"];
+pub(super) const TABLES: [&str; 12] = [
+    "tasks",
+    "task_args",
+    "workers",
+    "queues",
+    "schedules",
+    "unique_keys",
+    "paused_queues",
+    "task_groups",
+    "limits",
+    "limit_places",
+    "limit_gates",
+    "queue_retention",
+];
 
 thread_local! {
     /// Whether this thread is inside of a work.

@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::limits::IS_LIMITED;
 use super::read::id_of;
-use super::{groups, limits, unique};
+use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Due, Failure, Granted, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
-    Transition, WorkerRecord,
+    Abandoned, Due, Failure, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
@@ -18,7 +16,7 @@ use crate::task::{
 };
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
-fn boot_ms() -> i64 {
+pub(super) fn boot_ms() -> i64 {
     millis(since_boot())
 }
 
@@ -32,98 +30,6 @@ pub(super) fn mark_queued(db: &Connection, published: &[(TaskId, Fence)]) -> rus
     for (id, fence) in published {
         mark.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
     }
-    Ok(())
-}
-
-pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Claim> {
-    let now = wall_ms();
-    if let Some(granted) = grant(db, request, boot_id, now, false)? {
-        return Ok(Claim::Granted(granted));
-    }
-    match refusal(db, request, now)? {
-        Refusal::Limited => limits::claim(db, request, boot_id),
-        refusal => Ok(Claim::Refused(refusal)),
-    }
-}
-
-/// The claim, if nothing stands against it; a limit does not when the task is `admitted` by it.
-pub(super) fn grant(
-    db: &Connection,
-    request: &ClaimRequest,
-    boot_id: &str,
-    now: i64,
-    admitted: bool,
-) -> rusqlite::Result<Option<Granted>> {
-    db.prepare_cached(&format!(
-        "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
-                 started_at = ?4, due_at = NULL
-             WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
-                 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
-                 AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
-                 AND (?8 OR NOT {IS_LIMITED})
-             RETURNING fence, attempt, max_attempts, timeout_ms, created_at, run_at, queued_at",
-    ))?
-    .query_row(
-        params![
-            request.id.0.as_bytes().as_slice(),
-            request.worker.0.as_bytes().as_slice(),
-            guarantee_code(request.guarantee),
-            now,
-            boot_id,
-            boot_ms(),
-            request.crashes_below,
-            admitted,
-        ],
-        |row| {
-            Ok(Granted {
-                fence: Fence(row.get(0)?),
-                attempt: row.get(1)?,
-                max_attempts: row.get(2)?,
-                timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                created_at: timestamp(row.get(4)?),
-                run_at: timestamp(row.get(5)?),
-                queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
-                started_at: timestamp(now),
-                limited: admitted,
-            })
-        },
-    )
-    .optional()
-}
-
-fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let row = db
-        .prepare_cached(&format!(
-            "SELECT state, run_at, crashes, EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue), {IS_LIMITED}
-             FROM tasks WHERE id = ?1"
-        ))?
-        .query_row([request.id.0.as_bytes().as_slice()], |row| {
-            Ok((State::from_code(row.get(0)?), row.get::<_, i64>(1)?, row.get::<_, i32>(2)?, row.get(3)?, row.get(4)?))
-        })
-        .optional()?;
-    Ok(match row {
-        None => Refusal::Unknown,
-        Some((Some(State::Running), ..)) => Refusal::Held,
-        Some((Some(state), ..)) if state.is_final() => Refusal::Finished,
-        Some((Some(state), run_at, ..)) if run_at > now => {
-            if state == State::Queued {
-                take_custody(db, request.id)?;
-            }
-            Refusal::NotDue
-        }
-        // Before the suspect, which would be tried once more or put back.
-        Some((.., true, _)) => Refusal::Paused,
-        Some((_, _, crashes, ..)) if crashes >= request.crashes_below => Refusal::Suspect,
-        Some((.., true)) => Refusal::Limited,
-        Some(_) => Refusal::LeaseLost,
-    })
-}
-
-/// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is acked, so
-/// the row must be published again.
-fn take_custody(db: &Connection, id: TaskId) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE tasks SET state = 0, due_at = run_at, queued_at = NULL WHERE id = ?1 AND state = 2")?
-        .execute([id.0.as_bytes().as_slice()])?;
     Ok(())
 }
 
@@ -352,6 +258,18 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
     Ok(due)
 }
 
+pub(super) fn release(db: &Connection, unpublished: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
+    // What is not due any more was claimed, marked or ended meanwhile.
+    let mut release = db.prepare_cached(
+        "UPDATE tasks SET due_at = min(due_at, ?3) WHERE id = ?1 AND fence = ?2 AND due_at IS NOT NULL",
+    )?;
+    let now = wall_ms();
+    for (id, fence) in unpublished {
+        release.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
+    }
+    Ok(())
+}
+
 pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration, limit: u32) -> rusqlite::Result<u64> {
     let now = wall_ms();
     // What a pause has given back to a paused queue is older than what was claimed before, and not lost.
@@ -374,69 +292,6 @@ pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration,
     Ok(stranded as u64)
 }
 
-/// Deletes finished tasks among the `scan` rows after `after`; tells how many, and where the next scan begins.
-pub(super) fn prune(
-    db: &Connection,
-    retention: Duration,
-    scan: u32,
-    after: Option<TaskId>,
-) -> rusqlite::Result<(u64, Option<TaskId>)> {
-    let cutoff = wall_ms() - millis(retention);
-    let after = after.map_or([0; 16], |id| *id.0.as_bytes());
-    let mut statement = db.prepare_cached(
-        "SELECT id, state >= 5 AND finished_at < ?2 AND (group_id IS NULL OR NOT EXISTS (
-             SELECT 1 FROM task_groups g WHERE g.id = group_id AND (g.finished_at IS NULL OR g.finished_at >= ?2))),
-             created_at, unique_key
-         FROM tasks WHERE id > ?1 ORDER BY id LIMIT ?3",
-    )?;
-    let rows = statement.query_map(params![after.as_slice(), cutoff, scan], |row| {
-        let finished = row.get::<_, Option<bool>>(1)?.unwrap_or(false);
-        Ok((id_of(row, 0)?, finished, row.get::<_, i64>(2)?, row.get::<_, Option<String>>(3)?))
-    })?;
-    let rows: Vec<_> = rows.collect::<rusqlite::Result<_>>()?;
-    let mut pruned = 0;
-    for (id, _, _, key) in rows.iter().filter(|(_, finished, ..)| *finished) {
-        delete(db, *id, key.as_deref())?;
-        pruned += 1;
-    }
-    groups::prune(db, cutoff, scan)?;
-    // Younger rows cannot have finished before the cutoff: the next scan begins at the oldest again.
-    let next = rows.last().filter(|(_, _, created_at, _)| rows.len() == scan as usize && *created_at < cutoff);
-    db.prepare_cached(
-        "DELETE FROM workers WHERE dead = 1 AND started_at < ?1
-             AND NOT EXISTS (SELECT 1 FROM tasks WHERE state = 3 AND worker_id = workers.id)",
-    )?
-    .execute([wall_ms() - 3_600_000])?;
-    Ok((pruned, next.map(|(id, ..)| *id)))
-}
-
-/// Deletes a task, and lets go of its key.
-fn delete(db: &Connection, id: TaskId, key: Option<&str>) -> rusqlite::Result<()> {
-    if let Some(key) = key {
-        unique::forget(db, key, id)?;
-    }
-    for delete in ["DELETE FROM tasks WHERE id = ?1", "DELETE FROM task_args WHERE id = ?1"] {
-        db.prepare_cached(delete)?.execute([id.0.as_bytes().as_slice()])?;
-    }
-    Ok(())
-}
-
-pub(super) fn purge(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<u64> {
-    let mut find = db.prepare_cached(
-        "SELECT unique_key FROM tasks WHERE id = ?1 AND state >= 5 AND (group_id IS NULL OR NOT EXISTS (
-             SELECT 1 FROM task_groups g WHERE g.id = group_id AND g.finished_at IS NULL))",
-    )?;
-    let mut purged = 0;
-    for id in ids {
-        let found = find.query_row([id.0.as_bytes().as_slice()], |row| row.get::<_, Option<String>>(0)).optional()?;
-        if let Some(key) = found {
-            delete(db, *id, key.as_deref())?;
-            purged += 1;
-        }
-    }
-    Ok(purged)
-}
-
 pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {
     let now = wall_ms();
     let mut find = db.prepare_cached("SELECT state FROM tasks WHERE id = ?1")?;
@@ -457,7 +312,14 @@ pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite:
     Ok(before)
 }
 
-pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> {
+pub(super) fn replay(db: &Connection, replays: &[(TaskId, Duration)]) -> rusqlite::Result<Vec<(TaskId, Replayed)>> {
+    let replayed = replays.iter().map(|(id, delay)| Ok((*id, replay_one(db, *id, *delay)?)));
+    let mut replayed: Vec<_> = replayed.collect::<rusqlite::Result<_>>()?;
+    replayed.retain(|(_, replayed)| *replayed != Replayed::Unknown);
+    Ok(replayed)
+}
+
+fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<Replayed> {
     let row: Option<(i16, Option<String>)> = db
         .prepare_cached("SELECT state, unique_key FROM tasks WHERE id = ?1")?
         .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -473,9 +335,9 @@ pub(super) fn replay(db: &Connection, id: TaskId) -> rusqlite::Result<Replayed> 
     }
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
-             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL
+             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL
          WHERE id = ?1 AND state IN (6, 7)",
     )?
-    .execute(params![id.0.as_bytes().as_slice(), wall_ms()])?;
+    .execute(params![id.0.as_bytes().as_slice(), wall_ms().saturating_add(millis(delay))])?;
     Ok(Replayed::From(state))
 }

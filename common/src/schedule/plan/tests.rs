@@ -19,6 +19,7 @@ fn definition(cron: &str, catch_up: CatchUp, overlap: Overlap) -> Definition {
             priority: Default::default(),
             max_attempts: 1,
             timeout_ms: None,
+            result_ttl_ms: None,
             concurrency_key: None,
             tags: Default::default(),
         },

@@ -175,3 +175,15 @@ async fn a_dropped_run_is_killed_at_once() {
     running.witness.gone().await;
     assert!(began.elapsed() < TERM_GRACE);
 }
+
+#[tokio::test]
+async fn the_operator_says_which_exit_codes_are_final_besides() {
+    let table = json!({ "kind": "test.kind", "argv": ["sh", "-c", "exit $(cat)"], "discard_exit_codes": [3, 4] });
+    let handler = CommandHandler::new(&serde_json::from_value(table).unwrap(), ProcessGroups::new()).unwrap();
+    for (code, is_final) in [("3", true), ("4", true), ("65", true), ("1", false)] {
+        let error = run(&handler, code).await.unwrap_err();
+        let message = format!("the program sh exited with status {code}");
+        let expected = if is_final { HandlerError::discard(message) } else { HandlerError::retry(message) };
+        assert_eq!(error, expected);
+    }
+}

@@ -141,7 +141,9 @@ fn retry_after_is_seconds_or_a_date_up_to_an_hour() {
 #[tokio::test]
 async fn too_large_a_result_is_refused() {
     let error = service(|| "x".repeat(RESULT_BYTES_MAX + 1)).await.run().await.unwrap_err();
-    assert_eq!(error, HandlerError::discard(format!("the service {TooMuch}")));
+    let told = "the service answered more than the 1048576 bytes that a result may have: \
+                store it elsewhere and answer its address";
+    assert_eq!(error, HandlerError::discard(told));
 }
 
 #[tokio::test]
@@ -187,4 +189,16 @@ async fn a_stopped_run_drops_its_request() {
     cancellation.cancel();
     let answer = tokio::time::timeout(LIMIT, run).await.unwrap().unwrap();
     assert_eq!(answer, Err(HandlerError::retry("the request was stopped")));
+}
+
+#[tokio::test]
+async fn the_operator_says_which_statuses_are_final_besides() {
+    for (status, is_final) in [(501, true), (429, true), (500, false), (404, true)] {
+        let mut service = service(move || StatusCode::from_u16(status).unwrap()).await;
+        service.handler.discard = vec![501, 429];
+        let error = service.run().await.unwrap_err();
+        let message = format!("the service answered {}", StatusCode::from_u16(status).unwrap());
+        let expected = if is_final { HandlerError::discard(message) } else { HandlerError::retry(message) };
+        assert_eq!(error, expected);
+    }
 }

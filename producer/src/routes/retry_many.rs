@@ -1,0 +1,92 @@
+//! `POST /v1/tasks/retry`: all failures that meet a filter, some thousands a call.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use jiff::Timestamp;
+use serde::Serialize;
+use tasklane_common::ledger::Replayed;
+use tasklane_common::state::{Event, next};
+use tasklane_common::task::TaskId;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+use super::cancel::BODY_BYTES_MAX;
+use crate::app::App;
+use crate::error::{ApiError, Problem};
+use crate::extract;
+use crate::retrying::{self, Retries, RetryTasks};
+use crate::sweep::{PAGE, TASKS_MAX, TIME_MAX};
+
+/// How far the retry has come.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(crate) struct RetriedTasks {
+    /// How many will run again; in a dry run, would.
+    retried: u64,
+    /// How many stay as they are, since another task holds their unique key.
+    conflicts: u64,
+    /// Give it as `cursor` to go on with the older tasks; null when none is left.
+    next_cursor: Option<String>,
+}
+
+/// Run many failures again
+///
+/// Goes from the newest task to the oldest, at most 10,000 a call: repeat with `cursor` until `next_cursor` is null. With
+/// `per_second` the starts are spread evenly, over all calls that follow each other by `cursor`. What was retried stays so
+/// when a later part fails.
+#[utoipa::path(
+    post, path = "/v1/tasks/retry", tag = "tasks", operation_id = "retryTasks",
+    request_body = RetryTasks,
+    responses(
+        (status = 200, description = "How many tasks will run again, and whether there may be more", body = RetriedTasks),
+        (status = 400, description = "Not JSON", body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
+        (status = 415, description = "The body is not `application/json`", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "A field does not fit, or there is no filter", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "The ledger is away, or too much is under way; repeat the call", body = Problem, content_type = "application/problem+json"),
+    ),
+)]
+pub(crate) async fn retry_many(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<RetriedTasks>, ApiError> {
+    extract::expect_json(&headers)?;
+    let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
+    let Retries { mut query, mut pace, dry_run } = retrying::many(&body, PAGE, Timestamp::now())?;
+    let until = Instant::now() + TIME_MAX;
+    let mut done = RetriedTasks::default();
+    loop {
+        let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
+        if dry_run {
+            done.retried += page.tasks.len() as u64;
+        } else if !page.tasks.is_empty() {
+            let now = Timestamp::now();
+            let replays: Vec<(TaskId, Duration)> = page.tasks.iter().map(|task| (task.id, pace.delay(now))).collect();
+            let replayed = app.gate.ask(app.gate.ledger().replay_many(replays)).await?;
+            done.count(&replayed);
+        }
+        query.before = page.next;
+        if page.next.is_none() || done.retried + done.conflicts >= TASKS_MAX || Instant::now() >= until {
+            done.next_cursor = page.next.map(|next| pace.cursor(next));
+            return Ok(Json(done));
+        }
+    }
+}
+
+impl RetriedTasks {
+    /// What somebody else has started again in the meantime is none of ours.
+    fn count(&mut self, replayed: &[(TaskId, Replayed)]) {
+        for (_, replayed) in replayed {
+            match replayed {
+                Replayed::From(before) if next(*before, Event::Replay).is_some() => self.retried += 1,
+                Replayed::KeyHeld(_) => self.conflicts += 1,
+                Replayed::From(_) | Replayed::Unknown => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Measures this machine: the broker alone, and Tasklane on both ledgers, in one run.
+//!
+//! ```text
+//! TASKS=30000 REPEATS=3 ROWS=raw,e2e test-services -- bench
+//! ```
+//!
+//! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
+//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `memory` (1,000,000 submissions).
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use tasklane_tests::bench::{Plan, Row, rows};
+use tasklane_tests::ledger::LedgerKind;
+
+const ROWS: [&str; 6] = ["raw", "e2e", "drain", "delays", "due", "memory"];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match bench().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("the measurement did not work out: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn bench() -> Result<()> {
+    let plan = Plan { repeats: number("REPEATS", 3)?, tasks: number("TASKS", 30_000)? };
+    ensure!(
+        plan.repeats > 0 && plan.tasks >= 1_000 && plan.tasks.is_multiple_of(1_000),
+        "TASKS must be a multiple of 1000"
+    );
+    let asked = std::env::var("ROWS").unwrap_or_default();
+    let asked: Vec<&str> = asked.split(',').filter(|row| !row.is_empty()).collect();
+    if let Some(odd) = asked.iter().find(|row| !ROWS.contains(row)) {
+        anyhow::bail!("ROWS={odd}: must be some of {}", ROWS.join(","));
+    }
+    let wanted = |row: &str| asked.is_empty() || asked.contains(&row);
+    if cfg!(debug_assertions) {
+        println!("these programs are not optimised: the figures say nothing");
+    }
+    println!("{} tasks of 256 bytes, {} times each; median, half the width, ratio", plan.tasks, plan.repeats);
+    let mut all: Vec<Row> = Vec::new();
+    // Each pair side by side, so that both had the same machine.
+    let [raw, raw_drain, raw_latency] = rows::raw(plan).await?;
+    show(&mut all, [raw.clone(), raw_drain.clone(), raw_latency.clone()]);
+    for (ledger, name) in [(LedgerKind::Sqlite, "SQLite"), (LedgerKind::Postgres, "PostgreSQL")] {
+        if wanted("e2e") {
+            let measured = rows::end_to_end(plan, ledger, name).await?;
+            show(
+                &mut all,
+                measured.into_iter().map(|row| {
+                    let other = if row.unit == "/s" { &raw } else { &raw_latency };
+                    row.against(other)
+                }),
+            );
+        }
+        if wanted("drain") {
+            let measured = rows::drain(plan, ledger, name).await?;
+            show(
+                &mut all,
+                measured.into_iter().map(|row| {
+                    let other = if row.name == "drain" { &raw_drain } else { &raw };
+                    row.against(other)
+                }),
+            );
+        }
+        if wanted("delays") {
+            show(&mut all, rows::delays(ledger, name).await?);
+        }
+        if wanted("due") {
+            show(&mut all, rows::due_at_once(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
+        }
+        if wanted("memory") {
+            show(&mut all, rows::memory_row(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
+        }
+    }
+    let file = std::env::current_exe()?.with_file_name("bench.json");
+    std::fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| file.display().to_string())?;
+    println!("all figures: {}", file.display());
+    Ok(())
+}
+
+fn show(all: &mut Vec<Row>, rows: impl IntoIterator<Item = Row>) {
+    for row in rows {
+        println!("{row}");
+        all.push(row);
+    }
+}
+
+/// A number from the environment, where it is set and not empty.
+fn number(key: &str, default: usize) -> Result<usize> {
+    match std::env::var(key) {
+        Ok(text) if !text.is_empty() => text.parse().with_context(|| format!("{key}={text:?}")),
+        _ => Ok(default),
+    }
+}
