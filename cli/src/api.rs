@@ -147,6 +147,19 @@ pub(crate) struct WorkerList {
     pub(crate) workers: Vec<Worker>,
 }
 
+/// Something that happened to a task.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TaskEvent {
+    pub(crate) at: Timestamp,
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) queue: String,
+    pub(crate) event: String,
+    pub(crate) state: String,
+    pub(crate) attempt: i64,
+    pub(crate) worker_id: Option<String>,
+}
+
 /// A schedule.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Schedule {

@@ -2,6 +2,7 @@
 
 mod limits;
 mod schedules;
+mod tail;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use uuid::Uuid;
 
 pub(crate) use self::limits::{Limits, LimitsDo, SetLimit};
 pub(crate) use self::schedules::{PutSchedule, Schedules, SchedulesDo};
+pub(crate) use self::tail::Tail;
 use crate::failure::Exit;
 use crate::input::{self, Pair};
 
@@ -111,6 +113,9 @@ pub(crate) enum Command {
     Wait(Wait),
     /// Show a task until it ends, or the queues until Ctrl-C, again and again
     Watch(Watch),
+    /// Show what happens to tasks, as it happens
+    #[command(after_help = tail::EXAMPLES)]
+    Tail(Tail),
     /// List tasks, newest first
     List(List),
     /// Change a task that waits: its time, its args, its queue, its priority

@@ -6,6 +6,7 @@ mod batch;
 mod get;
 mod wait;
 mod watch;
+mod tail;
 mod list;
 mod edit;
 mod cancel;
@@ -45,6 +46,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Get(ids) => get::run(cx, &ids.ids).await,
         Command::Wait(wait) => wait::run(cx, &wait).await,
         Command::Watch(watch) => watch::run(cx, &watch).await,
+        Command::Tail(tail) => tail::run(cx, &tail).await,
         Command::List(list) => list::run(cx, &list).await,
         Command::Edit(edit) => edit::run(cx, &edit).await,
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,

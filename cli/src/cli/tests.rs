@@ -71,6 +71,8 @@ fn what_makes_no_sense_is_refused() {
         ("tasklane pause", ErrorKind::MissingRequiredArgument),
         ("tasklane resume a/../b", ErrorKind::ValueValidation),
         ("tasklane workers --url nowhere", ErrorKind::ValueValidation),
+        ("tasklane tail --state done", ErrorKind::InvalidValue),
+        ("tasklane tail --count 0", ErrorKind::ValueValidation),
         ("tasklane schedules put a mail", ErrorKind::MissingRequiredArgument),
         ("tasklane schedules put a mail --cron @daily --delay 1s", ErrorKind::UnknownArgument),
         ("tasklane schedules put a/b mail --cron @daily", ErrorKind::ValueValidation),

@@ -382,6 +382,67 @@ async fn limits_are_set_shown_and_deleted_and_hold_tasks() -> Result<()> {
 }
 
 #[tokio::test]
+async fn events_are_shown_as_they_come() -> Result<()> {
+    let (stack, mut producer) = producer().await?;
+    let _worker = worker(&stack).await?;
+    let cli = Cli::of(&producer);
+    let tail = async |args: &[&str]| {
+        let mut child = cli.command(&[&["tail"], args].concat())?.spawn()?;
+        let out = BufReader::new(child.stdout.take().context("its output")?).lines();
+        anyhow::Ok((child, out))
+    };
+    // Everybody has heard that events are wanted once the end of some task is told.
+    let (mut heard, mut lines) = tail(&["--json", "--kind", "test.e*", "--state", "completed", "--count", "1"]).await?;
+    let told = within(LIMIT, "a task to be told of", async {
+        loop {
+            cli.submit(&["test.echo"]).await?;
+            if let Ok(line) = tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
+                return anyhow::Ok(line?.context("no event")?);
+            }
+        }
+    });
+    let told: Value = serde_json::from_str(&told.await??)?;
+    let fields: Vec<_> = told.as_object().context("no object")?.keys().map(String::as_str).collect();
+    assert_eq!(fields, ["at", "attempt", "event", "id", "kind", "queue", "state", "worker_id"]);
+    assert_eq!(
+        (&told["event"], &told["kind"], &told["attempt"]),
+        (&json!("completed"), &json!("test.echo"), &json!(1))
+    );
+    assert_eq!(within(LIMIT, "its end", heard.wait()).await??.code(), Some(0), "one is enough");
+
+    let (mut shown, mut lines) = tail(&["--kind", "test.fail"]).await?;
+    let id = within(LIMIT, "a failure to be told of", async {
+        let mut ids = Vec::new();
+        loop {
+            ids.push(cli.submit(&["test.fail"]).await?);
+            while let Ok(line) = tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
+                let line = line?.context("no event")?;
+                let id =
+                    ids.iter().find(|id| line.contains(&format!("  discarded    {id}  default  test.fail  attempt 1")));
+                if let Some(id) = id {
+                    return anyhow::Ok(id.clone());
+                }
+            }
+        }
+    });
+    assert_eq!(producer.api.get(&id.await??).await?.state, "discarded");
+    producer.process.terminate()?;
+    producer.process.exited(LIMIT).await?;
+    assert_eq!(within(LIMIT, "its end", shown.wait()).await??.code(), Some(5), "the producer has gone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_at_events_has_an_end_and_says_what_is_wrong() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    assert_eq!(cli.ok(&["tail", "--for", "200ms"]).await?, "");
+    cli.run(&["tail", "--kind", "a*b", "--queue", "A"]).await?.failed(4, &["  kind: ", "  queue: "]);
+    cli.run(&["tail", "--url", "http://127.0.0.1:1"]).await?.failed(5, &["cannot reach a producer"]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     let (_stack, producer) = producer().await?;
     let cli = Cli::of(&producer);
