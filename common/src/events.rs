@@ -1,6 +1,6 @@
 //! What happens to tasks, told to whoever looks at this moment: submitted, started, completed and so on.
 //!
-//! Nothing is published while nobody looks. A producer with listeners says over the [`control`](crate::control) exchange
+//! Nothing is published while nobody looks. A producer with listeners says over the [`control`] exchange
 //! that events are wanted for some seconds, again and again; whoever has heard it publishes, transient and unconfirmed, and
 //! the producer's [`feed`] hands on what comes. Telling never waits: what has no room is dropped and counted.
 //!
