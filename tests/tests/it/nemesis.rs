@@ -6,8 +6,9 @@ use anyhow::{Result, ensure};
 use tasklane_tests::nemesis::run::{Plan, run};
 use tasklane_tests::within;
 
-/// Any will do; a fixed one plays the same faults each time.
-const SEED: u64 = 2026;
+/// A fixed one plays the same faults each time. This one kills and freezes workers, pauses and moves, before it comes to
+/// the broker, whose start takes most of the time where the processors are busy.
+const SEED: u64 = 6860;
 
 /// How long faults are injected; building the world before and settling it afterwards takes about as long again.
 const FAULTY: Duration = Duration::from_secs(35);
