@@ -5,7 +5,6 @@
 //! write is not needed any more and changes nothing.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::patience::Patience;
 use crate::broker::{self, BrokerError, Depth, Generations, within};
 use crate::envelope::Envelope;
 use crate::ledger::SharedLedger;
@@ -24,6 +24,7 @@ use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
 use crate::topology::{TASKS_EXCHANGE, routing_key};
 
 pub mod marker;
+mod patience;
 
 /// How many publications go out before their confirms are awaited.
 const BATCH_MAX: usize = 256;
@@ -31,8 +32,6 @@ const BATCH_MAX: usize = 256;
 const WAITING_MAX: usize = 1024;
 /// How many bytes of args may be on their way at once; a publisher never holds more.
 const IN_FLIGHT_BYTES_MAX: u32 = 64 * 1024 * 1024;
-/// How long confirms of one batch may take before the channel counts as broken; an alarm of the broker not counted.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long [`Publisher::publish`] waits in all: for room, then for the confirm.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long [`Publisher::offer`] waits for room before the relay gets the rest.
@@ -270,14 +269,11 @@ impl Owner {
 
     /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
     async fn publish_batch(&self, channel: &Channel, lanes: &mut Lanes, batch: Vec<Job>) -> Result<(), BrokerError> {
+        let batch = self.with_lanes(lanes, batch).await?;
         let mut patience = Patience::with(&lanes.connection);
         let mut confirms = Vec::with_capacity(batch.len());
         let mut broken = None;
         for job in batch {
-            if !lanes.ensure(&job.publication.lane).await? {
-                self.conclude(job, Published::Refused).await;
-                continue;
-            }
             match patience.wait(send(channel, &job.publication)).await {
                 Some(Ok(confirm)) => confirms.push((job, confirm)),
                 Some(Err(error)) => broken = Some(error),
@@ -308,6 +304,20 @@ impl Owner {
         }
     }
 
+    /// Those of a batch whose lanes are there. All are declared before anything is published: a broker with an alarm blocks
+    /// a connection at its first publication, and answers nothing from then on.
+    async fn with_lanes(&self, lanes: &mut Lanes, batch: Vec<Job>) -> Result<Vec<Job>, BrokerError> {
+        let mut publishable = Vec::with_capacity(batch.len());
+        for job in batch {
+            if lanes.ensure(&job.publication.lane).await? {
+                publishable.push(job);
+            } else {
+                self.conclude(job, Published::Refused).await;
+            }
+        }
+        Ok(publishable)
+    }
+
     async fn conclude(&self, job: Job, published: Published) {
         metrics::counter!("tasklane_publications_total", "outcome" => match published {
             Published::Confirmed => "confirmed",
@@ -321,33 +331,6 @@ impl Owner {
         if let Some(reply) = job.reply {
             // The caller may have stopped waiting.
             let _ = reply.send(published);
-        }
-    }
-}
-
-/// How long one batch still has. This stands still while the broker has an alarm: what was on its way when that came
-/// arrives when it is over, and a new connection would only be blocked with more.
-struct Patience {
-    connection: Arc<Connection>,
-    deadline: Instant,
-}
-
-impl Patience {
-    fn with(connection: &Arc<Connection>) -> Self {
-        Self { connection: Arc::clone(connection), deadline: Instant::now() + CONFIRM_TIMEOUT }
-    }
-
-    /// Waits for one step of the batch; `None` when the time is over.
-    async fn wait<T>(&mut self, step: impl Future<Output = T>) -> Option<T> {
-        let mut step = pin!(step);
-        loop {
-            match timeout_at(self.deadline, &mut step).await {
-                Ok(done) => return Some(done),
-                Err(_) if self.connection.status().blocked() && self.connection.status().connected() => {
-                    self.deadline = Instant::now() + CONFIRM_TIMEOUT;
-                }
-                Err(_) => return None,
-            }
         }
     }
 }

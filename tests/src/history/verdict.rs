@@ -60,10 +60,11 @@ pub struct Counts {
     pub killed_runs: usize,
     /// Runs dropped by a worker that lives on.
     pub dropped_runs: usize,
-    /// From the death of a worker, while nothing else was broken, to the next start of each task that it ran, sorted.
+    /// From the death of a process to the next start of each task that it ran, without the time in which there was no
+    /// broker, ledger, queue or other worker; sorted.
     pub takeovers: Vec<Duration>,
-    /// The same of all other deaths: amid other faults, or of tasks that had crashed before.
-    pub late_takeovers: Vec<Duration>,
+    /// The same with that time.
+    pub takeovers_in_all: Vec<Duration>,
     /// Frozen runs that went on for a moment when they were thawed, beside the next run: the longest moment.
     pub longest_after_thaw: Duration,
 }

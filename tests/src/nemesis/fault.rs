@@ -371,10 +371,15 @@ async fn broker(world: &World) -> Result<MutexGuard<'_, Cluster>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::check::takeovers::WORKER_DEATH;
+    use crate::history::check::takeovers::ABSENCES;
 
     #[test]
-    fn the_checker_knows_the_death_of_a_worker_by_its_name() {
-        assert_eq!(Fault::WorkerKilled.to_string(), WORKER_DEATH);
+    fn the_checker_knows_by_their_names_when_nothing_can_start() {
+        let is_absence = |fault: &Fault| ABSENCES.iter().any(|name| fault.to_string().starts_with(name));
+        for name in ABSENCES {
+            assert!(Fault::ALL.iter().any(|fault| fault.to_string().starts_with(name)), "no fault begins with {name}");
+        }
+        assert!(Fault::ALL.iter().filter(|fault| fault.is_shared()).all(is_absence));
+        assert!(![Fault::WorkerKilled, Fault::WorkerFrozen, Fault::BrokerWireCut].iter().any(is_absence));
     }
 }

@@ -119,7 +119,7 @@ impl Report {
         self.row(f, "results refused (fenced)", |lane| format!("{:.0} or more", lane.counted.fenced))?;
         self.row(f, "claims refused", |lane| format!("{:.0} or more", lane.counted.refused))?;
         self.row(f, "takeover p50, max", |lane| takeovers(&lane.verdict.counts.takeovers))?;
-        self.row(f, "  amid other faults", |lane| takeovers(&lane.verdict.counts.late_takeovers))?;
+        self.row(f, "  with all absences", |lane| takeovers(&lane.verdict.counts.takeovers_in_all))?;
         self.row(f, "longest run after a thaw", |lane| {
             format!("{} ms", lane.verdict.counts.longest_after_thaw.as_millis())
         })?;
