@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// A task.
@@ -32,6 +32,8 @@ pub(crate) struct Task {
     pub(crate) worker_id: Option<String>,
     pub(crate) timeout_ms: Option<i64>,
     pub(crate) retried_from: Option<String>,
+    pub(crate) concurrency_key: Option<String>,
+    pub(crate) limited_by: Option<String>,
 }
 
 impl Task {
@@ -143,6 +145,93 @@ pub(crate) struct Worker {
 #[derive(Debug, Deserialize)]
 pub(crate) struct WorkerList {
     pub(crate) workers: Vec<Worker>,
+}
+
+/// Something that happened to a task.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TaskEvent {
+    pub(crate) at: Timestamp,
+    pub(crate) id: String,
+    pub(crate) kind: String,
+    pub(crate) queue: String,
+    pub(crate) event: String,
+    pub(crate) state: String,
+    pub(crate) attempt: i64,
+    pub(crate) worker_id: Option<String>,
+}
+
+/// A schedule.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Schedule {
+    pub(crate) name: String,
+    pub(crate) cron: String,
+    pub(crate) timezone: String,
+    pub(crate) task: Template,
+    pub(crate) catch_up: String,
+    pub(crate) catch_up_max: u32,
+    pub(crate) overlap: String,
+    pub(crate) jitter_ms: i64,
+    pub(crate) paused: bool,
+    #[serde(default)]
+    pub(crate) next_runs: Vec<Timestamp>,
+    pub(crate) last_tick: Option<Timestamp>,
+    pub(crate) last_task_id: Option<String>,
+    pub(crate) last_skipped: Option<Timestamp>,
+    pub(crate) ticks: Ticks,
+}
+
+/// What each tick submits.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Template {
+    pub(crate) kind: String,
+    pub(crate) queue: String,
+    pub(crate) args: Option<Box<RawValue>>,
+    pub(crate) priority: Option<String>,
+    pub(crate) max_attempts: i64,
+    pub(crate) timeout_ms: Option<i64>,
+    pub(crate) concurrency_key: Option<String>,
+    #[serde(default)]
+    pub(crate) tags: BTreeMap<String, String>,
+}
+
+/// What became of a schedule's ticks.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Ticks {
+    pub(crate) fired: i64,
+    pub(crate) skipped: i64,
+    pub(crate) missed: i64,
+}
+
+/// A page of schedules, as JSON each.
+#[derive(Debug, Deserialize)]
+pub(crate) struct SchedulePage {
+    pub(crate) schedules: Vec<Box<RawValue>>,
+    pub(crate) next_cursor: Option<String>,
+}
+
+/// A limit.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Limit {
+    pub(crate) of: String,
+    pub(crate) name: String,
+    pub(crate) max_running: Option<u32>,
+    pub(crate) rate: Option<Rate>,
+    pub(crate) max_queued: Option<u32>,
+    pub(crate) origin: String,
+}
+
+/// How often tasks start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rate {
+    pub(crate) tasks: u32,
+    pub(crate) per_ms: u64,
+    pub(crate) burst: u32,
+}
+
+/// All limits.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LimitList {
+    pub(crate) limits: Vec<Limit>,
 }
 
 /// What the producer stands on.

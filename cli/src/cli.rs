@@ -1,5 +1,9 @@
 //! The command line: commands, flags, and their help.
 
+mod limits;
+mod schedules;
+mod tail;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,6 +14,9 @@ use jiff::Timestamp;
 use url::Url;
 use uuid::Uuid;
 
+pub(crate) use self::limits::{Limits, LimitsDo, SetLimit};
+pub(crate) use self::schedules::{PutSchedule, Schedules, SchedulesDo};
+pub(crate) use self::tail::Tail;
 use crate::failure::Exit;
 use crate::input::{self, Pair};
 
@@ -106,6 +113,9 @@ pub(crate) enum Command {
     Wait(Wait),
     /// Show a task until it ends, or the queues until Ctrl-C, again and again
     Watch(Watch),
+    /// Show what happens to tasks, as it happens
+    #[command(after_help = tail::EXAMPLES)]
+    Tail(Tail),
     /// List tasks, newest first
     List(List),
     /// Change a task that waits: its time, its args, its queue, its priority
@@ -129,6 +139,12 @@ pub(crate) enum Command {
     /// Move waiting tasks from one queue to another
     #[command(after_help = MOVE_EXAMPLES)]
     Move(Move),
+    /// Show, make and delete periodic tasks
+    #[command(after_help = schedules::EXAMPLES)]
+    Schedules(Schedules),
+    /// Show, set and delete limits of queues, kinds and concurrency keys
+    #[command(after_help = limits::EXAMPLES)]
+    Limits(Limits),
     /// Show the live workers
     Workers,
     /// Look at the producer, its workers and queues, and say what to mend
@@ -137,9 +153,9 @@ pub(crate) enum Command {
     Completions(Completions),
 }
 
-/// A task to be submitted.
+/// A task, as `submit` and `schedules put` take it.
 #[derive(Debug, Args)]
-pub(crate) struct Submit {
+pub(crate) struct TaskSpec {
     /// The work to do, such as report.build
     pub(crate) kind: String,
     /// The args, one by one: a value that is JSON is taken as such, any other as a string
@@ -154,12 +170,6 @@ pub(crate) struct Submit {
     /// How urgent it is: high, normal or low [default: normal]
     #[arg(long, value_name = "LEVEL", value_parser = ["high", "normal", "low"], hide_possible_values = true)]
     pub(crate) priority: Option<String>,
-    /// How long it waits before its first start, such as 5m
-    #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
-    pub(crate) delay: Option<Duration>,
-    /// When it may start, such as 2030-01-31T08:00:00Z
-    #[arg(long, value_name = "TIME")]
-    pub(crate) at: Option<Timestamp>,
     /// How long one run may take [default: the handler decides]
     #[arg(long, value_name = "DURATION", value_parser = input::duration)]
     pub(crate) timeout: Option<Duration>,
@@ -169,9 +179,26 @@ pub(crate) struct Submit {
     /// How often it may start [default: the producer's setting]
     #[arg(long, value_name = "N")]
     pub(crate) max_attempts: Option<u32>,
+    /// Whose it is, for limits that count each customer, say, for itself
+    #[arg(long, value_name = "KEY")]
+    pub(crate) concurrency_key: Option<String>,
     /// A label to find it by; may be repeated
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = input::pair)]
     pub(crate) tags: Vec<Pair>,
+}
+
+/// A task to be submitted.
+#[derive(Debug, Args)]
+pub(crate) struct Submit {
+    /// The task.
+    #[command(flatten)]
+    pub(crate) task: TaskSpec,
+    /// How long it waits before its first start, such as 5m
+    #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
+    pub(crate) delay: Option<Duration>,
+    /// When it may start, such as 2030-01-31T08:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
     /// Idempotency key: the same key and task again give the same task [default: a new one]
     #[arg(long, value_name = "KEY", value_parser = input::key)]
     pub(crate) key: Option<String>,
@@ -436,80 +463,4 @@ fn exit_codes() -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-    use clap::error::ErrorKind;
-
-    fn parse(line: &str) -> Result<Cli, ErrorKind> {
-        Cli::try_parse_from(line.split(' ')).map_err(|error| error.kind())
-    }
-
-    #[test]
-    fn the_command_line_makes_sense() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn help() {
-        let mut command = Cli::command().term_width(100);
-        command.build();
-        let mut text = command.render_long_help().to_string();
-        for subcommand in command.get_subcommands_mut().filter(|command| command.get_name() != "help") {
-            let mut subcommand = subcommand.clone().term_width(100);
-            let help = subcommand.render_help();
-            text.push_str(&format!("\n==== {}\n\n{help}", subcommand.get_name()));
-        }
-        let trimmed: Vec<_> = text.lines().map(str::trim_end).collect();
-        insta::assert_snapshot!(trimmed.join("\n"));
-    }
-
-    #[test]
-    fn a_submission_as_in_the_manual() {
-        let line =
-            "tasklane submit report.build month=2026-11 dry=true --queue reports --delay 5m --tag team=blue --wait 30s";
-        let Command::Submit(submit) = parse(line).unwrap().command else { panic!("another command") };
-        assert_eq!((submit.kind.as_str(), submit.pairs.len(), submit.tags.len()), ("report.build", 2, 1));
-        assert_eq!((submit.delay, submit.wait), (Some(Duration::from_secs(300)), Some(Duration::from_secs(30))));
-        let Command::Submit(submit) = parse("tasklane submit mail --args -").unwrap().command else {
-            panic!("another")
-        };
-        assert_eq!(submit.args.as_deref(), Some("-"));
-    }
-
-    #[test]
-    fn what_makes_no_sense_is_refused() {
-        for (line, kind) in [
-            ("tasklane submit a x=1 --args {}", ErrorKind::ArgumentConflict),
-            ("tasklane submit a --delay 1s --at 2030-01-31T08:00:00Z", ErrorKind::ArgumentConflict),
-            ("tasklane submit a --delay 5", ErrorKind::ValueValidation),
-            ("tasklane submit a word", ErrorKind::ValueValidation),
-            ("tasklane get", ErrorKind::MissingRequiredArgument),
-            ("tasklane get x", ErrorKind::ValueValidation),
-            ("tasklane edit 01a20751-1f82-705d-a198-4567bb46f288", ErrorKind::MissingRequiredArgument),
-            (
-                "tasklane edit 01a20751-1f82-705d-a198-4567bb46f288 --delay 1s --at 2030-01-31T08:00:00Z",
-                ErrorKind::ArgumentConflict,
-            ),
-            ("tasklane cancel", ErrorKind::MissingRequiredArgument),
-            ("tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --kind a", ErrorKind::ArgumentConflict),
-            ("tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --dry-run", ErrorKind::ArgumentConflict),
-            ("tasklane retry", ErrorKind::MissingRequiredArgument),
-            ("tasklane retry 01a20751-1f82-705d-a198-4567bb46f288 --per-second 5", ErrorKind::ArgumentConflict),
-            ("tasklane retry --kind a --per-second 0", ErrorKind::ValueValidation),
-            ("tasklane list --state done", ErrorKind::InvalidValue),
-            ("tasklane list --all --limit 3", ErrorKind::ArgumentConflict),
-            ("tasklane batch --chunk 0", ErrorKind::ValueValidation),
-            ("tasklane batch --chunk 5 --then a", ErrorKind::ArgumentConflict),
-            ("tasklane batch --then-args 1", ErrorKind::MissingRequiredArgument),
-            ("tasklane queues ..", ErrorKind::ValueValidation),
-            ("tasklane purge 01a20751-1f82-705d-a198-4567bb46f288", ErrorKind::UnknownArgument),
-            ("tasklane move default", ErrorKind::MissingRequiredArgument),
-            ("tasklane pause", ErrorKind::MissingRequiredArgument),
-            ("tasklane resume a/../b", ErrorKind::ValueValidation),
-            ("tasklane workers --url nowhere", ErrorKind::ValueValidation),
-        ] {
-            assert_eq!(parse(line).err(), Some(kind), "{line}");
-        }
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! The HTTP side: every request has a time limit, and one that may be repeated is repeated a few times.
 
+mod stream;
+
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -86,6 +88,16 @@ impl Call {
     /// A `PATCH`.
     pub(crate) fn patch<const N: usize>(path: [&str; N]) -> Self {
         Self::new(Method::PATCH, path)
+    }
+
+    /// A `PUT`, which does the same when it comes twice.
+    pub(crate) fn put<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::PUT, path)
+    }
+
+    /// A `DELETE`; if the answer to the first was lost, the second says that there is no such thing.
+    pub(crate) fn delete<const N: usize>(path: [&str; N]) -> Self {
+        Self::new(Method::DELETE, path)
     }
 
     fn new<const N: usize>(method: Method, path: [&str; N]) -> Self {
@@ -247,16 +259,7 @@ impl Client {
         if let Some(key) = &call.key {
             request = request.header("idempotency-key", key);
         }
-        let mut response = request.send().await.map_err(silence)?;
-        let mut body = Vec::new();
-        while let Some(part) = response.chunk().await.map_err(silence)? {
-            body.extend_from_slice(&part);
-            if body.len() > ANSWER_BYTES_MAX {
-                return Err(Silence::Broken(format!("the answer is larger than {ANSWER_BYTES_MAX} bytes")));
-            }
-        }
-        let text = String::from_utf8(body).map_err(|_| Silence::Broken("the answer is not text".to_owned()))?;
-        Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), text })
+        whole(request.send().await.map_err(silence)?).await
     }
 
     fn url(&self, call: &Call) -> Url {
@@ -298,6 +301,18 @@ impl Client {
             Silence::Broken(_) | Silence::Late(_) => failure,
         }
     }
+}
+
+async fn whole(mut response: reqwest::Response) -> Result<Answer, Silence> {
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(silence)? {
+        body.extend_from_slice(&part);
+        if body.len() > ANSWER_BYTES_MAX {
+            return Err(Silence::Broken(format!("the answer is larger than {ANSWER_BYTES_MAX} bytes")));
+        }
+    }
+    let text = String::from_utf8(body).map_err(|_| Silence::Broken("the answer is not text".to_owned()))?;
+    Ok(Answer { status: response.status().as_u16(), headers: response.headers().clone(), text })
 }
 
 /// Whether the same request may be answered otherwise in a moment.

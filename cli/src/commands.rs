@@ -1,10 +1,12 @@
 //! One command, one file.
 
+mod spec;
 mod submit;
 mod batch;
 mod get;
 mod wait;
 mod watch;
+mod tail;
 mod list;
 mod edit;
 mod cancel;
@@ -13,6 +15,8 @@ mod purge;
 mod queues;
 mod pause;
 mod move_tasks;
+mod schedules;
+mod limits;
 mod workers;
 mod doctor;
 
@@ -42,6 +46,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Get(ids) => get::run(cx, &ids.ids).await,
         Command::Wait(wait) => wait::run(cx, &wait).await,
         Command::Watch(watch) => watch::run(cx, &watch).await,
+        Command::Tail(tail) => tail::run(cx, &tail).await,
         Command::List(list) => list::run(cx, &list).await,
         Command::Edit(edit) => edit::run(cx, &edit).await,
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
@@ -51,6 +56,8 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Move(moving) => move_tasks::run(cx, &moving).await,
         Command::Pause(pause) => pause::run(cx, &pause.queue, "pause").await,
         Command::Resume(pause) => pause::run(cx, &pause.queue, "resume").await,
+        Command::Schedules(schedules) => schedules::run(cx, schedules.action).await,
+        Command::Limits(limits) => limits::run(cx, limits.action).await,
         Command::Workers => workers::run(cx).await,
         Command::Doctor => doctor::run(cx).await,
         Command::Completions(completions) => {

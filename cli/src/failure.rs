@@ -62,7 +62,7 @@ impl Exit {
             Self::Done => "done; of wait, watch and submit --wait: every task has completed",
             Self::Failed => "a task that was waited for was discarded or cancelled; doctor found something to mend",
             Self::Usage => "flags, arguments or an input file make no sense",
-            Self::NotFound => "no such task or queue",
+            Self::NotFound => "no such task, queue, schedule or limit",
             Self::Refused => "the API refused the request",
             Self::Unreachable => "no producer answers, or it cannot serve (429, 5xx) even after repetitions",
             Self::Output => "the output cannot be written",

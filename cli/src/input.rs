@@ -10,6 +10,7 @@ use serde::ser::{SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
 
+use crate::api::Rate;
 use crate::failure::Failure;
 
 /// The largest args that the API takes, in bytes; more than that is not read.
@@ -63,6 +64,22 @@ pub(crate) fn path_name(text: &str) -> Result<String, String> {
         return Err("must be a name of A-Z a-z 0-9 _ - and dots".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// Reads the name of a limit where it becomes a part of a path; what it must be beyond that, the API says.
+pub(crate) fn limit_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.len() > KEY_BYTES_MAX || matches!(text, "." | "..") || text.contains(char::is_control) {
+        return Err(format!("must be a name of 1 to {KEY_BYTES_MAX} bytes without control characters"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads a rate such as `100/1s`; its burst is said apart.
+pub(crate) fn rate(text: &str) -> Result<Rate, String> {
+    let rule = || "must be tasks/duration such as 100/1s".to_owned();
+    let (tasks, per) = text.split_once('/').ok_or_else(rule)?;
+    let per_ms = duration(per).ok().and_then(|per| u64::try_from(per.as_millis()).ok()).ok_or_else(rule)?;
+    Ok(Rate { tasks: tasks.trim().parse().map_err(|_| rule())?, per_ms, burst: 1 })
 }
 
 /// Reads an idempotency key.
@@ -216,6 +233,17 @@ mod tests {
         for bad in ["", ".", "..", "a/b", "a b", "%2e", "ä"] {
             assert!(path_name(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn rates_are_read_as_they_are_said() {
+        assert_eq!(rate("100/1s"), Ok(Rate { tasks: 100, per_ms: 1_000, burst: 1 }));
+        assert_eq!(rate("5/1m").map(|rate| rate.per_ms), Ok(60_000));
+        for bad in ["", "100", "100/", "/1s", "100/1s,10", "-1/1s", "1/2/3"] {
+            assert!(rate(bad).is_err(), "{bad:?}");
+        }
+        assert!(limit_name("customer:a/b *").is_ok());
+        assert!([".", "..", "", "a\n"].iter().all(|bad| limit_name(bad).is_err()));
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! The program `tasklane`: the operator's command for the producer's HTTP API.
 //!
 //! The [`cli`] says what may be asked for, [`input`] and [`chunks`] read it, one module of [`commands`] does it: through
-//! the [`client`], which knows the [`api`], and onto the [`output`], whose [`table`]s and [`text`] never carry control
+//! the [`client`], which knows the [`api`] and reads its [`sse`], and onto the [`output`], whose [`table`]s and [`text`] never carry control
 //! characters of the server to a terminal. Whatever fails becomes a [`failure`] with its exit code.
 
 mod cli;
@@ -10,6 +10,7 @@ mod chunks;
 mod commands;
 mod client;
 mod api;
+mod sse;
 mod output;
 mod table;
 mod text;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::task::Lane;
-use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE};
+use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, EVENTS_EXCHANGE, TASKS_EXCHANGE};
 
 /// How long a connection attempt or one synchronous AMQP method may take.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -92,7 +92,12 @@ fn with_defaults(url: &str, heartbeat: Duration) -> String {
 pub async fn declare_exchanges(channel: &Channel) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
     let (topic, fanout) = (ExchangeKind::Topic, ExchangeKind::Fanout);
-    for (name, kind) in [(TASKS_EXCHANGE, topic), (DEAD_EXCHANGE, fanout.clone()), (CONTROL_EXCHANGE, fanout)] {
+    for (name, kind) in [
+        (TASKS_EXCHANGE, topic.clone()),
+        (DEAD_EXCHANGE, fanout.clone()),
+        (CONTROL_EXCHANGE, fanout),
+        (EVENTS_EXCHANGE, topic),
+    ] {
         within("exchange.declare", channel.exchange_declare(name.into(), kind, options, FieldTable::default())).await?;
     }
     declare_quorum_queue(channel, DEAD_QUEUE).await?;

@@ -1,7 +1,8 @@
-//! Words to all workers at once, over the control exchange: which runs somebody wants cancelled, and which queues were
-//! paused or resumed.
+//! Words to all processes at once, over the control exchange: which runs somebody wants cancelled, which queues were
+//! paused or resumed, and that somebody looks at events.
 //!
-//! They only save time, and may get lost: a worker acts on what the ledger says, and asks it now and then anyway.
+//! They only save time, and may get lost: a worker acts on what the ledger says, and asks it now and then anyway; what is
+//! wanted of events is said again and again.
 
 use std::time::Duration;
 
@@ -13,10 +14,11 @@ use lapin::{Channel, Connection};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
+use uuid::Uuid;
 
 use crate::broker::{self, BrokerError, within};
 use crate::publisher::Publisher;
-use crate::task::{QueueName, TaskId, WorkerId};
+use crate::task::{QueueName, TaskId};
 use crate::topology::{CONTROL_EXCHANGE, control_queue};
 
 /// How many words wait to be sent; further ones are dropped.
@@ -35,6 +37,14 @@ pub struct Word {
     /// These were paused or resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueName>,
+    /// Events shall be published for so long, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub events_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Speaks to the workers; clones share it.
@@ -69,6 +79,11 @@ impl Control {
         self.say(Word { queues: vec![queue], ..Word::default() });
     }
 
+    /// Tells all processes that somebody looks at events, for so long.
+    pub fn events_wanted(&self, time: Duration) {
+        self.say(Word { events_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX), ..Word::default() });
+    }
+
     fn say(&self, word: Word) {
         // With no room for it the workers hear of it a little later.
         let _ = self.0.try_send(word);
@@ -77,17 +92,18 @@ impl Control {
 
 /// All of it in as few words as may be.
 fn words_of(batch: &mut Vec<Word>) -> Vec<Word> {
-    let (mut cancel, mut queues) = (Vec::new(), Vec::new());
+    let (mut cancel, mut queues, mut events_ms) = (Vec::new(), Vec::new(), 0);
     for word in batch.drain(..) {
         cancel.extend(word.cancel);
         queues.extend(word.queues);
+        events_ms = word.events_ms.max(events_ms);
     }
     let mut words: Vec<Word> =
         cancel.chunks(IDS_MAX).map(|ids| Word { cancel: ids.to_vec(), ..Word::default() }).collect();
-    if !queues.is_empty() {
+    if !queues.is_empty() || events_ms > 0 {
         queues.sort_unstable();
         queues.dedup();
-        words.push(Word { queues, ..Word::default() });
+        words.push(Word { queues, events_ms, ..Word::default() });
     }
     words
 }
@@ -106,17 +122,17 @@ async fn send(publisher: &Publisher, words: &[Word]) -> Result<(), BrokerError> 
     within("channel.close", channel.close(200, "done".into())).await
 }
 
-/// Listens in a worker's name until the channel fails; `heard` gets what is said to all.
+/// Listens in a worker's or a producer's name until the channel fails; `heard` gets what is said to all.
 ///
 /// # Errors
 /// Why it does not listen any more.
 pub async fn listen(
     connection: &Connection,
-    worker: WorkerId,
+    who: Uuid,
     heard: impl Fn(&Word),
 ) -> Result<std::convert::Infallible, BrokerError> {
     let channel = within("channel.open", connection.create_channel()).await?;
-    let name = control_queue(worker);
+    let name = control_queue(who);
     let declare = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
     within("queue.declare", channel.queue_declare(name.as_str().into(), declare, FieldTable::default())).await?;
     bind(&channel, &name).await?;
@@ -154,10 +170,12 @@ mod tests {
         let queue = |name: &str| QueueName::parse(name).unwrap();
         let ids: Vec<_> = std::iter::repeat_with(TaskId::new).take(IDS_MAX + 1).collect();
         let of = |name: &str| Word { queues: vec![queue(name)], ..Word::default() };
-        let mut batch = vec![of("b"), Word { cancel: ids.clone(), ..Word::default() }, of("a"), of("b")];
+        let wanted = |events_ms| Word { events_ms, ..Word::default() };
+        let mut batch =
+            vec![of("b"), wanted(7), Word { cancel: ids.clone(), ..Word::default() }, of("a"), of("b"), wanted(5)];
         let words = words_of(&mut batch);
         assert_eq!(words.iter().map(|word| word.cancel.len()).collect::<Vec<_>>(), [IDS_MAX, 1, 0]);
-        assert_eq!(words[2].queues, [queue("a"), queue("b")]);
+        assert_eq!((&words[2].queues[..], words[2].events_ms), (&[queue("a"), queue("b")][..], 7));
         assert!(batch.is_empty() && words_of(&mut batch).is_empty());
     }
 
@@ -168,7 +186,7 @@ mod tests {
         struct Before {
             cancel: Vec<TaskId>,
         }
-        let word = Word { queues: vec![QueueName::default()], ..Word::default() };
+        let word = Word { queues: vec![QueueName::default()], events_ms: 5, ..Word::default() };
         let before: Before = serde_json::from_slice(&serde_json::to_vec(&word).unwrap()).unwrap();
         assert_eq!(before.cancel, []);
         let of_before: Word = serde_json::from_str(r#"{"cancel":[]}"#).unwrap();

@@ -5,7 +5,7 @@
 //! publishes what is due or was missed, the [`ticker`] records the tasks of each [`schedule`] from its [`template`], [`gather`]
 //! the one that follows a [`group`], [`rescue`] takes over from dead workers, [`reconcile`] finds tasks whose
 //! messages the broker lost, and [`prune`] forgets what finished long ago;
-//! [`maintenance`] runs these six in every process. [`completion`] tells waiting clients, [`control`] tells workers, and the [`doctor`] looks at broker and
+//! [`maintenance`] runs these six in every process. [`completion`] tells waiting clients, [`control`] tells workers, [`events`] tells those who look, and the [`doctor`] looks at broker and
 //! ledger before they are needed.
 
 pub mod task;
@@ -29,6 +29,7 @@ pub mod prune;
 pub mod maintenance;
 pub mod completion;
 pub mod control;
+pub mod events;
 pub mod backoff;
 pub mod clock;
 pub mod config;

@@ -7,23 +7,32 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Common;
+use crate::events::Events;
 use crate::ledger::SharedLedger;
 use crate::publisher::Publisher;
 use crate::release::{self, Nudges};
 use crate::{gather, prune, reconcile, relay, rescue, ticker};
 
+/// What the loops work with.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'p> {
+    /// Decides.
+    pub ledger: &'p SharedLedger,
+    /// Takes what is due to the broker.
+    pub publisher: &'p Publisher,
+    /// Tells whoever looks of what schedules submit.
+    pub events: &'p Events,
+    /// Wakes them.
+    pub nudges: &'p Arc<Nudges>,
+}
+
 /// Starts [`relay`], [`ticker`], [`gather`], [`rescue`], [`reconcile`], [`release`] and [`prune`]; the tracker waits for them after the shutdown.
 #[must_use]
-pub fn spawn(
-    ledger: &SharedLedger,
-    publisher: &Publisher,
-    settings: &Common,
-    nudges: &Arc<Nudges>,
-    shutdown: &CancellationToken,
-) -> TaskTracker {
+pub fn spawn(parts: Parts<'_>, settings: &Common, shutdown: &CancellationToken) -> TaskTracker {
+    let Parts { ledger, publisher, events, nudges } = parts;
     let loops = TaskTracker::new();
     loops.spawn(relay::run(ledger.clone(), publisher.clone(), Arc::clone(nudges), shutdown.clone()));
-    loops.spawn(ticker::run(ledger.clone(), shutdown.clone()));
+    loops.spawn(ticker::run(ledger.clone(), events.clone(), shutdown.clone()));
     loops.spawn(gather::run(ledger.clone(), shutdown.clone()));
     loops.spawn(rescue::run(ledger.clone(), settings.max_crashes, shutdown.clone()));
     loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));

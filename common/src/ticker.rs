@@ -10,9 +10,12 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::clock::{millis, timestamp};
+use crate::events::{Events, Happening, TaskEvent};
 use crate::ledger::{Fired, Firing, LedgerError, SharedLedger};
 use crate::schedule::plan::{Plan, Watched, plan};
 use crate::schedule::{Schedule, TimetableError};
+use crate::state::State;
+use crate::task::NewTask;
 
 /// How many schedules one round fires.
 const ROUND_MAX: u32 = 64;
@@ -32,8 +35,8 @@ const SETTLE: Duration = Duration::from_secs(2);
 const LATE_MAX: Duration = Duration::from_secs(60);
 
 /// Fires until the shutdown.
-pub async fn run(ledger: SharedLedger, shutdown: CancellationToken) {
-    let mut ticker = Ticker { ledger, watch: Watch::default(), unreadable: HashSet::new() };
+pub async fn run(ledger: SharedLedger, events: Events, shutdown: CancellationToken) {
+    let mut ticker = Ticker { ledger, events, watch: Watch::default(), unreadable: HashSet::new() };
     while !shutdown.is_cancelled() {
         let pause = match ticker.round().await {
             Ok(pause) => pause,
@@ -70,6 +73,7 @@ impl Watch {
 
 struct Ticker {
     ledger: SharedLedger,
+    events: Events,
     watch: Watch,
     /// Revisions that this build cannot read, each told once.
     unreadable: HashSet<Uuid>,
@@ -118,11 +122,19 @@ impl Ticker {
     async fn fire(&self, firing: Firing) -> Result<Done, LedgerError> {
         let (name, missed) = (firing.name.clone(), firing.missed);
         let newest = firing.tasks.last().map(|(tick, _)| *tick);
+        let told: Vec<_> = match self.events.wanted() {
+            true => firing.tasks.iter().map(|(_, task)| submitted(task)).collect(),
+            false => Vec::new(),
+        };
         let fired = match self.ledger.fire(firing).await? {
             Fired::Overtaken => return Ok(Done::Overtaken),
             Fired::Recorded(count) => {
                 if let Some(tick) = newest {
                     tracing::debug!(schedule = %name, %tick, tasks = count, "a schedule has fired");
+                }
+                // With fewer it is not known which of them are new.
+                if told.len() == count as usize {
+                    told.into_iter().for_each(|event| self.events.tell(|| event));
                 }
                 count
             }
@@ -140,6 +152,21 @@ impl Ticker {
         count("fired", fired);
         count("missed", missed);
         Ok(Done::Moved)
+    }
+}
+
+fn submitted(task: &NewTask) -> TaskEvent {
+    let at = Timestamp::now();
+    let waits = task.run_at.is_some_and(|run_at| run_at > at);
+    TaskEvent {
+        at,
+        id: task.id,
+        kind: task.kind.clone(),
+        queue: task.queue.clone(),
+        event: Happening::Submitted,
+        state: if waits { State::Scheduled } else { State::Accepted },
+        attempt: 0,
+        worker_id: None,
     }
 }
 
@@ -162,6 +189,7 @@ mod tests {
     use super::*;
     use crate::ledger::conformance::schedule::definition;
     use crate::ledger::{NextTick, ScheduleChange};
+    use crate::publisher::Publisher;
     use crate::schedule::{CatchUp, Definition, ScheduleName, TickCounts};
 
     /// A process that has just started does not know whether one that watched before is about to fire the tick.
@@ -170,8 +198,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
         let ledger = crate::ledger::open(&url).await.unwrap();
+        let publisher = Publisher::spawn(&"amqp://127.0.0.1:1/%2f".into(), ledger.clone(), CancellationToken::new());
         let ticker = |since: Option<Timestamp>| Ticker {
             ledger: ledger.clone(),
+            events: Events::spawn(publisher.clone()),
             watch: Watch { since, last: since },
             unreadable: HashSet::new(),
         };

@@ -1,6 +1,10 @@
 //! The names of everything that Tasklane has in the broker. `rabbitmq/definitions.json` declares the same.
 
-use crate::task::{Kind, Lane, Priority, WorkerId};
+use std::fmt::Display;
+
+use uuid::Uuid;
+
+use crate::task::{Kind, Lane, Priority, QueueName};
 
 /// The durable topic exchange that every task passes; operators may bind queues of their own to it.
 pub const TASKS_EXCHANGE: &str = "tasklane.tasks";
@@ -8,6 +12,8 @@ pub const TASKS_EXCHANGE: &str = "tasklane.tasks";
 pub const DEAD_EXCHANGE: &str = "tasklane.dead";
 /// The durable fanout exchange for words to all workers; each has a queue of its own there.
 pub const CONTROL_EXCHANGE: &str = "tasklane.control";
+/// The durable topic exchange that events pass while somebody looks; operators may bind queues of their own to it.
+pub const EVENTS_EXCHANGE: &str = "tasklane.events";
 /// The durable queue that holds dead letters until a person looks at them.
 pub const DEAD_QUEUE: &str = "tasklane.dead";
 /// What the names of all task queues begin with.
@@ -23,10 +29,22 @@ pub fn broker_queue(lane: &Lane) -> String {
     format!("{QUEUE_PREFIX}{lane}")
 }
 
-/// The queue in which one life of a worker hears words to all: `tasklane.control.<worker>`.
+/// The queue in which one life of a worker, or a producer, hears words to all: `tasklane.control.<who>`.
 #[must_use]
-pub fn control_queue(worker: WorkerId) -> String {
-    format!("{CONTROL_EXCHANGE}.{worker}")
+pub fn control_queue(who: impl Display) -> String {
+    format!("{CONTROL_EXCHANGE}.{who}")
+}
+
+/// The queue from which a producer with listeners reads events: `tasklane.events.<uuid>`.
+#[must_use]
+pub fn events_queue(who: Uuid) -> String {
+    format!("{EVENTS_EXCHANGE}.{who}")
+}
+
+/// The key under which an event is published: `<event>.<queue>.<kind>`.
+#[must_use]
+pub fn event_key(event: &str, queue: &QueueName, kind: &Kind) -> String {
+    format!("{event}.{queue}.{kind}")
 }
 
 /// The key under which a task is published: `<queue>.<kind>`, `<queue>!high.<kind>`, `<queue>!low.<kind>`.
@@ -65,7 +83,12 @@ mod tests {
             let all = definitions[list].as_array().unwrap();
             all.iter().find(|entry| entry["name"] == name).cloned().unwrap_or_else(|| panic!("{list} lacks {name}"))
         };
-        for (exchange, kind) in [(TASKS_EXCHANGE, "topic"), (DEAD_EXCHANGE, "fanout"), (CONTROL_EXCHANGE, "fanout")] {
+        for (exchange, kind) in [
+            (TASKS_EXCHANGE, "topic"),
+            (DEAD_EXCHANGE, "fanout"),
+            (CONTROL_EXCHANGE, "fanout"),
+            (EVENTS_EXCHANGE, "topic"),
+        ] {
             let declared = named("exchanges", exchange);
             assert_eq!((&declared["type"], &declared["durable"]), (&json!(kind), &json!(true)), "{exchange}");
         }

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use jiff::Timestamp;
 use tasklane_common::completion::Completions;
 use tasklane_common::control::Control;
+use tasklane_common::events::feed::Feed;
+use tasklane_common::events::{Events, Happening, TaskEvent};
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::state::State;
-use tasklane_common::task::TaskId;
+use tasklane_common::task::{Task, TaskId};
 use tasklane_common::telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,6 +35,10 @@ pub struct App {
     pub completions: Completions,
     /// Tells workers what shall be cancelled, and which queues were paused or resumed.
     pub control: Control,
+    /// Tells whoever looks what happens to tasks.
+    pub events: Events,
+    /// What happens to tasks, for those who look here.
+    pub feed: Feed,
     /// Everything that was measured.
     pub metrics: Metrics,
     /// What the settings add to submissions.
@@ -71,6 +78,10 @@ pub struct Parts {
     pub publisher: Publisher,
     /// Hears of tasks that have ended.
     pub completions: Completions,
+    /// Tells whoever looks what happens to tasks.
+    pub events: Events,
+    /// What happens to tasks, for those who look here.
+    pub feed: Feed,
     /// Everything that was measured.
     pub metrics: Metrics,
     /// What the settings add to submissions.
@@ -81,12 +92,14 @@ impl App {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { ledger, publisher, completions, metrics, rules } = parts;
+        let Parts { ledger, publisher, completions, events, feed, metrics, rules } = parts;
         Arc::new(Self {
             gate: Gate::new(ledger),
             control: Control::spawn(publisher.clone()),
             publisher,
             completions,
+            events,
+            feed,
             metrics,
             rules,
             admission: Admission::default(),
@@ -110,5 +123,19 @@ impl App {
         metrics::counter!("tasklane_cancellations_total", "answer" => "cancelled").increment(waiting.len() as u64);
         metrics::counter!("tasklane_cancellations_total", "answer" => "requested").increment(running.len() as u64);
         self.control.cancel(running.into_iter().map(|(id, _)| id).collect());
+    }
+
+    /// Tells whoever looks that a waiting task was cancelled.
+    pub(crate) fn tell_of_cancelled(&self, task: &Task) {
+        self.events.tell(|| TaskEvent {
+            at: Timestamp::now(),
+            id: task.id,
+            kind: task.kind.clone(),
+            queue: task.queue.clone(),
+            event: Happening::Cancelled,
+            state: State::Cancelled,
+            attempt: task.attempt,
+            worker_id: None,
+        });
     }
 }

@@ -56,6 +56,11 @@ pub struct Cancellation {
     pub dry_run: bool,
 }
 
+/// Whether a cancellation ends a task in this state at once: it does not run, and has not ended.
+pub(crate) fn ends_at_once(state: State) -> bool {
+    !state.is_final() && state != State::Running
+}
+
 /// Reads the body of a request for one task; without one nobody says why.
 ///
 /// # Errors

@@ -138,6 +138,9 @@ pub enum ApiError {
     /// More clients wait for tasks than this process holds.
     #[error("too many clients wait for tasks here; submit without wait_ms, or ask again later")]
     TooManyWaiting,
+    /// More clients listen to events than this process serves.
+    #[error("{} clients listen to events here, and no more are taken", tasklane_common::events::feed::LISTENERS_MAX)]
+    TooManyListeners,
     /// The whole request took too long.
     #[error("the request took too long")]
     Timeout,
@@ -231,6 +234,7 @@ impl ApiError {
             Self::NotEditable(_) => (StatusCode::CONFLICT, "not_editable"),
             Self::NotCancellable(_) => (StatusCode::CONFLICT, "not_cancellable"),
             Self::TooManyWaiting => (StatusCode::SERVICE_UNAVAILABLE, "too_many_waiting"),
+            Self::TooManyListeners => (StatusCode::SERVICE_UNAVAILABLE, "too_many_listeners"),
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
             Self::LedgerUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tasklane_common::clock;
+use tasklane_common::events::{Happening, TaskEvent};
 use tasklane_common::group::NewGroup;
 use tasklane_common::ledger::{Idempotency, Recorded, Submission};
 use tasklane_common::publisher::Publication;
@@ -61,6 +62,7 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
     let mut due: Vec<_> =
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
+    let told = if app.events.wanted() { tasks.iter().map(submitted).collect() } else { Vec::new() };
     app.intake.take(&parts(&tasks))?;
     let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
     match app.gate.ask(app.gate.ledger().record(submission)).await? {
@@ -70,6 +72,8 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
                 due.retain(|publication| !left_out.contains(&publication.id));
                 queues.retain(|(id, _)| !left_out.contains(id));
             }
+            // Before their messages, so that few are overtaken by their start.
+            tell(&app, told, at, &existing);
             app.tally.tasks.fetch_add(queues.len() as u64, Ordering::Relaxed);
             for (queue, count) in count_by_queue(&app, &queues) {
                 metrics::counter!("tasklane_tasks_submitted_total", "queue" => queue).increment(count);
@@ -101,6 +105,28 @@ async fn offer(app: &App, due: Vec<Publication>) {
             return;
         }
         app.publisher.offer(portion).await;
+    }
+}
+
+/// What is told of a submission once it is recorded, but for the time and the state.
+fn submitted(task: &NewTask) -> (TaskEvent, Option<Timestamp>) {
+    let event = TaskEvent {
+        at: Timestamp::UNIX_EPOCH,
+        id: task.id,
+        kind: task.kind.clone(),
+        queue: task.queue.clone(),
+        event: Happening::Submitted,
+        state: State::Accepted,
+        attempt: 0,
+        worker_id: None,
+    };
+    (event, task.run_at)
+}
+
+fn tell(app: &App, told: Vec<(TaskEvent, Option<Timestamp>)>, at: Timestamp, existing: &[(usize, TaskId)]) {
+    let left_out: HashSet<usize> = existing.iter().map(|(index, _)| *index).collect();
+    for (_, (event, run_at)) in told.into_iter().enumerate().filter(|(index, _)| !left_out.contains(index)) {
+        app.events.tell(|| TaskEvent { at, state: first_state(run_at, at), ..event });
     }
 }
 

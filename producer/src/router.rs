@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, edit, group, health, limits, list, move_tasks, pause, purge, put_schedule,
-    queues, retry, retry_many, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, purge,
+    put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -33,6 +33,7 @@ use crate::{admission, observe};
         (name = "schedules", description = "What is submitted periodically"),
         (name = "limits", description = "How much runs at once, how often it starts, how much may wait"),
         (name = "workers", description = "Who is alive"),
+        (name = "events", description = "What happens at this moment"),
         (name = "operations", description = "For those who run the producer"),
     ),
 )]
@@ -84,6 +85,7 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(limits::list))
         .routes(routes!(limits::one, limits::put, limits::delete))
         .routes(routes!(workers::list))
+        .routes(routes!(events::events))
         .split_for_parts();
     let (operations, operation) = OpenApiRouter::new()
         .routes(routes!(health::alive))

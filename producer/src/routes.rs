@@ -18,5 +18,6 @@ pub mod move_tasks;
 pub mod schedules;
 pub mod put_schedule;
 pub mod workers;
+pub mod events;
 pub mod health;
 pub mod docs;

@@ -16,8 +16,10 @@ struct Route {
     result_ttl_ms: Option<i64>,
 }
 
+/// A kind, or the beginning of kinds.
 #[derive(Debug, Clone)]
-enum Pattern {
+pub(crate) enum Pattern {
+    /// This one.
     Exact(Kind),
     /// Kinds that begin so.
     Prefix(String),
@@ -61,25 +63,33 @@ impl Route {
             let message = format!("must be from 1 to {RESULT_TTL_MS_MAX}, but is {ms} for kind {kind}");
             return Err(ConfigError::setting("route.result_ttl_ms", message));
         }
-        Ok(Self { pattern: Pattern::parse(kind)?, queue: queue.clone(), result_ttl_ms: *result_ttl_ms })
+        Ok(Self { pattern: pattern(kind)?, queue: queue.clone(), result_ttl_ms: *result_ttl_ms })
     }
 }
 
+fn pattern(text: &str) -> Result<Pattern, ConfigError> {
+    Pattern::parse(text).map_err(|rule| {
+        let hint = "give a kind, or the beginning of kinds followed by *, such as email.*";
+        ConfigError::setting("route.kind", format!("`{text}` {rule}; {hint}"))
+    })
+}
+
 impl Pattern {
-    fn parse(text: &str) -> Result<Self, ConfigError> {
-        let fault = |rule: String| {
-            let hint = "give a kind, or the beginning of kinds followed by *, such as email.*";
-            ConfigError::setting("route.kind", format!("`{text}` {rule}; {hint}"))
-        };
+    /// Reads `email.send`, or `email.*`.
+    ///
+    /// # Errors
+    /// Which rule of kinds it breaks.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let Some(prefix) = text.strip_suffix('*') else {
-            return Kind::parse(text).map(Self::Exact).map_err(|error| fault(error.to_string()));
+            return Kind::parse(text).map(Self::Exact).map_err(|error| error.to_string());
         };
         // The beginning of a kind need not be a whole kind: `email.` and the empty one are beginnings too.
         let sample = format!("{prefix}x");
-        Kind::parse(&sample).map(|_| Self::Prefix(prefix.to_owned())).map_err(|error| fault(error.to_string()))
+        Kind::parse(&sample).map(|_| Self::Prefix(prefix.to_owned())).map_err(|error| error.to_string())
     }
 
-    fn matches(&self, kind: &Kind) -> bool {
+    /// Whether it is meant.
+    pub(crate) fn matches(&self, kind: &Kind) -> bool {
         match self {
             Self::Exact(exact) => exact == kind,
             Self::Prefix(prefix) => kind.as_str().starts_with(prefix),

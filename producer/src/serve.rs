@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 use tasklane_common::completion::Completions;
+use tasklane_common::events::Events;
+use tasklane_common::events::feed::Feed;
 use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
@@ -79,9 +81,18 @@ pub async fn run(
     let _background = background.clone().drop_guard();
     let publisher = Publisher::spawn(&settings.common.amqp_url, ledger.clone(), background.clone());
     let completions = Completions::spawn(&settings.common.amqp_url, background.clone());
-    let loops = maintenance::spawn(&ledger, &publisher, &settings.common, &Arc::default(), &background);
+    let events = Events::spawn(publisher.clone());
+    let feed = Feed::spawn(&settings.common.amqp_url, publisher.clone(), events.clone(), background.clone());
+    let nudges = Arc::default();
+    let parts = maintenance::Parts { ledger: &ledger, publisher: &publisher, events: &events, nudges: &nudges };
+    let loops = maintenance::spawn(parts, &settings.common, &background);
+    tokio::spawn({
+        let (events, publisher, background) = (events.clone(), publisher.clone(), background.clone());
+        async move { events.listen(publisher, background).await }
+    });
     let upkeep = tokio::spawn(metrics.clone().upkeep());
-    let app = App::new(Parts { ledger, publisher, completions, metrics, rules: settings.rules.clone() });
+    let rules = settings.rules.clone();
+    let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics, rules });
     let looks = tokio::spawn(intake::run(Arc::clone(&app), background.clone()));
     let router = router::router(Arc::clone(&app));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on http://{addr}");

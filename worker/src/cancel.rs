@@ -39,11 +39,14 @@ pub(crate) async fn listen(life: &Life, connection: &Connection) {
             if life.runs_any_of(&word.cancel) {
                 life.asked.notify_one();
             }
+            if word.events_ms > 0 {
+                life.events.wanted_for(Duration::from_millis(word.events_ms));
+            }
             if word.queues.iter().any(|queue| life.settings.queues.contains(queue)) {
                 life.pauses.look_soon();
             }
         };
-        let Err(error) = control::listen(connection, life.lease.worker(), heard).await;
+        let Err(error) = control::listen(connection, life.lease.worker().0, heard).await;
         tracing::warn!(%error, "the control exchange cannot be listened to: cancelling and pausing take until a renewal of the lease");
         sleep(PAUSE).await;
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tasklane_common::envelope::Envelope;
+use tasklane_common::events::{Happening, TaskEvent};
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, Json, Kind, TaskId};
+use tasklane_common::task::{Fence, Json, Kind, QueueName, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
@@ -60,12 +62,14 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let unwanted = run.unwanted.clone();
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
+    let ran = Ran { id, kind, queue: delivery.lane.queue.clone(), fence: granted.fence, attempt: granted.attempt };
     let mut held = Some(delivery);
     let mut policy = policy(&life, &granted, options);
     let attempted = if policy.is_too_old() {
         Some(Attempted::TooOld)
     } else {
         Stats::add(&life.stats.started);
+        life.events.tell(|| ran.event(&life, granted.started_at, (Happening::Started, State::Running)));
         let began = Instant::now();
         let attempted = run::run(run, handler, args, &mut held).await;
         policy.age = policy.age.saturating_add(began.elapsed());
@@ -76,17 +80,16 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let Some(attempted) = attempted else { return };
     let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
-    log_outcome(id, &kind, &granted, &transition);
+    log_outcome(&ran, &transition);
     let again = matches!(transition, Transition::Retry { .. } | Transition::Snooze { .. } | Transition::Interrupt);
     // A task that may have been completed, or shall be cancelled, may have ended, and a notice too many only makes its
     // reader look.
     let ends = !again || transaction.is_in_doubt() || unwanted.is_cancelled();
     let settled = if committed {
-        count_outcome(&life, &transition, kind.as_str());
+        has_ended(&life, &ran, &transition);
         true
     } else {
-        let ran = Ran { id, kind: kind.as_str(), fence: granted.fence, in_doubt: transaction.is_in_doubt() };
-        settle(&life, ran, transition).await
+        settle(&life, &ran, transition, transaction.is_in_doubt()).await
     };
     life.release(id);
     if granted.limited {
@@ -277,17 +280,27 @@ fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
 }
 
 /// A run whose outcome is to be written.
-struct Ran<'a> {
+struct Ran {
     id: TaskId,
-    kind: &'a str,
+    kind: Kind,
+    queue: QueueName,
     fence: Fence,
-    /// Whether a transaction of the handler may have completed the task.
-    in_doubt: bool,
+    attempt: i32,
 }
 
-/// Writes the outcome; whether the delivery may be acked.
-async fn settle(life: &Life, ran: Ran<'_>, transition: Transition) -> bool {
-    let Ran { id, kind, fence, in_doubt } = ran;
+impl Ran {
+    /// What happened to it, for those who look.
+    fn event(&self, life: &Life, at: Timestamp, (event, state): (Happening, State)) -> TaskEvent {
+        let Self { id, attempt, .. } = *self;
+        let (kind, queue, worker_id) = (self.kind.clone(), self.queue.clone(), Some(life.lease.worker()));
+        TaskEvent { at, id, kind, queue, event, state, attempt, worker_id }
+    }
+}
+
+/// Writes the outcome; whether the delivery may be acked. `in_doubt`: a transaction of the handler may have completed the
+/// task.
+async fn settle(life: &Life, ran: &Ran, transition: Transition, in_doubt: bool) -> bool {
+    let Ran { id, fence, .. } = *ran;
     let settlement = Settlement { id, fence, transition };
     let deadline = Instant::now() + SETTLE_LIMIT;
     loop {
@@ -300,7 +313,7 @@ async fn settle(life: &Life, ran: Ran<'_>, transition: Transition) -> bool {
         };
         match written {
             Ok((Settled::Applied | Settled::Cancelled, transition)) => {
-                count_outcome(life, &transition, kind);
+                has_ended(life, ran, &transition);
                 return true;
             }
             Ok((Settled::Fenced, _)) => {
@@ -344,21 +357,24 @@ fn observe_claim(life: &Life, envelope: &Envelope, granted: &Granted, delivery: 
         .record(waited.as_secs_f64().max(0.0));
 }
 
-fn count_outcome(life: &Life, transition: &Transition, kind: &str) {
-    let (counter, outcome) = match transition {
-        Transition::Complete { .. } => (&life.stats.completed, "completed"),
-        Transition::Retry { .. } => (&life.stats.retried, "retried"),
-        Transition::Snooze { .. } => (&life.stats.retried, "snoozed"),
-        Transition::Interrupt => (&life.stats.interrupted, "interrupted"),
-        Transition::Cancel { .. } => (&life.stats.cancelled, "cancelled"),
-        Transition::Discard { .. } => (&life.stats.discarded, "discarded"),
+/// Counts and tells how a run has ended, once the ledger has it.
+fn has_ended(life: &Life, ran: &Ran, transition: &Transition) {
+    let counter = match transition {
+        Transition::Complete { .. } => &life.stats.completed,
+        Transition::Retry { .. } | Transition::Snooze { .. } => &life.stats.retried,
+        Transition::Interrupt => &life.stats.interrupted,
+        Transition::Cancel { .. } => &life.stats.cancelled,
+        Transition::Discard { .. } => &life.stats.discarded,
     };
+    let outcome = Happening::of(transition).0.as_str();
     Stats::add(counter);
-    metrics::counter!("tasklane_tasks_settled_total", "kind" => kind.to_owned(), "outcome" => outcome).increment(1);
+    metrics::counter!("tasklane_tasks_settled_total", "kind" => ran.kind.as_str().to_owned(), "outcome" => outcome)
+        .increment(1);
+    life.events.tell(|| ran.event(life, Timestamp::now(), Happening::of(transition)));
 }
 
-fn log_outcome(id: TaskId, kind: &Kind, granted: &Granted, transition: &Transition) {
-    let attempt = granted.attempt;
+fn log_outcome(ran: &Ran, transition: &Transition) {
+    let Ran { id, kind, attempt, .. } = ran;
     match transition {
         Transition::Retry { delay, error } => tracing::warn!(
             task.id = %id, task.kind = %kind, task.attempt = attempt, error = %error.message, error.kind = error.kind.as_str(),

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use tasklane_common::events::Events;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::release::Nudges;
@@ -31,6 +32,8 @@ pub struct Life {
     pub ledger: SharedLedger,
     /// For notices to waiting clients.
     pub publisher: Publisher,
+    /// Tells whoever looks what happens to tasks.
+    pub events: Events,
     /// The settings.
     pub settings: Arc<Settings>,
     /// One permit a running task.

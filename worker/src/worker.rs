@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tasklane_common::clock::since_boot;
+use tasklane_common::events::Events;
 use tasklane_common::ledger::{SharedLedger, WorkerRecord};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
@@ -107,10 +108,13 @@ impl Worker {
     pub async fn run(self, shutdown: Shutdown) -> StopSummary {
         let background = CancellationToken::new();
         let publisher = Publisher::spawn(&self.settings.common.amqp_url, self.ledger.clone(), background.clone());
-        let loops = maintenance::spawn(&self.ledger, &publisher, &self.settings.common, &self.nudges, &background);
+        let events = Events::spawn(publisher.clone());
+        let parts =
+            maintenance::Parts { ledger: &self.ledger, publisher: &publisher, events: &events, nudges: &self.nudges };
+        let loops = maintenance::spawn(parts, &self.settings.common, &background);
         let mut left_running = 0;
         while !shutdown.gracefully.is_cancelled() {
-            if let Some(life) = self.enter(&publisher, &shutdown).await {
+            if let Some(life) = self.enter(&publisher, &events, &shutdown).await {
                 left_running = self.live(Arc::new(life), &shutdown).await;
             }
         }
@@ -122,7 +126,7 @@ impl Worker {
     }
 
     /// Enters the ledger under a new id; tries until the ledger answers. `None` at shutdown.
-    async fn enter(&self, publisher: &Publisher, shutdown: &Shutdown) -> Option<Life> {
+    async fn enter(&self, publisher: &Publisher, events: &Events, shutdown: &Shutdown) -> Option<Life> {
         loop {
             // Every try has an id of its own: one that seemed to fail may have entered the ledger all the same.
             let record = WorkerRecord {
@@ -135,7 +139,10 @@ impl Worker {
             };
             let (worker, sent_at) = (record.id, since_boot());
             match self.ledger.register(record, self.settings.lease_ttl).await {
-                Ok(()) => return Some(self.begin(Lease::new(worker, self.settings.lease_ttl, sent_at), publisher)),
+                Ok(()) => {
+                    let lease = Lease::new(worker, self.settings.lease_ttl, sent_at);
+                    return Some(self.begin(lease, publisher, events));
+                }
                 Err(error) => tracing::warn!(%error, "the worker cannot enter the ledger, trying again"),
             }
             tokio::select! {
@@ -145,12 +152,13 @@ impl Worker {
         }
     }
 
-    fn begin(&self, lease: Lease, publisher: &Publisher) -> Life {
+    fn begin(&self, lease: Lease, publisher: &Publisher, events: &Events) -> Life {
         Life {
             lease,
             registry: self.registry.clone(),
             ledger: self.ledger.clone(),
             publisher: publisher.clone(),
+            events: events.clone(),
             settings: Arc::clone(&self.settings),
             permits: Arbiter::new(self.settings.concurrency.into()),
             suspects: Arc::new(Semaphore::new(1)),

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::Context;
-use super::submit::millis;
+use super::spec::millis;
 use crate::api::Task;
 use crate::cli::Edit;
 use crate::client::Call;

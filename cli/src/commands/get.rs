@@ -1,5 +1,6 @@
 //! `get`: tasks, with all that is known of them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anstyle::Style;
@@ -34,7 +35,7 @@ pub(super) async fn run(cx: &Context<'_>, ids: &[Uuid]) -> Result<Exit, Failure>
 
 /// A task as people read it.
 pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
-    let mut lines = Lines { output, text: String::new() };
+    let mut lines = Lines::new(output);
     lines.add("id", &task.id);
     lines.add("kind", &task.kind);
     lines.add("queue", &task.queue);
@@ -42,8 +43,9 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
     lines.optional("reason", task.reason.as_deref());
     lines.add("attempt", &format!("{} of {}", task.attempt, task.max_attempts));
     lines.optional("timeout", task.timeout_ms.map(brief_ms).as_deref());
-    let tags: Vec<_> = task.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    lines.optional("tags", (!tags.is_empty()).then(|| tags.join(" ")).as_deref());
+    lines.optional("key", task.concurrency_key.as_deref());
+    lines.optional("limited by", task.limited_by.as_deref());
+    lines.tags(&task.tags);
     lines.time("created", Some(task.created_at), now);
     lines.time("runs", (task.run_at > now && !task.has_ended()).then_some(task.run_at), now);
     lines.time("started", task.started_at, now);
@@ -71,13 +73,21 @@ pub(super) fn between(from: Timestamp, to: Timestamp) -> Duration {
     Duration::try_from(to.duration_since(from)).unwrap_or_default()
 }
 
-struct Lines<'o> {
+/// Names and values, one a line.
+pub(super) struct Lines<'o> {
     output: &'o Output,
-    text: String,
+    /// The lines so far.
+    pub(super) text: String,
 }
 
-impl Lines<'_> {
-    fn add(&mut self, name: &str, value: &str) {
+impl<'o> Lines<'o> {
+    /// No lines yet.
+    pub(super) fn new(output: &'o Output) -> Self {
+        Self { output, text: String::new() }
+    }
+
+    /// Text of any origin.
+    pub(super) fn add(&mut self, name: &str, value: &str) {
         self.styled(name, value, Style::new());
     }
 
@@ -86,19 +96,28 @@ impl Lines<'_> {
         self.text.push_str(&format!("{name}  {}\n", self.output.paint(value, style)));
     }
 
-    fn optional(&mut self, name: &str, value: Option<&str>) {
+    /// Text, if there is any.
+    pub(super) fn optional(&mut self, name: &str, value: Option<&str>) {
         if let Some(value) = value {
             self.add(name, value);
         }
     }
 
-    fn time(&mut self, name: &str, time: Option<Timestamp>, now: Timestamp) {
+    /// Tags, if there are any.
+    pub(super) fn tags(&mut self, tags: &BTreeMap<String, String>) {
+        let tags: Vec<_> = tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        self.optional("tags", (!tags.is_empty()).then(|| tags.join(" ")).as_deref());
+    }
+
+    /// A time, and how far off it is.
+    pub(super) fn time(&mut self, name: &str, time: Option<Timestamp>, now: Timestamp) {
         if let Some(time) = time {
             self.add(name, &format!("{time:.3}  {}", relative(time, now)));
         }
     }
 
-    fn json(&mut self, name: &str, json: Option<&RawValue>) {
+    /// JSON, cut where it is long.
+    pub(super) fn json(&mut self, name: &str, json: Option<&RawValue>) {
         let Some(json) = json else { return };
         let line = json_line(json.get());
         let shown = cut(&line, SHOWN_CHARS_MAX);
@@ -130,7 +149,8 @@ pub(super) mod tests {
             "errors":[{"attempt":1,"at":"2026-11-23T07:32:39.241Z","message":"no \u001b[31mspace\nleft","kind":"error"}],
             "reason":"final_error","created_at":"2026-11-23T07:31:26.722Z","run_at":"2026-11-23T07:31:26.722Z",
             "started_at":"2026-11-23T07:31:27Z","finished_at":"2026-11-23T07:31:27.011Z","cancel_requested_at":null,
-            "worker_id":null,"timeout_ms":90000,"unique_key":null,"of_a_newer_producer":1}"#;
+            "worker_id":null,"timeout_ms":90000,"concurrency_key":"customer:7",
+            "limited_by":"key:customer:7","unique_key":null,"of_a_newer_producer":1}"#;
         let task: Task = serde_json::from_str(text).unwrap();
         let now = "2026-11-23T07:33:00Z".parse().unwrap();
         insta::assert_snapshot!(view(&task, &plain(), now));

@@ -1,62 +1,32 @@
 //! `submit`: one task, and its end if somebody waits for it.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::spec::{Spec, millis, spec};
 use super::wait::{POLL_MAX, exit_of, until_end};
 use super::{Context, get};
 use crate::api::Task;
 use crate::cli::Submit;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::input::{self, Pair};
 use crate::text::{brief, relative};
 
 /// The body of the request.
 #[derive(Debug, Serialize)]
 struct Submission<'s> {
-    kind: &'s str,
-    args: Box<RawValue>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    queue: Option<&'s str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_attempts: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    timeout_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    result_ttl_ms: Option<u64>,
+    #[serde(flatten)]
+    task: Spec<'s>,
     #[serde(skip_serializing_if = "Option::is_none")]
     delay_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     run_at: Option<Timestamp>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    priority: Option<&'s str>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    tags: BTreeMap<&'s str, &'s str>,
 }
 
 pub(super) async fn run(cx: &Context<'_>, submit: Submit) -> Result<Exit, Failure> {
-    let submission = Submission {
-        kind: &submit.kind,
-        args: match &submit.args {
-            Some(given) => input::args(given)?,
-            None => input::object(&submit.pairs)?,
-        },
-        queue: submit.queue.as_deref(),
-        max_attempts: submit.max_attempts,
-        timeout_ms: submit.timeout.map(millis),
-        result_ttl_ms: submit.result_ttl.map(millis),
-        delay_ms: submit.delay.map(millis),
-        run_at: submit.at,
-        priority: submit.priority.as_deref(),
-        tags: tags(&submit.tags)?,
-    };
+    let submission = Submission { task: spec(&submit.task)?, delay_ms: submit.delay.map(millis), run_at: submit.at };
     // With a key of its own a request whose answer was lost can be sent again.
     let key = submit.key.clone().unwrap_or_else(|| Uuid::new_v4().to_string());
     let until = submit.wait.map(|time| Instant::now() + time);
@@ -98,18 +68,4 @@ fn receipt(task: &Task, replayed: bool, now: Timestamp) -> String {
         (false, "scheduled") => format!("{id} submitted to {queue}, starts {}", relative(*run_at, now)),
         (false, _) => format!("{id} submitted to {queue}"),
     }
-}
-
-fn tags(pairs: &[Pair]) -> Result<BTreeMap<&str, &str>, Failure> {
-    let mut tags = BTreeMap::new();
-    for Pair { key, value } in pairs {
-        if tags.insert(key.as_str(), value.as_str()).is_some() {
-            return Err(Failure::usage(format!("the tag {key} is given twice")));
-        }
-    }
-    Ok(tags)
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -14,7 +14,7 @@ use super::probe::{self, Answer};
 use super::{Finding, LOOK_LIMIT, Role, Subject};
 use crate::broker::{self, BrokerError, HEARTBEAT};
 use crate::task::Lane;
-use crate::topology::{CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, TASKS_EXCHANGE, broker_queue};
+use crate::topology::{CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, EVENTS_EXCHANGE, TASKS_EXCHANGE, broker_queue};
 
 /// The oldest release with all that is used.
 const VERSION_MIN: (u32, u32) = (3, 10);
@@ -155,7 +155,12 @@ async fn topology(connection: &Connection, subject: &Subject) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut rights = Rights::default();
     let (topic, fanout) = (ExchangeKind::Topic, ExchangeKind::Fanout);
-    for (name, kind) in [(TASKS_EXCHANGE, topic), (DEAD_EXCHANGE, fanout.clone()), (CONTROL_EXCHANGE, fanout)] {
+    for (name, kind) in [
+        (TASKS_EXCHANGE, topic.clone()),
+        (DEAD_EXCHANGE, fanout.clone()),
+        (CONTROL_EXCHANGE, fanout),
+        (EVENTS_EXCHANGE, topic),
+    ] {
         let answer = probe::exchange(connection, name, kind.clone()).await;
         rights.note(&format!("configure exchange {name}"), &answer);
         let ours = format!("durable, {}", if kind == ExchangeKind::Topic { "topic" } else { "fanout" });

@@ -54,6 +54,9 @@ pub(crate) async fn cancel(
     let before = app.gate.ask(app.gate.ledger().cancel(vec![id], reason)).await?;
     app.tell_cancelled(&before);
     let task = find(&app, id).await?;
+    if before.iter().any(|(_, state)| cancellation::ends_at_once(*state)) {
+        app.tell_of_cancelled(&task);
+    }
     match task.state {
         TaskState::Cancelled => Ok((StatusCode::OK, Json(task))),
         state @ (TaskState::Completed | TaskState::Discarded) => Err(ApiError::NotCancellable(state)),

@@ -1,5 +1,6 @@
 //! `POST /v1/tasks/cancel`: all tasks that meet a filter, some thousands a call.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -8,7 +9,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Serialize;
 use tasklane_common::state::State as TaskState;
-use tasklane_common::task::TaskId;
+use tasklane_common::task::{Task, TaskId};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -69,6 +70,7 @@ pub(crate) async fn cancel_many(
         };
         if !dry_run {
             app.tell_cancelled(&before);
+            tell_of_each(&app, &page.tasks, &before);
         }
         let running = before.iter().filter(|(_, state)| *state == TaskState::Running).count() as u64;
         let ended = before.iter().filter(|(_, state)| state.is_final()).count() as u64;
@@ -80,4 +82,14 @@ pub(crate) async fn cancel_many(
             return Ok(Json(done));
         }
     }
+}
+
+/// Tells those who look of what was waiting; of what runs, its worker will.
+fn tell_of_each(app: &App, tasks: &[Task], before: &[(TaskId, TaskState)]) {
+    if !app.events.wanted() {
+        return;
+    }
+    let ended: HashSet<TaskId> =
+        before.iter().filter(|(_, state)| cancellation::ends_at_once(*state)).map(|(id, _)| *id).collect();
+    tasks.iter().filter(|task| ended.contains(&task.id)).for_each(|task| app.tell_of_cancelled(task));
 }

@@ -17,3 +17,4 @@ mod edit;
 mod faults;
 mod group;
 mod openapi;
+mod events;

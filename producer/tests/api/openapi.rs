@@ -43,6 +43,7 @@ async fn the_document_is_served_and_names_every_path_of_the_contract() {
         "/v1/schedules",
         "/v1/schedules/{name}",
         "/v1/workers",
+        "/v1/events",
         "/healthz",
         "/readyz",
         "/metrics",

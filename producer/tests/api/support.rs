@@ -9,6 +9,8 @@ use axum::http::{HeaderMap, Method, Request, header};
 use serde_json::Value;
 use tasklane_common::completion::Completions;
 use tasklane_common::config::RouteTable;
+use tasklane_common::events::Events;
+use tasklane_common::events::feed::Feed;
 use tasklane_common::ledger::{self, Claim, ClaimRequest, Settled, Settlement, Transition, WorkerRecord};
 use tasklane_common::publisher::Publisher;
 use tasklane_common::task::{Fence, Guarantee, Kind, QueueName, TaskId, WorkerId};
@@ -55,7 +57,9 @@ impl Api {
         let queue = QueueName::parse("emails").unwrap();
         let emails = RouteTable { kind: "email.*".to_owned(), queue, result_ttl_ms: None };
         let rules = Rules { max_attempts: 20, routes: Routes::new(&[emails]).unwrap() };
-        let app = App::new(Parts { ledger, publisher, completions, metrics: metrics(), rules });
+        let events = Events::spawn(publisher.clone());
+        let feed = Feed::spawn(&broker, publisher.clone(), events.clone(), background.clone());
+        let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics: metrics(), rules });
         let router = router(Arc::clone(&app));
         Self { app, router, _ledger: folder, _background: background.drop_guard() }
     }
@@ -64,6 +68,11 @@ impl Api {
         let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
         let text = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
+    }
+
+    /// The head of an answer whose body does not end by itself, and the body.
+    pub(crate) async fn open(&self, path: &str) -> axum::response::Response {
+        self.router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -301,6 +301,148 @@ async fn a_queue_is_paused_and_resumed() -> Result<()> {
 }
 
 #[tokio::test]
+async fn schedules_are_made_shown_paused_and_deleted() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    assert_eq!(cli.json(&["schedules"]).await?, Vec::<Value>::new());
+    let put = "schedules put reports.nightly report.build of=yesterday n=12345678901234567890 --cron @daily \
+               --timezone Europe/Berlin --tag team=blue --priority low --concurrency-key customer:7 --timeout 90s \
+               --catch-up all --catch-up-max 10 --overlap skip --jitter 1m";
+    let put: Vec<_> = put.split_whitespace().collect();
+    let shown = cli.ok(&put).await?;
+    for line in ["cron          @daily (Europe/Berlin)", "catch up      all, 10 at most", "key           customer:7"] {
+        assert!(shown.contains(line), "{line}: {shown}");
+    }
+    assert_eq!(shown.matches("\nnext  ").count(), 5, "{shown}");
+    let made = &cli.json(&["schedules", "get", "reports.nightly"]).await?[0];
+    assert_eq!((&made["jitter_ms"], &made["overlap"]), (&json!(60_000), &json!("skip")));
+    let args = json!({"of": "yesterday", "n": 12_345_678_901_234_567_890_u64});
+    assert_eq!((&made["task"]["args"], &made["task"]["timeout_ms"]), (&args, &json!(90_000)));
+
+    let paused = &cli.json(&["schedules", "pause", "reports.nightly"]).await?[0];
+    assert_eq!((&paused["paused"], &paused["next_runs"]), (&json!(true), &json!([])));
+    assert!(cli.ok(&["schedules"]).await?.contains("paused"));
+    let resumed = &cli.json(&["schedules", "resume", "reports.nightly"]).await?[0];
+    let but_for_the_change = |schedule: &Value| {
+        let mut schedule = schedule.clone();
+        schedule["updated_at"].take();
+        schedule
+    };
+    assert_eq!(but_for_the_change(resumed), but_for_the_change(made), "all but the pause stays");
+
+    let names = ["a", "b"].map(|name| ["schedules", "put", name, "test.echo", "--cron", "@hourly"]);
+    for put in &names {
+        cli.ok(put).await?;
+    }
+    let listed = cli.json(&["schedules", "list"]).await?;
+    let listed: Vec<_> = listed.iter().map(|schedule| schedule["name"].clone()).collect();
+    assert_eq!(listed, ["a", "b", "reports.nightly"]);
+    assert_eq!(cli.ok(&["schedules", "delete", "a"]).await?, "a deleted\n");
+    cli.run(&["schedules", "delete", "a"]).await?.failed(3, &["a"]);
+    cli.run(&["schedules", "pause", "a"]).await?.failed(3, &["a"]);
+    let bad = ["schedules", "put", "c", "no good", "--cron", "often", "--timezone", "Europe/Bern"];
+    cli.run(&bad).await?.failed(4, &["  cron: ", "  timezone: ", "  task.kind: "]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn limits_are_set_shown_and_deleted_and_hold_tasks() -> Result<()> {
+    let (stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    let table = cli
+        .ok(&["limits", "set", "queue", "reports", "--rate", "100/1m", "--burst", "10", "--max-queued", "5000"])
+        .await?;
+    assert!(table.starts_with("OF ") && table.contains("100/1m0s     10       5 000  api"), "{table}");
+    let set = &cli.json(&["limits", "set", "key", "customer:*", "--max-running", "1"]).await?[0];
+    assert_eq!((&set["of"], &set["max_running"], &set["rate"]), (&json!("key"), &json!(1), &Value::Null));
+    let limits = cli.json(&["limits"]).await?;
+    assert_eq!(limits[0]["limits"].as_array().map(Vec::len), Some(2), "{limits:?}");
+
+    let _worker = worker(&stack).await?;
+    let mine = ["test.slow", "--concurrency-key", "customer:7"];
+    let ids = [cli.submit(&mine).await?, cli.submit(&mine).await?];
+    let held = within(LIMIT, "one of two to be held", async {
+        loop {
+            for id in &ids {
+                let shown = cli.ok(&["get", id]).await?;
+                if shown.contains("\nlimited by    key:customer:7\n") {
+                    return anyhow::Ok(shown);
+                }
+            }
+        }
+    });
+    assert!(held.await??.contains("\nkey           customer:7\n"));
+    assert_eq!(cli.ok(&["limits", "delete", "key", "customer:*"]).await?, "limit of key customer:* deleted\n");
+    for id in &ids {
+        producer.api.in_state(id, "running", LIMIT).await?;
+    }
+    cli.run(&["limits", "delete", "key", "customer:*"]).await?.failed(3, &["customer:*"]);
+    cli.run(&["limits", "set", "kind", "a", "--max-queued", "5"]).await?.failed(4, &["max_queued: is for queues only"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_are_shown_as_they_come() -> Result<()> {
+    let (stack, mut producer) = producer().await?;
+    let _worker = worker(&stack).await?;
+    let cli = Cli::of(&producer);
+    let tail = async |args: &[&str]| {
+        let mut child = cli.command(&[&["tail"], args].concat())?.spawn()?;
+        let out = BufReader::new(child.stdout.take().context("its output")?).lines();
+        anyhow::Ok((child, out))
+    };
+    // Everybody has heard that events are wanted once the end of some task is told.
+    let (mut heard, mut lines) = tail(&["--json", "--kind", "test.e*", "--state", "completed", "--count", "1"]).await?;
+    let told = within(LIMIT, "a task to be told of", async {
+        loop {
+            cli.submit(&["test.echo"]).await?;
+            if let Ok(line) = tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
+                return anyhow::Ok(line?.context("no event")?);
+            }
+        }
+    });
+    let told: Value = serde_json::from_str(&told.await??)?;
+    let fields: Vec<_> = told.as_object().context("no object")?.keys().map(String::as_str).collect();
+    assert_eq!(fields, ["at", "attempt", "event", "id", "kind", "queue", "state", "worker_id"]);
+    assert_eq!(
+        (&told["event"], &told["kind"], &told["attempt"]),
+        (&json!("completed"), &json!("test.echo"), &json!(1))
+    );
+    assert_eq!(within(LIMIT, "its end", heard.wait()).await??.code(), Some(0), "one is enough");
+
+    let (mut shown, mut lines) = tail(&["--kind", "test.fail"]).await?;
+    let id = within(LIMIT, "a failure to be told of", async {
+        let mut ids = Vec::new();
+        loop {
+            ids.push(cli.submit(&["test.fail"]).await?);
+            while let Ok(line) = tokio::time::timeout(Duration::from_millis(500), lines.next_line()).await {
+                let line = line?.context("no event")?;
+                let id =
+                    ids.iter().find(|id| line.contains(&format!("  discarded    {id}  default  test.fail  attempt 1")));
+                if let Some(id) = id {
+                    return anyhow::Ok(id.clone());
+                }
+            }
+        }
+    });
+    assert_eq!(producer.api.get(&id.await??).await?.state, "discarded");
+    producer.process.terminate()?;
+    producer.process.exited(LIMIT).await?;
+    assert_eq!(within(LIMIT, "its end", shown.wait()).await??.code(), Some(5), "the producer has gone");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_look_at_events_has_an_end_and_says_what_is_wrong() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    assert_eq!(cli.ok(&["tail", "--for", "200ms"]).await?, "");
+    cli.run(&["tail", "--kind", "a*b", "--queue", "A"]).await?.failed(4, &["  kind: ", "  queue: "]);
+    cli.run(&["tail", "--url", "http://127.0.0.1:1"]).await?.failed(5, &["cannot reach a producer"]);
+    Ok(())
+}
+
+#[tokio::test]
 async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     let (_stack, producer) = producer().await?;
     let cli = Cli::of(&producer);

@@ -7,6 +7,7 @@ mod crash;
 mod cron;
 mod doctor;
 mod edit;
+mod events;
 mod examples;
 mod faults_broker;
 mod faults_clock;

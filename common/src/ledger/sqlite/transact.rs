@@ -28,18 +28,18 @@ const STEPS: std::ffi::c_int = 10_000;
 const SAVEPOINT: &str = "tasklane_work";
 /// The ledger's tables, which only the ledger writes.
 pub(super) const TABLES: [&str; 12] = [
-    "tasks",
-    "task_args",
-    "workers",
+    "limit_gates",
+    "limit_places",
+    "limits",
+    "paused_queues",
+    "queue_retention",
     "queues",
     "schedules",
-    "unique_keys",
-    "paused_queues",
+    "task_args",
     "task_groups",
-    "limits",
-    "limit_places",
-    "limit_gates",
-    "queue_retention",
+    "tasks",
+    "unique_keys",
+    "workers",
 ];
 
 thread_local! {

@@ -1,0 +1,207 @@
+//! `schedules`: periodic tasks.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::Context;
+use super::get::Lines;
+use super::spec::{Spec, millis, spec};
+use crate::api::{Schedule, SchedulePage};
+use crate::cli::{PutSchedule, SchedulesDo};
+use crate::client::Call;
+use crate::failure::{Exit, Failure};
+use crate::table::{Cell, Table};
+use crate::text::{brief_ms, json_line, relative};
+
+/// How many schedules one request asks for.
+const PAGE: u32 = 200;
+/// What a schedule shows and a definition does not take.
+const SHOWN_ONLY: [&str; 8] =
+    ["name", "next_runs", "last_tick", "last_task_id", "last_skipped", "ticks", "created_at", "updated_at"];
+
+/// The body of the request.
+#[derive(Debug, Serialize)]
+struct Definition<'p> {
+    cron: &'p str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timezone: Option<&'p str>,
+    task: Spec<'p>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    catch_up: Option<&'p str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    catch_up_max: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    overlap: Option<&'p str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jitter_ms: Option<u64>,
+    paused: bool,
+}
+
+pub(super) async fn run(cx: &Context<'_>, action: Option<SchedulesDo>) -> Result<Exit, Failure> {
+    match action {
+        None | Some(SchedulesDo::List) => list(cx).await,
+        Some(SchedulesDo::Get(named)) => show(cx, Call::get(path(&named.name))).await,
+        Some(SchedulesDo::Put(put)) => show(cx, Call::put(path(&put.named.name)).json(&definition(&put)?)?).await,
+        Some(SchedulesDo::Delete(named)) => delete(cx, &named.name).await,
+        Some(SchedulesDo::Pause(named)) => pause(cx, &named.name, true).await,
+        Some(SchedulesDo::Resume(named)) => pause(cx, &named.name, false).await,
+    }
+}
+
+fn path(name: &str) -> [&str; 3] {
+    ["v1", "schedules", name]
+}
+
+fn definition(put: &PutSchedule) -> Result<Definition<'_>, Failure> {
+    Ok(Definition {
+        cron: &put.cron,
+        timezone: put.timezone.as_deref(),
+        task: spec(&put.task)?,
+        catch_up: put.catch_up.as_deref(),
+        catch_up_max: put.catch_up_max,
+        overlap: put.overlap.as_deref(),
+        jitter_ms: put.jitter.map(millis),
+        paused: put.paused,
+    })
+}
+
+async fn show(cx: &Context<'_>, call: Call) -> Result<Exit, Failure> {
+    let answer = cx.client.call(call).await?;
+    if cx.output.json {
+        cx.output.json(&answer.text)?;
+    } else {
+        cx.output.text(&view(&answer.read()?, Lines::new(cx.output), Timestamp::now()))?;
+    }
+    Ok(Exit::Done)
+}
+
+async fn delete(cx: &Context<'_>, name: &str) -> Result<Exit, Failure> {
+    cx.client.call(Call::delete(path(name))).await?;
+    match cx.output.json {
+        true => cx.output.json(&json!({"deleted": name}).to_string())?,
+        false => cx.output.line(&format!("{name} deleted"))?,
+    }
+    Ok(Exit::Done)
+}
+
+/// The API takes whole definitions: this one's is read, and put back with the one field changed.
+async fn pause(cx: &Context<'_>, name: &str, paused: bool) -> Result<Exit, Failure> {
+    let mut fields: BTreeMap<String, Box<RawValue>> = cx.client.call(Call::get(path(name))).await?.read()?;
+    fields.retain(|field, _| !SHOWN_ONLY.contains(&field.as_str()));
+    let paused = RawValue::from_string(paused.to_string()).map_err(|error| Failure::usage(error.to_string()))?;
+    fields.insert("paused".to_owned(), paused);
+    show(cx, Call::put(path(name)).json(&fields)?).await
+}
+
+/// All, page after page; as JSON one a line.
+async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
+    let head = ["NAME", "CRON", "ZONE", "KIND", "NEXT", "LAST"].map(Cell::from);
+    let mut table = Table::new(head.into_iter().chain(["FIRED", "SKIPPED", "MISSED"].map(Cell::number)));
+    let (mut found, mut cursor) = (false, None::<String>);
+    loop {
+        let call = Call::get(["v1", "schedules"]).query("limit", PAGE).optional("cursor", cursor);
+        let page: SchedulePage = cx.client.call(call).await?.read()?;
+        found |= !page.schedules.is_empty();
+        let mut text = String::new();
+        for json in &page.schedules {
+            if cx.output.json {
+                text.extend([json_line(json.get()).as_ref(), "\n"]);
+                continue;
+            }
+            let schedule = serde_json::from_str(json.get()).map_err(|error| {
+                Failure::new(Exit::Refused, format!("a schedule is not as this program knows it: {error}"))
+            })?;
+            table.row(row(&schedule, Timestamp::now()));
+        }
+        if cx.output.json {
+            cx.output.text(&text)?
+        } else {
+            cx.output.table(&mut table)?
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    if !found && cx.output.terminal && !cx.output.json {
+        cx.output.note("no schedules");
+    }
+    Ok(Exit::Done)
+}
+
+fn row(schedule: &Schedule, now: Timestamp) -> [Cell; 9] {
+    let next = match schedule.next_runs.first() {
+        _ if schedule.paused => "paused".to_owned(),
+        Some(next) => relative(*next, now),
+        None => "-".to_owned(),
+    };
+    let last = schedule.last_tick.map_or_else(|| "-".to_owned(), |last| relative(last, now));
+    [
+        Cell::new(&schedule.name),
+        Cell::new(&schedule.cron),
+        Cell::new(&schedule.timezone),
+        Cell::new(&schedule.task.kind),
+        Cell::new(next),
+        Cell::new(last),
+        Cell::number(schedule.ticks.fired),
+        Cell::number(schedule.ticks.skipped),
+        Cell::number(schedule.ticks.missed),
+    ]
+}
+
+/// A schedule as people read it.
+fn view(schedule: &Schedule, mut lines: Lines<'_>, now: Timestamp) -> String {
+    let Schedule { task, ticks, .. } = schedule;
+    lines.add("name", &schedule.name);
+    lines.add("cron", &format!("{} ({})", schedule.cron, schedule.timezone));
+    lines.optional("paused", schedule.paused.then_some("yes"));
+    let catch_up = match schedule.catch_up.as_str() {
+        "all" => format!("all, {} at most", schedule.catch_up_max),
+        other => other.to_owned(),
+    };
+    lines.add("catch up", &catch_up);
+    lines.add("overlap", &schedule.overlap);
+    lines.optional("jitter", (schedule.jitter_ms > 0).then(|| brief_ms(schedule.jitter_ms)).as_deref());
+    lines.add("kind", &task.kind);
+    lines.add("queue", &task.queue);
+    lines.optional("priority", task.priority.as_deref().filter(|priority| *priority != "normal"));
+    lines.optional("key", task.concurrency_key.as_deref());
+    lines.add("attempts", &task.max_attempts.to_string());
+    lines.optional("timeout", task.timeout_ms.map(brief_ms).as_deref());
+    lines.tags(&task.tags);
+    lines.json("args", task.args.as_deref());
+    lines.add("ticks", &format!("{} fired, {} skipped, {} missed", ticks.fired, ticks.skipped, ticks.missed));
+    lines.time("last", schedule.last_tick, now);
+    lines.optional("last task", schedule.last_task_id.as_deref());
+    lines.time("last skipped", schedule.last_skipped, now);
+    for next in &schedule.next_runs {
+        lines.time("next", Some(*next), now);
+    }
+    lines.text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::get::tests::plain;
+
+    #[test]
+    fn a_schedule_for_people() {
+        let text = r#"{"name":"reports.nightly","cron":"30 2 * * MON-FRI","timezone":"Europe/Berlin","task":{"kind":"report.build",
+            "queue":"reports","args":{"of":"yester\u001bday"},"priority":"low","max_attempts":20,"timeout_ms":90000,
+            "concurrency_key":"customer:7","tags":{"team":"blue"}},"catch_up":"all","catch_up_max":10,"overlap":"skip",
+            "jitter_ms":60000,"paused":false,"next_runs":["2026-11-24T01:30:00Z","2026-11-25T01:30:00Z"],
+            "last_tick":"2026-11-23T01:30:00Z","last_task_id":"01a20751-1f82-705d-a198-4567bb46f288","last_skipped":null,
+            "ticks":{"fired":5,"skipped":1,"missed":0},"created_at":"2026-11-20T07:31:27Z","updated_at":"2026-11-20T07:31:27Z"}"#;
+        let schedule: Schedule = serde_json::from_str(text).unwrap();
+        let now = "2026-11-23T07:33:00Z".parse().unwrap();
+        let output = plain();
+        let mut table = Table::new(["N", "C", "Z", "K", "N", "L", "F", "S", "M"].map(Cell::from));
+        table.row(row(&schedule, now));
+        insta::assert_snapshot!(format!("{}\n{}", view(&schedule, Lines::new(&output), now), table.take(false)));
+    }
+}
