@@ -1,4 +1,4 @@
-//! Takes deliveries from the lanes of the queues, never more than there is room for.
+//! Takes deliveries from the lanes of the queues, of each as many as can run and as many to follow; none starts without a place.
 //!
 //! Each lane has a pull of its own; which of them gets the next free place is the [`arbiter`](crate::arbiter)'s affair.
 //! A worker that has no room gives back what it has prefetched, so that an idle worker gets it: a message must not
