@@ -6,6 +6,9 @@
 
 #[cfg(test)]
 pub mod conformance;
+mod claiming;
+mod leasing;
+mod looking;
 pub mod editing;
 pub mod grouping;
 pub mod postgres;
@@ -22,19 +25,21 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
 
+pub use self::claiming::{Claim, ClaimRequest, Failure, Granted, Refusal, Settled, Settlement, Transition};
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
+pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
 pub use self::limiting::{LimitSet, Released};
+pub(crate) use self::looking::PAGE_BYTES_MAX;
+pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts, Worker};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, GroupId, Guarantee, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
 pub const SCHEMA_VERSION: i64 = 10;
@@ -299,251 +304,6 @@ pub enum Replayed {
     From(State),
 }
 
-/// Asks for a task.
-#[derive(Debug, Clone)]
-pub struct ClaimRequest {
-    /// The task.
-    pub id: TaskId,
-    /// Who asks.
-    pub worker: WorkerId,
-    /// What a crash in this run will mean.
-    pub guarantee: Guarantee,
-    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
-    /// for a task that was never edited or moved.
-    pub published: Option<Fence>,
-    /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
-    pub crashes_below: i32,
-}
-
-impl ClaimRequest {
-    /// The fence of the message as a number: below all others where it is not known.
-    pub(crate) fn published_under(&self) -> i64 {
-        self.published.map_or(-1, |fence| fence.0)
-    }
-}
-
-/// The ledger's answer to a claim.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Claim {
-    /// The task is the worker's, for as long as its lease lives.
-    Granted(Granted),
-    /// It is not, and the delivery may be acked: the ledger keeps custody.
-    Refused(Refusal),
-}
-
-/// What a worker learns with a granted claim.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Granted {
-    /// The number that the outcome must carry.
-    pub fence: Fence,
-    /// This attempt, counted from 1.
-    pub attempt: i32,
-    /// How many there may be.
-    pub max_attempts: i32,
-    /// The submitter's limit on one run.
-    pub timeout: Option<Duration>,
-    /// When it could first have started, since it was recorded, replayed, or given a time by an edit: what its age counts from.
-    pub first_due_at: Timestamp,
-    /// When this attempt could have started.
-    pub run_at: Timestamp,
-    /// When it was marked queued, if it was: feeds the lane's watermark.
-    pub queued_at: Option<Timestamp>,
-    /// The ledger's time of the claim.
-    pub started_at: Timestamp,
-    /// Whether it has taken a place that others may wait for.
-    pub limited: bool,
-}
-
-/// Why a claim was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Refusal {
-    /// It reached a final state.
-    Finished,
-    /// A worker holds it.
-    Held,
-    /// Its time has not come; the relay publishes it then.
-    NotDue,
-    /// The ledger has no such task.
-    Unknown,
-    /// It was edited or moved after the message was published; another one is there, or will be.
-    Outdated,
-    /// Its queue is paused; a later claim may be granted.
-    Paused,
-    /// The asking worker's own lease has ended.
-    LeaseLost,
-    /// Too many crashes have hit it for this claim.
-    Suspect,
-    /// A limit has no place for it: the ledger holds it until [`Ledger::release_held`].
-    Limited,
-}
-
-impl Refusal {
-    /// The name used in metrics and logs.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Held => "held",
-            Self::NotDue => "not_due",
-            Self::Unknown => "unknown",
-            Self::Outdated => "outdated",
-            Self::Paused => "paused",
-            Self::LeaseLost => "lease_lost",
-            Self::Suspect => "suspect",
-            Self::Limited => "limited",
-        }
-    }
-}
-
-/// The outcome of a run, on its way to the ledger.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settlement {
-    /// The task.
-    pub id: TaskId,
-    /// The fence under which it ran.
-    pub fence: Fence,
-    /// Where it goes.
-    pub transition: Transition,
-}
-
-/// Where a running task goes. Delays count from the ledger's time of the write.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Transition {
-    /// To `completed`, with the handler's answer.
-    Complete {
-        /// The answer.
-        result: Json,
-    },
-    /// To `retryable`.
-    Retry {
-        /// How long the next attempt waits.
-        delay: Duration,
-        /// What went wrong.
-        error: Failure,
-    },
-    /// To `scheduled`; gives the attempt back.
-    Snooze {
-        /// How long it waits.
-        delay: Duration,
-    },
-    /// To `accepted`, due at once; gives the attempt back.
-    Interrupt,
-    /// To `cancelled`.
-    Cancel {
-        /// Who said so, or why; the reason of a request, if there was one, stays.
-        reason: String,
-    },
-    /// To `discarded`.
-    Discard {
-        /// Why: `exhausted`, `final_error`, `too_old`, `interrupted` or `poison`.
-        reason: String,
-        /// What went wrong.
-        error: Failure,
-    },
-}
-
-impl Transition {
-    /// The event of the state machine.
-    #[must_use]
-    pub const fn event(&self) -> crate::state::Event {
-        use crate::state::Event;
-        match self {
-            Self::Complete { .. } => Event::Complete,
-            Self::Retry { .. } => Event::Retry,
-            Self::Snooze { .. } => Event::Snooze,
-            Self::Interrupt => Event::Interrupt,
-            Self::Cancel { .. } => Event::Cancel,
-            Self::Discard { .. } => Event::Discard,
-        }
-    }
-}
-
-/// A failure to be appended to the task's errors, with the attempt and the ledger's time.
-///
-/// One of kind [`ErrorKind::Crash`] also raises the task's crash count.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// What happened.
-    pub message: String,
-    /// Which sort of failure it was.
-    pub kind: ErrorKind,
-}
-
-/// The ledger's answer to a settlement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Settled {
-    /// The outcome is durable.
-    Applied,
-    /// It would have led to another start, but the task was to be cancelled: that is durable instead.
-    Cancelled,
-    /// Somebody else holds or finished the task: the outcome was refused and changed nothing.
-    Fenced,
-}
-
-/// A worker as it enters itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WorkerRecord {
-    /// Its identity, never used before.
-    pub id: WorkerId,
-    /// The machine's name.
-    pub host: String,
-    /// The queues it consumes.
-    pub queues: Vec<QueueName>,
-    /// The kinds it has handlers for.
-    pub kinds: Vec<Kind>,
-    /// How many tasks it runs at once.
-    pub concurrency: i32,
-    /// The program's version.
-    pub version: String,
-}
-
-/// Extends a lease, and carries what else a worker reports regularly.
-#[derive(Debug, Clone)]
-pub struct Renewal {
-    /// Whose lease.
-    pub worker: WorkerId,
-    /// How long it shall live from now.
-    pub ttl: Duration,
-    /// How many tasks the worker runs.
-    pub running: i32,
-    /// Per lane, the newest `queued_at` among the tasks delivered to this worker: the lane's watermark.
-    ///
-    /// Lanes are first-in-first-out, so a task queued well before it that still waits there has lost its message.
-    pub heads: Vec<(Lane, Timestamp)>,
-}
-
-/// The ledger's answer to a renewal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Renewed {
-    /// The lease lives on.
-    Held,
-    /// It had ended before, and its tasks may be elsewhere: the worker must start over under a new id.
-    Lost,
-}
-
-/// A running task whose worker is gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Abandoned {
-    /// The task.
-    pub id: TaskId,
-    /// The work.
-    pub kind: Kind,
-    /// The fence of the interrupted run.
-    pub fence: Fence,
-    /// The worker that is gone.
-    pub worker: WorkerId,
-    /// The interrupted attempt.
-    pub attempt: i32,
-    /// How many there may be.
-    pub max_attempts: i32,
-    /// How many crashes came before this one.
-    pub crashes: i32,
-    /// What the handler declared.
-    pub guarantee: Guarantee,
-    /// Whether somebody wanted it cancelled.
-    pub cancel_requested: bool,
-}
-
 /// A task to be published now.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Due {
@@ -559,77 +319,6 @@ pub struct Due {
     pub fence: Fence,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
-}
-
-/// Which tasks to list.
-#[derive(Debug, Clone, Default)]
-pub struct ListQuery {
-    /// Only in this state.
-    pub state: Option<State>,
-    /// Only of this kind.
-    pub kind: Option<Kind>,
-    /// Only of this queue.
-    pub queue: Option<QueueName>,
-    /// Only with this tag of this value.
-    pub tag: Option<(String, String)>,
-    /// Only members of this group.
-    pub group: Option<GroupId>,
-    /// Only tasks older than this one.
-    pub before: Option<TaskId>,
-    /// At most so many tasks; 1 to 1,000.
-    pub limit: u32,
-}
-
-/// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
-pub const LIST_SCAN_MAX: u32 = 50_000;
-
-/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
-pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-
-/// A page of tasks.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Page {
-    /// Newest first; may be fewer than asked for, even none, while `next` is set.
-    pub tasks: Vec<Task>,
-    /// Where the next page begins; `None` at the end.
-    pub next: Option<TaskId>,
-}
-
-/// A queue as the ledger sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QueueCounts {
-    /// The queue.
-    pub queue: QueueName,
-    /// How many tasks are in each state; the unfinished ones, `cancelled` and `discarded`, zeros left out.
-    pub counts: BTreeMap<State, u64>,
-    /// For how long the longest-waiting claimable task has been able to start.
-    pub oldest_waiting: Option<Duration>,
-    /// Whether it is paused.
-    pub paused: bool,
-}
-
-/// A live worker as the API shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct Worker {
-    /// Its identity, new at every start.
-    pub id: WorkerId,
-    /// The machine's name.
-    pub host: String,
-    /// The queues it consumes.
-    pub queues: Vec<QueueName>,
-    /// The kinds it has handlers for.
-    pub kinds: Vec<Kind>,
-    /// How many tasks it runs at once.
-    pub concurrency: i32,
-    /// How many it ran at its last renewal.
-    pub running: i32,
-    /// The program's version.
-    pub version: String,
-    /// When it entered.
-    #[schema(value_type = String, format = DateTime)]
-    pub started_at: Timestamp,
-    /// How long ago it last renewed its lease.
-    pub lease_age_ms: i64,
 }
 
 /// What can go wrong with a ledger.

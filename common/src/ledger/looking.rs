@@ -1,0 +1,82 @@
+//! What is asked of a ledger to be shown, and the answers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::state::State;
+use crate::task::{GroupId, Kind, QueueName, Task, TaskId, WorkerId};
+
+/// Which tasks to list.
+#[derive(Debug, Clone, Default)]
+pub struct ListQuery {
+    /// Only in this state.
+    pub state: Option<State>,
+    /// Only of this kind.
+    pub kind: Option<Kind>,
+    /// Only of this queue.
+    pub queue: Option<QueueName>,
+    /// Only with this tag of this value.
+    pub tag: Option<(String, String)>,
+    /// Only members of this group.
+    pub group: Option<GroupId>,
+    /// Only tasks older than this one.
+    pub before: Option<TaskId>,
+    /// At most so many tasks; 1 to 1,000.
+    pub limit: u32,
+}
+
+/// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
+pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
+pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A page of tasks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Page {
+    /// Newest first; may be fewer than asked for, even none, while `next` is set.
+    pub tasks: Vec<Task>,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<TaskId>,
+}
+
+/// A queue as the ledger sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueCounts {
+    /// The queue.
+    pub queue: QueueName,
+    /// How many tasks are in each state; the unfinished ones, `cancelled` and `discarded`, zeros left out.
+    pub counts: BTreeMap<State, u64>,
+    /// For how long the longest-waiting claimable task has been able to start.
+    pub oldest_waiting: Option<Duration>,
+    /// Whether it is paused.
+    pub paused: bool,
+}
+
+/// A live worker as the API shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Worker {
+    /// Its identity, new at every start.
+    pub id: WorkerId,
+    /// The machine's name.
+    pub host: String,
+    /// The queues it consumes.
+    pub queues: Vec<QueueName>,
+    /// The kinds it has handlers for.
+    pub kinds: Vec<Kind>,
+    /// How many tasks it runs at once.
+    pub concurrency: i32,
+    /// How many it ran at its last renewal.
+    pub running: i32,
+    /// The program's version.
+    pub version: String,
+    /// When it entered.
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    /// How long ago it last renewed its lease.
+    pub lease_age_ms: i64,
+}
