@@ -1,16 +1,21 @@
 //! What a task is: its names, its numbers, and the record that the API shows.
 
+mod json;
+mod name;
+mod priority;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use self::json::Json;
+pub use self::name::{Kind, NameError, QueueName};
+pub use self::priority::{Lane, Priority};
 use crate::state::State;
 
 /// Longest `kind`, in bytes.
@@ -132,180 +137,6 @@ impl fmt::Display for Fence {
     }
 }
 
-/// Why a name was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NameError {
-    /// The name has no characters.
-    #[error("must not be empty")]
-    Empty,
-    /// The name is over its limit.
-    #[error("must be at most {max} bytes long, but has {actual}")]
-    TooLong {
-        /// The limit in bytes.
-        max: usize,
-        /// The name's length in bytes.
-        actual: usize,
-    },
-    /// The name holds a character that its grammar lacks.
-    #[error("must match {grammar}")]
-    Grammar {
-        /// The grammar as a regular expression.
-        grammar: &'static str,
-    },
-}
-
-/// Names the work: a stable string that the submitter and the handler agree on, such as `report.build`.
-///
-/// Dot-separated words of `A-Z a-z 0-9 _ -`, at most [`KIND_BYTES_MAX`] bytes: it is part of a routing key.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, max_length = 128, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", examples("report.build"))]
-pub struct Kind(Arc<str>);
-
-/// Names a queue, such as `default`: at most [`QUEUE_BYTES_MAX`] bytes of `a-z 0-9 _ -`.
-///
-/// It has no dots, since `<queue>.#` must match the routing keys of one queue only.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(try_from = "String", into = "String")]
-#[schema(value_type = String, max_length = 64, pattern = r"^[a-z0-9_-]+$", examples("default"))]
-pub struct QueueName(Arc<str>);
-
-impl Kind {
-    /// Checks a name against the grammar of kinds.
-    ///
-    /// # Errors
-    /// [`NameError`] says which rule the name breaks.
-    pub fn parse(name: &str) -> Result<Self, NameError> {
-        check_length(name, KIND_BYTES_MAX)?;
-        let word = |word: &str| {
-            !word.is_empty() && word.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-        };
-        if !name.split('.').all(word) {
-            return Err(NameError::Grammar { grammar: r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*" });
-        }
-        Ok(Self(name.into()))
-    }
-}
-
-impl QueueName {
-    /// Checks a name against the grammar of queue names.
-    ///
-    /// # Errors
-    /// [`NameError`] says which rule the name breaks.
-    pub fn parse(name: &str) -> Result<Self, NameError> {
-        check_length(name, QUEUE_BYTES_MAX)?;
-        if !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-')) {
-            return Err(NameError::Grammar { grammar: "[a-z0-9_-]+" });
-        }
-        Ok(Self(name.into()))
-    }
-}
-
-impl Default for QueueName {
-    fn default() -> Self {
-        Self("default".into())
-    }
-}
-
-fn check_length(name: &str, max: usize) -> Result<(), NameError> {
-    match name.len() {
-        0 => Err(NameError::Empty),
-        actual if actual > max => Err(NameError::TooLong { max, actual }),
-        _ => Ok(()),
-    }
-}
-
-/// What every checked name gives: its text, its display, its conversions and its parser.
-macro_rules! name_conversions {
-    ($($name:ident),*) => {$(
-        impl $name {
-            /// The name's text.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-
-            fn try_from(name: String) -> Result<Self, NameError> {
-                Self::parse(&name)
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(name: $name) -> Self {
-                name.0.as_ref().to_owned()
-            }
-        }
-
-        impl std::str::FromStr for $name {
-            type Err = NameError;
-
-            fn from_str(name: &str) -> Result<Self, NameError> {
-                Self::parse(name)
-            }
-        }
-    )*};
-}
-
-name_conversions!(Kind, QueueName);
-
-/// A piece of JSON passed through as text, neither parsed again nor copied.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Json(Arc<RawValue>);
-
-impl Json {
-    /// Takes text that is one JSON value.
-    ///
-    /// # Errors
-    /// When the text is not JSON.
-    pub fn parse(text: String) -> Result<Self, serde_json::Error> {
-        RawValue::from_string(text).map(|raw| Self(raw.into()))
-    }
-
-    /// Writes a value as JSON.
-    ///
-    /// # Errors
-    /// When the value has no JSON form, such as a map with keys that are not strings.
-    pub fn of(value: &(impl Serialize + ?Sized)) -> Result<Self, serde_json::Error> {
-        serde_json::value::to_raw_value(value).map(|raw| Self(raw.into()))
-    }
-
-    /// JSON's `null`.
-    #[must_use]
-    pub fn null() -> Self {
-        Self(RawValue::NULL.to_owned().into())
-    }
-
-    /// The text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        self.0.get()
-    }
-}
-
-impl From<Box<RawValue>> for Json {
-    fn from(raw: Box<RawValue>) -> Self {
-        Self(raw.into())
-    }
-}
-
-impl PartialEq for Json {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
-}
-
 /// What a crash in the middle of a run means for the task; declared by the handler.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -318,83 +149,6 @@ pub enum Guarantee {
     /// The handler's own writes to the ledger's database commit together with the completion, so a run that is cut
     /// leaves nothing behind and the task starts again, as the next attempt. For data work in the same database.
     Transactional,
-}
-
-/// The urgency of a task: a worker that has both takes the more urgent one first.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Priority {
-    /// Before all others.
-    High,
-    /// The default.
-    #[default]
-    Normal,
-    /// When nothing else is to do, and now and then all the same.
-    Low,
-}
-
-impl Priority {
-    /// All, the most urgent first.
-    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
-
-    /// The name used in JSON and in the names of lanes.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::High => "high",
-            Self::Normal => "normal",
-            Self::Low => "low",
-        }
-    }
-
-    /// The number that ledgers keep: the higher, the more urgent.
-    #[must_use]
-    pub const fn code(self) -> i16 {
-        match self {
-            Self::High => 1,
-            Self::Normal => 0,
-            Self::Low => -1,
-        }
-    }
-
-    /// The priority behind a code.
-    #[must_use]
-    pub fn from_code(code: i16) -> Option<Self> {
-        Self::ALL.into_iter().find(|priority| priority.code() == code)
-    }
-
-    /// The priority of this name.
-    #[must_use]
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|priority| priority.as_str() == name)
-    }
-}
-
-/// The tasks of one queue that are equally urgent. Each lane is a queue of its own in the broker, and only within a
-/// lane is the order that of publication.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Lane {
-    /// The queue.
-    pub queue: QueueName,
-    /// How urgent they are.
-    pub priority: Priority,
-}
-
-impl Lane {
-    /// All lanes of a queue, the most urgent first.
-    pub fn all_of(queue: &QueueName) -> impl Iterator<Item = Self> + use<'_> {
-        Priority::ALL.into_iter().map(|priority| Self { queue: queue.clone(), priority })
-    }
-}
-
-impl fmt::Display for Lane {
-    /// `default` and `default.high`, as in the broker's names.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.priority {
-            Priority::Normal => self.queue.fmt(f),
-            other => write!(f, "{}.{}", self.queue, other.as_str()),
-        }
-    }
 }
 
 /// A validated submission that has not been recorded yet. Only request validation and library callers make it.
