@@ -80,7 +80,7 @@ pub enum Refusal {
     LeaseLost,
     /// Too many crashes have hit it for this claim.
     Suspect,
-    /// A limit has no place for it: the ledger holds it until [`Ledger::release_held`].
+    /// A limit has no place for it: the ledger holds it until [`release_held`](super::Ledger::release_held).
     Limited,
 }
 
