@@ -1,6 +1,6 @@
 //! Limits: the writer's transaction is the lock, since there is only one at a time.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -170,23 +170,23 @@ struct Look<'c> {
     db: &'c Connection,
     gates: Gates,
     /// Scopes that no limit fits.
-    open: HashMap<Scope, ()>,
+    open: HashSet<Scope>,
 }
 
 impl<'c> Look<'c> {
     fn new(db: &'c Connection, now: i64) -> Self {
         let gates = Gates { now_us: now * 1_000, by_scope: HashMap::new() };
-        Self { db, gates, open: HashMap::new() }
+        Self { db, gates, open: HashSet::new() }
     }
 
     fn load(&mut self, scopes: &[Scope]) -> rusqlite::Result<()> {
         for scope in scopes {
-            if self.gates.by_scope.contains_key(scope) || self.open.contains_key(scope) {
+            if self.gates.by_scope.contains_key(scope) || self.open.contains(scope) {
                 continue;
             }
             match self.gate(scope)? {
                 Some(gate) => drop(self.gates.by_scope.insert(scope.clone(), gate)),
-                None => drop(self.open.insert(scope.clone(), ())),
+                None => drop(self.open.insert(scope.clone())),
             }
         }
         Ok(())
