@@ -1,6 +1,7 @@
 //! Publishing with confirms, in pipelined batches, over a connection of its own.
 //!
-//! One owner task has the channel: it publishes whatever waits, awaits all confirms of that batch, and starts over.
+//! One owner task has the channels: each publishes whatever waits, awaits all confirms of that batch, and starts over,
+//! so that one batch is on its way while the broker writes the other.
 //! A confirmed task is marked `queued` in the ledger a moment later ([`marker`]); when a worker claims it before, that
 //! write is not needed any more and changes nothing.
 
@@ -8,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{self, FuturesUnordered, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
@@ -26,8 +28,12 @@ use crate::topology::{TASKS_EXCHANGE, routing_key};
 pub mod marker;
 mod patience;
 
+/// How many batches are on their way at once, each on a channel of its own.
+const CHANNELS: usize = 2;
 /// How many publications go out before their confirms are awaited.
 const BATCH_MAX: usize = 256;
+/// How many publications of a batch are handed to the socket together.
+const WRITTEN_TOGETHER: usize = 64;
 /// How many publications wait for the owner task.
 const WAITING_MAX: usize = 1024;
 /// How many bytes of args may be on their way at once; a publisher never holds more.
@@ -238,12 +244,17 @@ impl Owner {
 
     async fn generation(&mut self) -> Result<(), BrokerError> {
         let connection = Arc::new(broker::connect(&self.amqp_url, "tasklane publisher", broker::HEARTBEAT).await?);
-        let channel = within("channel.open", connection.create_channel()).await?;
-        within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        broker::declare_exchanges(&channel).await?;
+        let mut idle = Vec::with_capacity(CHANNELS);
+        for _ in 0..CHANNELS {
+            let channel = within("channel.open", connection.create_channel()).await?;
+            within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+            idle.push(channel);
+        }
+        broker::declare_exchanges(&idle[0]).await?;
         let notices = within("channel.open", connection.create_channel()).await?;
         self.connected.send_replace(Some(Arc::clone(&connection)));
         let mut lanes = Lanes::on(Arc::clone(&connection));
+        let mut under_way = FuturesUnordered::new();
         let mut batch = Vec::new();
         let mut health = tokio::time::interval(Duration::from_millis(500));
         loop {
@@ -254,14 +265,21 @@ impl Owner {
                     Some((reply_to, id)) => send_notice(&notices, reply_to, id).await?,
                     None => return Ok(()),
                 },
-                count = self.waiting.recv_many(&mut batch, BATCH_MAX), if takes_messages(&connection) => {
+                Some((channel, sent)) = under_way.next() => {
+                    self.conclude_batch(&mut lanes, sent).await?;
+                    idle.push(channel);
+                }
+                count = self.waiting.recv_many(&mut batch, BATCH_MAX), if !idle.is_empty() && takes_messages(&connection) => {
                     if count == 0 {
                         return Ok(());
                     }
-                    self.publish_batch(&channel, &mut lanes, std::mem::take(&mut batch)).await?;
+                    let batch = self.with_lanes(&mut lanes, std::mem::take(&mut batch)).await?;
+                    if let Some(channel) = idle.pop() {
+                        under_way.push(send_batch(channel, Patience::with(&connection), batch));
+                    }
                 }
                 _ = health.tick() => {
-                    if !connection.status().connected() || !channel.status().connected() {
+                    if !connection.status().connected() || idle.iter().any(|channel| !channel.status().connected()) {
                         return Err(BrokerError::Ended("the broker closed the connection"));
                     }
                 }
@@ -269,42 +287,23 @@ impl Owner {
         }
     }
 
-    /// Publishes a batch and tells everyone its outcome; an error means that the channel is broken.
-    async fn publish_batch(&self, channel: &Channel, lanes: &mut Lanes, batch: Vec<Job>) -> Result<(), BrokerError> {
-        let batch = self.with_lanes(lanes, batch).await?;
-        let mut patience = Patience::with(&lanes.connection);
-        let mut confirms = Vec::with_capacity(batch.len());
-        let mut broken = None;
-        for job in batch {
-            match patience.wait(send(channel, &job.publication)).await {
-                Some(Ok(confirm)) => confirms.push((job, confirm)),
-                Some(Err(error)) => broken = Some(error),
-                None => broken = Some(BrokerError::Timeout("basic.publish")),
-            }
-            if broken.is_some() {
-                break;
-            }
-        }
-        let (settled, missing) = settle(confirms, &mut patience).await;
+    /// Tells everyone of a batch its outcome; an error means that the channel is broken.
+    async fn conclude_batch(&self, lanes: &mut Lanes, sent: Sent) -> Result<(), BrokerError> {
         let is_refused = |published| matches!(published, Published::Refused | Published::Returned);
-        let refused = settled.iter().filter(|(_, published)| is_refused(*published)).count();
+        let refused = sent.settled.iter().filter(|(_, published)| is_refused(*published)).count();
         if refused > 0 {
             tracing::warn!(
                 tasks = refused,
                 "the broker refused messages: a queue is full, failed, or was deleted; the relay tries again"
             );
         }
-        for (job, published) in settled {
+        for (job, published) in sent.settled {
             if is_refused(published) {
                 lanes.forget(&job.publication.lane);
             }
             self.conclude(job, published).await;
         }
-        match broken {
-            Some(error) => Err(error),
-            None if missing => Err(BrokerError::Timeout("publisher confirm")),
-            None => Ok(()),
-        }
+        sent.broken.map_or(Ok(()), Err)
     }
 
     /// Those of a batch whose lanes are there. All are declared before anything is published: a broker with an alarm blocks
@@ -403,10 +402,39 @@ async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherC
     Ok(confirm)
 }
 
+/// What became of a batch; an error means that its channel is broken.
+struct Sent {
+    settled: Vec<(Job, Published)>,
+    broken: Option<BrokerError>,
+}
+
+/// Publishes a batch and awaits its confirms.
+async fn send_batch(channel: Channel, mut patience: Patience, batch: Vec<Job>) -> (Channel, Sent) {
+    // Together: one by one, each would wait for its own write to the socket.
+    let sends: Vec<_> = batch.iter().map(|job| send(&channel, &job.publication)).collect();
+    let sends = stream::iter(sends).buffered(WRITTEN_TOGETHER).collect();
+    let Some(sends): Option<Vec<_>> = patience.wait(sends).await else {
+        let settled = batch.into_iter().map(|job| (job, Published::Unknown)).collect();
+        return (channel, Sent { settled, broken: Some(BrokerError::Timeout("basic.publish")) });
+    };
+    let mut broken = None;
+    let mut confirms = Vec::with_capacity(batch.len());
+    for (job, sent) in batch.into_iter().zip(sends) {
+        match sent {
+            Ok(confirm) => confirms.push((job, confirm)),
+            // Nobody waits for it any more: its connection ends.
+            Err(error) => broken = Some(error),
+        }
+    }
+    let (settled, missing) = settle(confirms, &mut patience).await;
+    let broken = broken.or_else(|| missing.then_some(BrokerError::Timeout("publisher confirm")));
+    (channel, Sent { settled, broken })
+}
+
 /// Awaits the confirms of one batch; also tells whether any is missing.
 ///
-/// lapin hands a returned message to whichever confirm completes next, so within a batch the blame is put
-/// right by message id. Batches follow each other in lockstep, which keeps a return inside its own batch.
+/// lapin hands a returned message to whichever confirm of its channel completes next, so within a batch the blame is put
+/// right by message id. The batches of a channel follow each other in lockstep, which keeps a return inside its own.
 async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience) -> (Vec<(Job, Published)>, bool) {
     let mut returned = HashSet::new();
     let mut settled = Vec::with_capacity(confirms.len());

@@ -70,6 +70,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Runs one statement with two numbers in a PostgreSQL ledger's database, past everybody.
+    pub async fn fill(&self, sql: &'static str, numbers: [i64; 2]) -> Result<()> {
+        let Self::Postgres(database) = self else { anyhow::bail!("not a PostgreSQL ledger") };
+        let mut connection = PgConnection::connect(database.url()).await?;
+        sqlx::query(sql).bind(numbers[0]).bind(numbers[1]).execute(&mut connection).await?;
+        Ok(())
+    }
+
     /// The one number that a query answers.
     pub async fn number(&self, sql: &'static str) -> Result<i64> {
         Ok(match self {

@@ -19,7 +19,9 @@ use tasklane_common::broker::{self, BrokerError, Generations, within};
 use tasklane_common::task::Lane;
 use tasklane_common::topology::broker_queue;
 use tokio::time::{Instant, interval, interval_at, sleep_until, timeout};
+use tokio_util::task::TaskTracker;
 
+use crate::acks::Acks;
 use crate::arbiter::Permit;
 use crate::delivery::Delivery;
 use crate::life::Life;
@@ -53,18 +55,24 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
         connection = broker::connect(&life.settings.common.amqp_url, &name, heartbeat) => Arc::new(connection?),
         () = life.ended.cancelled() => return Ok(()),
     };
+    let acks = TaskTracker::new();
     let outcome = tokio::select! {
-        outcome = consume_all(life, &connection) => outcome,
+        outcome = consume_all(life, &connection, &acks) => outcome,
         () = cancel::listen(life, &connection) => Ok(()),
         () = life.ended.cancelled() => Ok(()),
     };
+    // The last acks are on their way; a delivery that still runs has one of these tasks for as long.
+    acks.close();
+    if life.ended.is_cancelled() {
+        let _ = timeout(CLOSE_LIMIT, acks.wait()).await;
+    }
     // Closing gives everything unacked back at once. A connection that is broken may never answer, and the next
     // generation, or the next life, waits for this one's end.
     let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
     outcome
 }
 
-async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>) -> Result<(), BrokerError> {
+async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>, acks: &TaskTracker) -> Result<(), BrokerError> {
     let channel = within("channel.open", connection.create_channel()).await?;
     broker::declare_exchanges(&channel).await?;
     let _ = within("channel.close", channel.close(200, "done".into())).await;
@@ -74,7 +82,8 @@ async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>) -> Result<(
     for (lane, pulse) in lanes.iter().zip(&pulses) {
         let channel = within("channel.open", connection.create_channel()).await?;
         broker::declare_lane(&channel, lane).await?;
-        pulls.push(Pull { life, connection, channel, lane, pulse }.run());
+        let acks = Acks::of(channel.clone(), acks);
+        pulls.push(Pull { life, connection, channel, acks, lane, pulse }.run());
     }
     life.stats.consuming.store(true, Ordering::Relaxed);
     tracing::info!(queues = life.settings.queues.len(), "consuming");
@@ -92,6 +101,7 @@ struct Pull<'a> {
     life: &'a Arc<Life>,
     connection: &'a Arc<Connection>,
     channel: Channel,
+    acks: Arc<Acks>,
     lane: &'a Lane,
     pulse: &'a Pulse,
 }
@@ -252,7 +262,7 @@ impl Pull<'_> {
     }
 
     fn delivery(&self, message: lapin::message::Delivery) -> Delivery {
-        Delivery::new(Arc::clone(self.connection), self.channel.clone(), self.lane.clone(), message)
+        Delivery::new(Arc::clone(self.connection), Arc::clone(&self.acks), self.lane.clone(), message)
     }
 
     /// Stops the consumer and gives back what it had prefetched.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use lapin::options::{BasicAckOptions, BasicNackOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::Connection;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::AMQPValue;
-use lapin::{Channel, Connection};
 use tasklane_common::broker::{BrokerError, within};
 use tasklane_common::task::Lane;
 use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
+
+use crate::acks::Acks;
 
 /// A delivery of one generation of the connection; when that has ended, settling it does nothing: the broker
 /// delivers the message again, and the ledger refuses what was done meanwhile.
@@ -16,7 +18,7 @@ use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
 #[must_use = "a delivery that is never settled blocks its place until the connection ends"]
 pub struct Delivery {
     connection: Arc<Connection>,
-    channel: Channel,
+    acks: Arc<Acks>,
     tag: u64,
     /// The lane it came from.
     pub lane: Lane,
@@ -30,24 +32,20 @@ pub struct Delivery {
 
 impl Delivery {
     /// Takes over what lapin delivered.
-    pub fn new(connection: Arc<Connection>, channel: Channel, lane: Lane, message: lapin::message::Delivery) -> Self {
+    pub fn new(connection: Arc<Connection>, acks: Arc<Acks>, lane: Lane, message: lapin::message::Delivery) -> Self {
         let lapin::message::Delivery { delivery_tag: tag, redelivered, properties, data: body, .. } = message;
-        Self { connection, channel, tag, lane, redelivered, properties, body }
+        acks.delivered(tag);
+        Self { connection, acks, tag, lane, redelivered, properties, body }
     }
 
     /// The broker may forget the message.
-    pub async fn ack(self) {
-        if let Err(error) = within("basic.ack", self.channel.basic_ack(self.tag, BasicAckOptions::default())).await {
-            tracing::debug!(%error, "not acked: the broker will deliver it again, and the ledger will refuse it");
-        }
+    pub fn ack(self) {
+        self.acks.ack(self.tag);
     }
 
     /// The broker shall deliver the message to somebody else.
     pub async fn give_back(self) {
-        let options = BasicNackOptions { requeue: true, multiple: false };
-        if let Err(error) = within("basic.nack", self.channel.basic_nack(self.tag, options)).await {
-            tracing::debug!(%error, "not given back: the broker does so by itself");
-        }
+        self.acks.give_back(self.tag).await;
     }
 
     /// Puts a copy with the reason into the dead letters, and lets the broker forget the message once that is confirmed.
@@ -55,8 +53,9 @@ impl Delivery {
         tracing::warn!(queue = %self.lane, reason, "not a task: moved to the dead letters");
         metrics::counter!("tasklane_dead_letters_total", "reason" => reason).increment(1);
         let properties = std::mem::take(&mut self.properties);
-        match publish_dead(&self.connection, properties, &body, reason).await {
-            Ok(()) => self.ack().await,
+        // Boxed, as whatever is rare on the way of a delivery: its future would make that of each larger.
+        match Box::pin(publish_dead(&self.connection, properties, &body, reason)).await {
+            Ok(()) => self.ack(),
             Err(error) => {
                 // Unacked it stays with this consumer until the connection ends, and is delivered again.
                 tracing::error!(%error, reason, "a dead letter could not be published, the message stays unacked");

@@ -38,22 +38,22 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
         Err(error) => return delivery.bury(body, error.reason()).await,
     };
     let Some(handler) = life.registry.get(&envelope.kind).cloned() else {
-        let delay = delay_elsewhere(&life, &envelope, &delivery).await;
-        return put_back(&life, &envelope, delivery, "no_handler", delay).await;
+        let delay = Box::pin(delay_elsewhere(&life, &envelope, &delivery)).await;
+        return Box::pin(put_back(&life, &envelope, delivery, "no_handler", delay)).await;
     };
     let options = handler.options();
     let (claimed, apart) = claim(&life, &envelope, &options).await;
     let granted = match claimed {
         Some(Claim::Granted(granted)) => granted,
         Some(Claim::Refused(Refusal::Suspect)) => {
-            return put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY).await;
+            return Box::pin(put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY)).await;
         }
         // It does not say what held when it was published, so it may be the newest there is.
         Some(Claim::Refused(Refusal::Outdated)) if envelope.fence.is_none() => {
-            return put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO).await;
+            return Box::pin(put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO)).await;
         }
-        Some(Claim::Refused(Refusal::Paused)) => return paused(&life, &envelope, delivery).await,
-        Some(Claim::Refused(reason)) => return refused(reason, delivery, body).await,
+        Some(Claim::Refused(Refusal::Paused)) => return Box::pin(paused(&life, &envelope, delivery)).await,
+        Some(Claim::Refused(reason)) => return Box::pin(refused(reason, delivery, body)).await,
         None => return delivery.give_back().await,
     };
     drop(body);
@@ -99,7 +99,7 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     if settled {
         // Settled first and acked afterwards: a crash in between only brings a delivery that the ledger refuses.
         if let Some(delivery) = held {
-            delivery.ack().await;
+            delivery.ack();
         }
         if let Some(reply_to) = reply_to.filter(|_| ends) {
             life.publisher.notify(reply_to, id);
@@ -136,7 +136,7 @@ async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
             // An earlier try without an answer may have been granted all the same, and would be nobody's run.
-            Ok(Claim::Refused(Refusal::Held)) if in_doubt => adopt(life, id, args).await,
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => Box::pin(adopt(life, id, args)).await,
             claim => claim,
         };
         match claim {
@@ -184,7 +184,7 @@ async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
         Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue | Refusal::Limited => {
-            delivery.ack().await;
+            delivery.ack();
         }
         Refusal::Unknown => delivery.bury(body, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
@@ -228,7 +228,7 @@ async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: 
     let delay = delay.mul_f64(0.5 + rand::random::<f64>());
     tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, reason, delay_ms = delay.as_millis(), "put back");
     match life.ledger.put_back(envelope.id, delay).await {
-        Ok(()) => delivery.ack().await,
+        Ok(()) => delivery.ack(),
         Err(error) => {
             tracing::warn!(%error, task.id = %envelope.id, "a task could not be put back, trying again");
             sleep(LEDGER_PAUSE).await;
@@ -305,7 +305,7 @@ async fn settle(life: &Life, ran: &Ran, transition: Transition, in_doubt: bool) 
     let deadline = Instant::now() + SETTLE_LIMIT;
     loop {
         let written = match life.ledger.settle(settlement.clone()).await {
-            Ok(Settled::Fenced) if in_doubt => completed_after_all(life, id, fence).await,
+            Ok(Settled::Fenced) if in_doubt => Box::pin(completed_after_all(life, id, fence)).await,
             // Nothing starts again: somebody wanted it cancelled.
             Ok(Settled::Cancelled) => Ok((Settled::Applied, Transition::Cancel { reason: String::new() })),
             Ok(settled) => Ok((settled, settlement.transition.clone())),

@@ -14,6 +14,7 @@ pub mod worker;
 pub mod life;
 pub mod lease;
 pub mod consume;
+mod acks;
 pub mod arbiter;
 pub mod lookout;
 pub mod cancel;

@@ -64,7 +64,7 @@ pub(crate) async fn run(
             () = run.unwanted.cancelled() => break stop(&run, running, Attempted::Cancelled, run.cancel_grace).await,
             () = &mut custody, if held.is_some() => {
                 if let Some(delivery) = held.take() {
-                    delivery.ack().await;
+                    delivery.ack();
                 }
             }
         }

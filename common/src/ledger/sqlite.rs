@@ -25,7 +25,7 @@ mod writer;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -53,7 +53,7 @@ const TURN_ROWS_MAX: usize = 512;
 /// The ledger in a file.
 pub struct SqliteLedger {
     path: PathBuf,
-    boot_id: String,
+    boot_id: Arc<str>,
     writer: Writer,
     readers: Readers,
     pruning: Mutex<Walk>,
@@ -71,7 +71,7 @@ impl SqliteLedger {
             let readers = Readers::open(&path)?;
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
-            Ok(Self { path, boot_id, writer, readers, pruning: Mutex::default() })
+            Ok(Self { path, boot_id: boot_id.into(), writer, readers, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
@@ -98,7 +98,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         self.writer.write(1, move |db| claim::claim(db, &request, &boot_id)).await
     }
 
@@ -111,12 +111,12 @@ impl Ledger for SqliteLedger {
     }
 
     async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError> {
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         self.writer.write_urgently(move |db| write::register(db, &worker, ttl, &boot_id)).await
     }
 
     async fn renew(&self, renewal: Renewal) -> Result<Renewed, LedgerError> {
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         self.writer.write_urgently(move |db| write::renew(db, &renewal, &boot_id)).await
     }
 
@@ -125,11 +125,11 @@ impl Ledger for SqliteLedger {
     }
 
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError> {
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         if !self.readers.read(move |db| read::anything_abandoned(db, &boot_id)).await? {
             return Ok(Vec::new());
         }
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         self.writer.write_urgently(move |db| write::abandoned(db, limit, &boot_id)).await
     }
 
@@ -269,7 +269,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
-        let boot_id = self.boot_id.clone();
+        let boot_id = Arc::clone(&self.boot_id);
         self.readers.read(move |db| read::workers(db, &boot_id)).await
     }
 

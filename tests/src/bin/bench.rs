@@ -5,15 +5,17 @@
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
-//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `memory` (1,000,000 submissions).
+//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `scale`, `takeover`, `overhead`, `memory`
+//! (1,000,000 submissions), and only when it is asked for `backlog` (1 M rows that wait and 10 M that have finished).
 
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use tasklane_tests::bench::growth::{self, Backlog};
 use tasklane_tests::bench::{Plan, Row, rows};
 use tasklane_tests::ledger::LedgerKind;
 
-const ROWS: [&str; 6] = ["raw", "e2e", "drain", "delays", "due", "memory"];
+const ROWS: [&str; 10] = ["raw", "e2e", "drain", "delays", "due", "scale", "takeover", "overhead", "memory", "backlog"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -73,8 +75,24 @@ async fn bench() -> Result<()> {
         if wanted("due") {
             show(&mut all, rows::due_at_once(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
         }
+        if wanted("scale") {
+            show(&mut all, growth::scale(plan, ledger, name).await?);
+        }
+        if wanted("takeover") {
+            show(&mut all, growth::takeover(plan, ledger, name).await?);
+        }
+        if wanted("overhead") {
+            show(&mut all, growth::overhead(plan, ledger, name).await?);
+        }
         if wanted("memory") {
-            show(&mut all, rows::memory_row(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
+            show(&mut all, growth::memory(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
+        }
+        if asked.contains(&"backlog") {
+            let backlog = Backlog {
+                queued: i64::try_from(number("QUEUED", 1_000_000)?)?,
+                finished: i64::try_from(number("FINISHED", 10_000_000)?)?,
+            };
+            show(&mut all, growth::backlog(plan, backlog, ledger, name).await?);
         }
     }
     let file = std::env::current_exe()?.with_file_name("bench.json");

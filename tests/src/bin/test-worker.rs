@@ -16,6 +16,9 @@ use tasklane_common::task::Guarantee;
 use tasklane_tests::history::{Ending, Op, Run, Writer};
 use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext, sqlx};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 static OPLOG: LazyLock<Option<Writer>> = LazyLock::new(|| {
     let path = std::env::var_os("TASKLANE_TEST_OPLOG")?;
     Writer::open(Path::new(&path), std::env::var_os("TASKLANE_TEST_OPLOG_SYNC").is_some()).ok()
@@ -95,7 +98,8 @@ async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
             () = tokio::time::sleep(work) => {}
             () = cx.cancellation.cancelled() => return Err(HandlerError::retry("asked to stop")),
         }
-    } else {
+    } else if !work.is_zero() {
+        // Even no time at all would wait for the timer's next millisecond.
         tokio::time::sleep(work).await;
     }
     let answer = match cx.attempt {

@@ -1,9 +1,9 @@
 //! Group commit: writes of one kind that wait at the same time share one statement.
 //!
 //! A lane is a task with connections of its own. It takes whatever waits, writes it as one multi-row statement, and
-//! answers every caller. There is no timer: an idle lane writes a single item at once, and while its connections are
-//! busy the next batch gathers. A second connection pays: while one statement waits for the server's disk, the next
-//! is computed.
+//! answers every caller. There is no timer: an idle lane writes a single item at once, and while a statement is under way
+//! the next batch gathers. A second connection pays once many wait: while one statement waits for the server's disk, the
+//! next is computed. For a few it does not: each commit waits for the server's log, and half as many carry twice as much.
 
 use std::collections::{HashSet, VecDeque};
 use std::future::Future;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::connections::Connections;
@@ -20,6 +20,8 @@ use crate::task::TaskId;
 
 /// How many tasks one statement writes, unless a single submission brings more.
 const ROWS_MAX: usize = 512;
+/// As soon as so many tasks wait, they do not wait for the statement that is under way.
+const TOGETHER: usize = 64;
 /// How many bytes of args and results one statement carries, unless a single item brings more.
 const BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How many items wait in a lane before callers wait outside.
@@ -96,12 +98,7 @@ async fn run<B: Bulk>(connections: Arc<Connections>, mut receiver: mpsc::Receive
             }
         }
         // Only now, when there is a connection to write with, is it decided what goes into the batch.
-        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
-        while backlog.len() < WAITING_MAX
-            && let Ok(next) = receiver.try_recv()
-        {
-            backlog.push_back(next);
-        }
+        let turn = take_turn(&turns, connections.most(), &mut backlog, &mut receiver).await;
         let (items, callers) = take_batch(&mut backlog);
         if !items.is_empty() {
             let connections = Arc::clone(&connections);
@@ -109,6 +106,34 @@ async fn run<B: Bulk>(connections: Arc<Connections>, mut receiver: mpsc::Receive
                 write_batch::<B>(&connections, items, callers).await;
                 drop(turn);
             });
+        }
+    }
+}
+
+/// Waits for one of the turns: for any of them when many items wait, else until all are free. More items gather meanwhile.
+async fn take_turn<B: Bulk>(
+    turns: &Arc<Semaphore>,
+    all: usize,
+    backlog: &mut VecDeque<Waiting<B>>,
+    receiver: &mut mpsc::Receiver<Waiting<B>>,
+) -> Option<OwnedSemaphorePermit> {
+    let all = u32::try_from(all).unwrap_or(u32::MAX);
+    let mut closed = false;
+    loop {
+        while backlog.len() < WAITING_MAX
+            && let Ok(next) = receiver.try_recv()
+        {
+            backlog.push_back(next);
+        }
+        let rows: usize = backlog.iter().map(|waiting| B::size(&waiting.item).rows).sum();
+        let wanted = if rows >= TOGETHER { 1 } else { all };
+        tokio::select! {
+            biased;
+            turn = Arc::clone(turns).acquire_many_owned(wanted) => return turn.ok()?.split(1),
+            next = receiver.recv(), if !closed && backlog.len() < WAITING_MAX => match next {
+                Some(next) => backlog.push_back(next),
+                None => closed = true,
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Claiming: the only way into `running`.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -11,82 +12,73 @@ use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
 use crate::state::State;
 use crate::task::{Fence, TaskId};
 
+/// Looking and writing apart are cheaper than one statement with RETURNING, which makes a table for its one row; the
+/// transaction has the file's lock.
+static LOOK: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "SELECT state, coalesce(void_below > ?2, 0), run_at,
+             EXISTS (SELECT 1 FROM paused_queues) AND EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue),
+             crashes, {IS_LIMITED},
+             EXISTS (SELECT 1 FROM workers WHERE id = ?3 AND dead = 0 AND boot_id = ?4 AND expires_at > ?5),
+             fence, attempt, max_attempts, timeout_ms, coalesce(first_due_at, run_at), queued_at
+         FROM tasks WHERE id = ?1"
+    )
+});
+
 pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Claim> {
     let now = wall_ms();
-    if let Some(granted) = grant(db, request, boot_id, now, false)? {
-        return Ok(Claim::Granted(granted));
-    }
-    match refusal(db, request, now)? {
-        Refusal::Limited => limits::claim(db, request, boot_id),
-        refusal => Ok(Claim::Refused(refusal)),
+    let Some(looked) = look(db, request, boot_id)? else { return Ok(Claim::Refused(Refusal::Unknown)) };
+    match looked.refusal(request, now) {
+        Some(Refusal::NotDue) if looked.state == Some(State::Queued) => {
+            take_custody(db, request.id)?;
+            Ok(Claim::Refused(Refusal::NotDue))
+        }
+        Some(refusal) => Ok(Claim::Refused(refusal)),
+        None if looked.limited => limits::claim(db, request, &looked, now),
+        None if !looked.alive => Ok(Claim::Refused(Refusal::LeaseLost)),
+        None => Ok(Claim::Granted(grant(db, request, &looked, now)?)),
     }
 }
 
-/// The claim, if nothing stands against it; a limit does not when the task is `admitted` by it.
-pub(super) fn grant(
-    db: &Connection,
-    request: &ClaimRequest,
-    boot_id: &str,
-    now: i64,
-    admitted: bool,
-) -> rusqlite::Result<Option<Granted>> {
-    db.prepare_cached(&format!(
-        "UPDATE tasks SET state = 3, fence = fence + 1, attempt = attempt + 1, worker_id = ?2, guarantee = ?3,
-                 started_at = ?4, due_at = NULL, first_due_at = coalesce(first_due_at, run_at)
-             WHERE id = ?1 AND state IN (0, 1, 2, 4) AND run_at <= ?4 AND crashes < ?7
-                 AND (void_below IS NULL OR void_below <= ?9)
-                 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue)
-                 AND EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?5 AND expires_at > ?6)
-                 AND (?8 OR NOT {IS_LIMITED})
-             RETURNING fence, attempt, max_attempts, timeout_ms, first_due_at, run_at, queued_at",
-    ))?
-    .query_row(
-        params![
-            request.id.0.as_bytes().as_slice(),
-            request.worker.0.as_bytes().as_slice(),
-            guarantee_code(request.guarantee),
-            now,
-            boot_id,
-            boot_ms(),
-            request.crashes_below,
-            admitted,
-            request.published_under(),
-        ],
-        |row| {
-            Ok(Granted {
-                fence: Fence(row.get(0)?),
-                attempt: row.get(1)?,
-                max_attempts: row.get(2)?,
-                timeout: row.get::<_, Option<i64>>(3)?.map(|ms| Duration::from_millis(ms.unsigned_abs())),
-                first_due_at: timestamp(row.get(4)?),
-                run_at: timestamp(row.get(5)?),
-                queued_at: row.get::<_, Option<i64>>(6)?.map(timestamp),
-                started_at: timestamp(now),
-                limited: admitted,
-            })
-        },
-    )
-    .optional()
-}
-
-/// What a refusal looks at, in this order.
-struct Looked {
+/// The task as a claim finds it.
+pub(super) struct Looked {
     state: Option<State>,
     outdated: bool,
     run_at: i64,
     paused: bool,
     crashes: i32,
     limited: bool,
+    /// Whether the asking worker's lease lives.
+    pub(super) alive: bool,
+    fence: i64,
+    attempt: i32,
+    max_attempts: i32,
+    timeout_ms: Option<i64>,
+    first_due_at: i64,
+    queued_at: Option<i64>,
 }
 
-fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Result<Refusal> {
-    let looked = db
-        .prepare_cached(&format!(
-            "SELECT state, coalesce(void_below > ?2, 0), run_at,
-                 EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue), crashes, {IS_LIMITED}
-             FROM tasks WHERE id = ?1"
-        ))?
-        .query_row(params![request.id.0.as_bytes().as_slice(), request.published_under()], |row| {
+impl Looked {
+    /// What stands against the claim, but for limits and the worker's lease.
+    fn refusal(&self, request: &ClaimRequest, now: i64) -> Option<Refusal> {
+        match self.state {
+            Some(State::Running) => Some(Refusal::Held),
+            Some(state) if state.is_final() => Some(Refusal::Finished),
+            // Before all that a message which counts would be told.
+            _ if self.outdated => Some(Refusal::Outdated),
+            _ if self.run_at > now => Some(Refusal::NotDue),
+            // Before the suspect, which would be tried once more or put back.
+            _ if self.paused => Some(Refusal::Paused),
+            _ if self.crashes >= request.crashes_below => Some(Refusal::Suspect),
+            _ => None,
+        }
+    }
+}
+
+fn look(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Option<Looked>> {
+    let (id, worker) = (request.id.0.as_bytes().as_slice(), request.worker.0.as_bytes().as_slice());
+    db.prepare_cached(&LOOK)?
+        .query_row(params![id, request.published_under(), worker, boot_id, boot_ms()], |row| {
             Ok(Looked {
                 state: State::from_code(row.get(0)?),
                 outdated: row.get(1)?,
@@ -94,27 +86,46 @@ fn refusal(db: &Connection, request: &ClaimRequest, now: i64) -> rusqlite::Resul
                 paused: row.get(3)?,
                 crashes: row.get(4)?,
                 limited: row.get(5)?,
+                alive: row.get(6)?,
+                fence: row.get(7)?,
+                attempt: row.get(8)?,
+                max_attempts: row.get(9)?,
+                timeout_ms: row.get(10)?,
+                first_due_at: row.get(11)?,
+                queued_at: row.get(12)?,
             })
         })
-        .optional()?;
-    let Some(looked) = looked else { return Ok(Refusal::Unknown) };
-    Ok(match looked.state {
-        Some(State::Running) => Refusal::Held,
-        Some(state) if state.is_final() => Refusal::Finished,
-        // Before all that a message which counts would be told.
-        _ if looked.outdated => Refusal::Outdated,
-        Some(state) if looked.run_at > now => {
-            if state == State::Queued {
-                take_custody(db, request.id)?;
-            }
-            Refusal::NotDue
-        }
-        // Before the suspect, which would be tried once more or put back.
-        _ if looked.paused => Refusal::Paused,
-        _ if looked.crashes >= request.crashes_below => Refusal::Suspect,
-        _ if looked.limited => Refusal::Limited,
-        _ => Refusal::LeaseLost,
-    })
+        .optional()
+}
+
+/// Writes the claim, against which nothing stands.
+pub(super) fn grant(db: &Connection, request: &ClaimRequest, looked: &Looked, now: i64) -> rusqlite::Result<Granted> {
+    let granted = Granted {
+        fence: Fence(looked.fence + 1),
+        attempt: looked.attempt + 1,
+        max_attempts: looked.max_attempts,
+        timeout: looked.timeout_ms.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        first_due_at: timestamp(looked.first_due_at),
+        run_at: timestamp(looked.run_at),
+        queued_at: looked.queued_at.map(timestamp),
+        started_at: timestamp(now),
+        limited: looked.limited,
+    };
+    db.prepare_cached(
+        "UPDATE tasks SET state = 3, fence = ?4, attempt = ?5, worker_id = ?2, guarantee = ?3, started_at = ?6,
+             due_at = NULL, first_due_at = ?7
+         WHERE id = ?1",
+    )?
+    .execute(params![
+        request.id.0.as_bytes().as_slice(),
+        request.worker.0.as_bytes().as_slice(),
+        guarantee_code(request.guarantee),
+        granted.fence.0,
+        granted.attempt,
+        now,
+        looked.first_due_at,
+    ])?;
+    Ok(granted)
 }
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is acked, so

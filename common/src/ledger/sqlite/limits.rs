@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::claim::grant;
+use super::claim::{Looked, grant};
 use super::read::{id_of, parsed};
 use crate::clock::{millis, wall_ms};
 use crate::ledger::limiting::KEPT_FOR;
@@ -20,11 +20,11 @@ const LOOK_SCOPES_MAX: usize = 500;
 const COLUMNS: &str = "scope, max_running, rate_tasks, rate_per_ms, rate_burst, max_queued, origin";
 
 /// The condition under which a claim must come here, of a row of `tasks`.
-pub(super) const IS_LIMITED: &str = "(EXISTS (SELECT 1 FROM limits
+pub(super) const IS_LIMITED: &str = "(EXISTS (SELECT 1 FROM limits) AND (EXISTS (SELECT 1 FROM limits
          WHERE scope IN ('queue:' || tasks.queue, 'kind:' || tasks.kind)
              AND (max_running IS NOT NULL OR rate_tasks IS NOT NULL))
      OR tasks.concurrency_key IS NOT NULL AND EXISTS (SELECT 1 FROM limits
-         WHERE scope >= 'key:' AND scope < 'key;' AND (max_running IS NOT NULL OR rate_tasks IS NOT NULL)))";
+         WHERE scope >= 'key:' AND scope < 'key;' AND (max_running IS NOT NULL OR rate_tasks IS NOT NULL))))";
 
 /// Places whose task neither runs in them nor is on its way to them. One kept for longer than can be was kept before the
 /// clock was set back.
@@ -119,8 +119,7 @@ pub(super) fn adopt(db: &Connection, limits: &[(Scope, Bounds)]) -> rusqlite::Re
 }
 
 /// Claims a task that some limit fits and that nothing else stands against, or holds it.
-pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Claim> {
-    let now = wall_ms();
+pub(super) fn claim(db: &Connection, request: &ClaimRequest, looked: &Looked, now: i64) -> rusqlite::Result<Claim> {
     let scopes: Vec<Scope> = db
         .prepare_cached("SELECT queue, kind, concurrency_key FROM tasks WHERE id = ?1")?
         .query_row([request.id.0.as_bytes().as_slice()], scopes_of)?;
@@ -137,8 +136,10 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
         hold(db, request.id, &shut)?;
         return Ok(Claim::Refused(Refusal::Limited));
     }
-    // The lease may have ended: then nothing is taken.
-    let Some(granted) = grant(db, request, boot_id, now, true)? else { return Ok(Claim::Refused(Refusal::LeaseLost)) };
+    if !looked.alive {
+        return Ok(Claim::Refused(Refusal::LeaseLost));
+    }
+    let granted = grant(db, request, looked, now)?;
     for scope in &scopes {
         db.prepare_cached("INSERT OR REPLACE INTO limit_places (scope, task_id, fence) VALUES (?1, ?2, ?3)")?
             .execute(params![scope.to_string(), request.id.0.as_bytes().as_slice(), granted.fence.0])?;

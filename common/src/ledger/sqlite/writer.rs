@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::ledger::{CALL_TIMEOUT, LedgerError};
@@ -124,13 +124,16 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread.
+    /// Starts the thread. To be called within the runtime.
     pub(super) fn spawn(connection: Connection) -> Result<Self, LedgerError> {
         let shared = Arc::new(Shared::default());
         let thread = Arc::clone(&shared);
+        // Never more than waits for its turn, which the room bounds.
+        let (committed, answers) = mpsc::unbounded_channel();
+        tokio::spawn(answer_batches(answers));
         std::thread::Builder::new()
             .name("ledger-writer".to_owned())
-            .spawn(move || write_batches(&connection, &thread))
+            .spawn(move || write_batches(&connection, &thread, &committed))
             .map_err(|error| LedgerError::Unavailable(format!("cannot start the writer thread: {error}")))?;
         Ok(Self { shared, room: Arc::new(Semaphore::new(WAITING_ROWS_MAX as usize)) })
     }
@@ -179,7 +182,14 @@ impl Drop for Writer {
     }
 }
 
-fn write_batches(connection: &Connection, shared: &Shared) {
+/// Tells the callers of whole batches. A thread outside of the runtime would wake one of its threads for each.
+async fn answer_batches(mut committed: mpsc::UnboundedReceiver<Vec<Job>>) {
+    while let Some(batch) = committed.recv().await {
+        batch.into_iter().for_each(|job| job.write.answer(Ok(())));
+    }
+}
+
+fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::UnboundedSender<Vec<Job>>) {
     while let Some(mut batch) = shared.take() {
         if batch.is_empty() {
             continue;
@@ -188,7 +198,11 @@ fn write_batches(connection: &Connection, shared: &Shared) {
         match commit(connection, &mut batch) {
             Ok(written) => {
                 shared.put_back(batch.split_off(written));
-                batch.into_iter().for_each(|job| job.write.answer(Ok(())));
+                match batch.len() {
+                    1 => batch.into_iter().for_each(|job| job.write.answer(Ok(()))),
+                    // At the end of the runtime nobody waits for an answer any more.
+                    _ => drop(committed.send(batch)),
+                }
             }
             // A write that cannot succeed must not take its neighbours along.
             Err(error) if !is_busy(&error) => {

@@ -1,0 +1,202 @@
+//! The rows about what changes: the ledger's size, the number of workers, who watches, who dies, and memory.
+
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::StreamExt;
+use serde_json::json;
+use tokio::time::{Instant, interval};
+
+use super::world::{BATCH, LIMIT, WARM, WORKERS, World, megabytes, task};
+use super::{Plan, Row};
+use crate::ledger::{Ledger, LedgerKind};
+use crate::wait::eventually;
+
+/// How long a task of the row `scale` waits.
+const WAIT_MS: u64 = 10;
+/// How many tasks a worker of that row runs at once: eight of them leave the cores room.
+const WAITING: usize = 4;
+/// How many tasks run at once in the memory row.
+const AT_ONCE: usize = 1_000;
+
+/// How many rows go into a SQLite ledger at once.
+const PIECE: usize = 50_000;
+
+/// Rows that lie in the ledger: tasks of a paused queue, and finished ones.
+#[derive(Debug, Clone, Copy)]
+pub struct Backlog {
+    /// How many wait.
+    pub queued: i64,
+    /// How many have finished.
+    pub finished: i64,
+}
+
+/// End to end by batch, in an empty ledger and in one that is full: in turn, so that both had the same machine.
+pub async fn backlog(plan: Plan, backlog: Backlog, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let empty = World::new(ledger, WORKERS).await?;
+    let full = World::new(ledger, WORKERS).await?;
+    fill(&full.stack.ledger, backlog).await?;
+    let (mut without, mut with) = (Vec::new(), Vec::new());
+    for world in [&empty, &full] {
+        world.end_to_end(WARM, false).await?;
+    }
+    for _ in 0..plan.repeats {
+        without.push(empty.end_to_end(plan.tasks, false).await?);
+        with.push(full.end_to_end(plan.tasks, false).await?);
+    }
+    let without = Row::of("empty ledger", Some(name), "/s", without);
+    let with = Row::of("full ledger", Some(name), "/s", with).against(&without);
+    Ok(vec![without, with])
+}
+
+/// Puts rows into the ledger past everybody: through the API it would take an hour.
+async fn fill(ledger: &Ledger, Backlog { queued, finished }: Backlog) -> Result<()> {
+    match ledger {
+        Ledger::Sqlite(_) => {
+            let file = ledger.sqlite_file().context("a SQLite ledger has a file")?;
+            tokio::task::spawn_blocking(move || {
+                let db = tasklane_common::rusqlite::Connection::open(file)?;
+                db.busy_timeout(LIMIT)?;
+                db.execute("INSERT INTO paused_queues VALUES ('parked', 0)", [])?;
+                for (state, rows) in [(2, queued), (5, finished)] {
+                    // In pieces: the other processes have leases to renew.
+                    for from in (0..rows).step_by(PIECE) {
+                        db.execute(SQLITE_ROWS, (state, from, rows.min(from + PIECE as i64)))?;
+                    }
+                }
+                anyhow::Ok(())
+            })
+            .await??;
+        }
+        Ledger::Postgres(_) => {
+            ledger.execute("INSERT INTO paused_queues VALUES ('parked', 0)").await?;
+            for (state, rows) in [(2, queued), (5, finished)] {
+                ledger.fill(POSTGRES_ROWS, [state, rows]).await?;
+            }
+            ledger.execute("ANALYZE tasks").await?;
+        }
+    }
+    Ok(())
+}
+
+/// `?1` is the state, and the rows have the numbers from `?2` up to `?3`.
+const SQLITE_ROWS: &str = "
+INSERT INTO tasks (id, kind, queue, state, max_attempts, created_at, run_at, queued_at, started_at, finished_at)
+WITH RECURSIVE n (n) AS (SELECT ?2 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?3)
+SELECT unhex(format('018d%012x%016x', ?1, n)), 'test.work', 'parked', ?1, 5, 1000, 1000, 1000,
+       iif(?1 = 5, 1000, NULL), iif(?1 = 5, unixepoch() * 1000, NULL)
+FROM n";
+
+/// `$1` is the state, `$2` the number of rows.
+const POSTGRES_ROWS: &str = "
+INSERT INTO tasks (id, kind, queue, state, args, max_attempts, created_at, run_at, queued_at, started_at, finished_at)
+SELECT ('018d' || lpad(to_hex($1), 12, '0') || lpad(to_hex(n), 16, '0'))::uuid, 'test.work', 'parked', $1::smallint, '{}',
+       5, 1000, 1000, 1000, CASE WHEN $1 = 5 THEN 1000 END, CASE WHEN $1 = 5 THEN tasklane_now() END
+FROM generate_series(1, $2) n";
+
+/// Tasks that wait 10 ms, by one worker and by eight: one that is bound by its own places, and the same eight times.
+pub async fn scale(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let waits = json!({"kind": "test.work", "args": {"work_ms": WAIT_MS}});
+    let mut rates = [Vec::new(), Vec::new()];
+    for _ in 0..plan.repeats {
+        for (rates, workers) in rates.iter_mut().zip([1, 8]) {
+            let mut world = World::new(ledger, 0).await?;
+            world.hire_as(workers, |worker| worker.env("TASKLANE_CONCURRENCY", WAITING)).await?;
+            let tasks = workers * BATCH;
+            let begun = Instant::now();
+            tokio::try_join!(world.batches_of(&waits, tasks), world.until_completed(tasks as f64))?;
+            rates.push(tasks as f64 / begun.elapsed().as_secs_f64());
+        }
+    }
+    let [one, eight] = rates;
+    let one = Row::of("1 worker", Some(name), "/s", one);
+    let eight = Row::of("8 workers", Some(name), "/s", eight).against(&one);
+    Ok(vec![one, eight])
+}
+
+/// From the death of a worker, with the lease of the settings' defaults, to the start of its task in another.
+pub async fn takeover(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let mut took = Vec::new();
+    for _ in 0..plan.repeats {
+        let mut world = World::new(ledger, 1).await?;
+        let task = json!({"kind": "test.work", "args": {"work_ms": 60_000}});
+        let task = world.producer.api.submit(&task).await?;
+        world.producer.api.in_state(&task.id, "running", LIMIT).await?;
+        world.hire(1).await?;
+        let mut first = world.workers.remove(0);
+        let died = Instant::now();
+        first.process.kill().await?;
+        eventually(LIMIT, "the task to start again", async || {
+            Ok((world.producer.api.get(&task.id).await?.attempt == 2).then_some(()))
+        })
+        .await?;
+        took.push(died.elapsed().as_secs_f64());
+    }
+    Ok(vec![Row::of("takeover", Some(name), "s", took)])
+}
+
+/// End to end by batch, with nobody looking and with everybody: metrics are fetched, tasks have traces, events are heard.
+pub async fn overhead(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let world = World::new(ledger, WORKERS).await?;
+    world.end_to_end(WARM, false).await?;
+    let (mut plain, mut watched) = (Vec::new(), Vec::new());
+    for _ in 0..plan.repeats {
+        plain.push(world.end_to_end(plan.tasks, false).await?);
+        let rate = tokio::select! {
+            rate = world.end_to_end(plan.tasks, false) => rate?,
+            ended = watch(&world) => ended.and_then(|()| anyhow::bail!("the events have ended"))?,
+        };
+        watched.push(rate);
+    }
+    let plain = Row::of("unwatched", Some(name), "/s", plain);
+    let watched = Row::of("watched", Some(name), "/s", watched).against(&plain);
+    Ok(vec![plain, watched])
+}
+
+/// Hears every event, and fetches every process's metrics each second.
+async fn watch(world: &World) -> Result<()> {
+    let mut events = world.producer.api.client().get(world.producer.api.url("/v1/events")).send().await?.bytes_stream();
+    let mut second = interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            piece = events.next() => match piece {
+                Some(piece) => drop(piece?),
+                None => return Ok(()),
+            },
+            _ = second.tick() => {
+                world.producer.api.metrics().await?;
+                world.completed().await?;
+            }
+        }
+    }
+}
+
+/// The memory of an idle worker and of one with 1,000 tasks at once, and of a producer that takes ever more submissions.
+pub async fn memory(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let row = |title: &str, measured| Row::of(title, Some(name), "MB", vec![measured]);
+    let mut world = World::new(ledger, 0).await?;
+    world.hire_as(1, |worker| worker.env("TASKLANE_CONCURRENCY", AT_ONCE)).await?;
+    let idle = megabytes(&world.workers[0].process)?;
+    let mut rows = vec![row("idle worker", idle), row("idle producer", megabytes(&world.producer.process)?)];
+    world.batches_of(&json!({"kind": "test.work", "args": {"work_ms": 5_000}}), AT_ONCE).await?;
+    eventually(LIMIT, "all tasks to run at once", async || {
+        let running = world.producer.api.under_way().await?;
+        Ok((running.get("running").copied() == Some(AT_ONCE as u64)).then_some(()))
+    })
+    .await?;
+    rows.push(row("+ 1000 running", megabytes(&world.workers[0].process)? - idle));
+    world.until_completed(AT_ONCE as f64).await?;
+    let body = serde_json::to_vec(&json!({"tasks": vec![task(); BATCH]}))?;
+    let mut submitted = 0;
+    for until in [plan.tasks, 10 * plan.tasks] {
+        let batches = (until - submitted).div_ceil(BATCH);
+        world.submit(1, "/v1/tasks/batch", &body, &AtomicUsize::new(batches)).await?;
+        submitted = until;
+        // What is under way has its own memory: it is done before the look.
+        world.until_completed((AT_ONCE + until) as f64).await?;
+        rows.push(row(&format!("after {until}"), megabytes(&world.producer.process)?));
+    }
+    ensure!(submitted == 10 * plan.tasks, "not all was submitted");
+    Ok(rows)
+}
