@@ -97,6 +97,9 @@ impl Submission {
         let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
         let mut tasks: Vec<Value> = (0..count).map(|_| random_task(&name, rng)).collect();
         let then = (count > 1 && rng.random_bool(ENDS)).then(|| follow_up(rng));
+        if let Some(key) = random_key(rng) {
+            tasks.iter_mut().for_each(|task| task["concurrency_key"] = key.as_str().into());
+        }
         let put_off = rng.random_bool(EDITS);
         if put_off {
             tasks.iter_mut().for_each(|task| task["delay_ms"] = rng.random_range(500..3_000).into());
@@ -157,9 +160,9 @@ fn named(body: &Value) -> Vec<String> {
 /// A task of any of the sorts that the guarantees distinguish.
 fn random_task(name: &str, rng: &mut StdRng) -> Value {
     let (kind, args) = match rng.random_range(0..100) {
-        0..22 => ("test.work", json!({"work_ms": rng.random_range(0..50)})),
-        22..30 => (FEW, json!({"work_ms": rng.random_range(100..700)})),
-        30..35 => (PACED, json!({"work_ms": rng.random_range(0..50)})),
+        0..29 => ("test.work", json!({"work_ms": rng.random_range(0..50)})),
+        29..33 => (FEW, json!({"work_ms": rng.random_range(100..700)})),
+        33..35 => (PACED, json!({"work_ms": rng.random_range(0..50)})),
         35..50 => ("test.work", json!({"work_ms": rng.random_range(500..3_000)})),
         50..57 => ("test.work", json!({"failures": 1})),
         57..60 => ("test.work", json!({"failures": 1, "panics": true})),
@@ -172,9 +175,6 @@ fn random_task(name: &str, rng: &mut StdRng) -> Value {
     let mut task = json!({"kind": kind, "queue": queue, "args": args, "tags": {NAME_TAG: name, QUEUE_TAG: queue}});
     if rng.random_bool(0.05) {
         task["delay_ms"] = rng.random_range(1..2_000).into();
-    }
-    if let Some(key) = random_key(rng) {
-        task["concurrency_key"] = key.into();
     }
     if let Some(priority) = random_priority(rng) {
         task["priority"] = priority.into();

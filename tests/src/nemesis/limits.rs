@@ -18,15 +18,15 @@ const FEW_RUNNING: usize = 4;
 pub const PACED: &str = "test.paced";
 const PACED_TASKS: u32 = 5;
 const PACED_PER: Duration = Duration::from_secs(1);
-const PACED_BURST: u32 = 2;
+const PACED_BURST: u32 = 5;
 
 /// How the keys begin of whose tasks only so many run at once, and how many such keys there are.
 const TENANT: &str = "tenant:";
 const TENANT_RUNNING: usize = 2;
-const TENANTS: u32 = 4;
+const TENANTS: u32 = 3;
 
-/// How many tasks have a key.
-const KEYED: f64 = 0.15;
+/// How many submissions have a key: so few that what an outage has piled up is done in time afterwards.
+const KEYED: f64 = 0.05;
 
 /// All of them.
 pub fn all() -> Vec<Limit> {
@@ -54,7 +54,7 @@ pub async fn set(lane: &Lane) -> Result<()> {
     Ok(())
 }
 
-/// A key, for some tasks: few keys, so that they are contended.
+/// A key, for all tasks of some submissions: few keys, so that they are contended.
 pub fn random_key(rng: &mut StdRng) -> Option<String> {
     rng.random_bool(KEYED).then(|| format!("{TENANT}{}", rng.random_range(0..TENANTS)))
 }
