@@ -35,8 +35,8 @@ use crate::wait::{eventually, within};
 /// How many faults a lane may have at once, once each is known alone.
 const AT_ONCE: usize = 3;
 
-/// How long all tasks may take to end once everything is healed.
-const END_LIMIT: Duration = Duration::from_secs(90);
+/// How long all tasks may take to end once everything is healed, also what an outage has piled up behind a limit.
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the broker may take to see the last acks.
 const ACK_LIMIT: Duration = Duration::from_secs(30);
