@@ -81,8 +81,17 @@ pub enum Op {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         count: Option<u64>,
     },
+    /// A client is about to ask for a waiting task's change, or has its answer.
+    Edit(Edit),
     /// A handler has begun.
-    Start(Run),
+    Start {
+        /// Which.
+        #[serde(flatten)]
+        run: Run,
+        /// The number of the change that its args are of; 0 are those of the submission.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        edition: u64,
+    },
     /// A handler has done what its task is for.
     Effect(Run),
     /// A handler is over.
@@ -144,15 +153,37 @@ pub struct Run {
     pub fence: u64,
 }
 
-/// What a client knows of a submission.
+/// A change of a waiting task.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edit {
+    /// Which task.
+    pub task: String,
+    /// The number of the change, from 1 on: a client asks for one after the other, and for none twice.
+    pub number: u64,
+    /// Whether it changes the args; then they name its number.
+    pub args: bool,
+    /// The queue that it gives the task to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<String>,
+    /// What the client knows of it: `Unknown` before it is sent.
+    pub outcome: Answered,
+    /// A fence that the task had after the change, as the answer told it: whatever runs under a higher one has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<u64>,
+    /// When the task may start, since 1970, as the answer told it, where the change was about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_at: Option<Duration>,
+}
+
+/// What a client knows of a submission, or of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answered {
-    /// It was refused, or never sent: there must be no task.
+    /// It was refused, or never sent: there must be no task, or no change.
     Fail,
-    /// No answer, or one that leaves it open: there may be a task.
+    /// No answer, or one that leaves it open: there may be a task, or a change.
     Unknown,
-    /// Accepted: there must be a task, and it must be done.
+    /// Accepted: there must be a task, and it must be done; or the change, and it must be kept to.
     Ok,
 }
 
@@ -221,6 +252,11 @@ pub fn parse(text: &str) -> Result<Vec<Line>> {
     text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("history: {line:?}"))).collect()
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 fn to_seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(time.as_secs_f64())
 }
@@ -240,7 +276,7 @@ mod tests {
         let run = Run { task: "0199".to_owned(), attempt: 2, fence: 7 };
         let ops = [
             Op::Submit { name: "s1".to_owned(), outcome: Answered::Ok, count: 1, tasks: vec!["0199".to_owned()] },
-            Op::Start(run.clone()),
+            Op::Start { run: run.clone(), edition: 2 },
             Op::End { run, how: Ending::Dropped },
             Op::Gone { who: "worker-1".to_owned(), process: 42, how: "signal: 9".to_owned(), expected: true },
         ];
@@ -258,7 +294,10 @@ mod tests {
     fn a_line_of_a_shell_script_is_read() -> Result<()> {
         let lines = parse(r#"{"op":"start","task":"t1","attempt":1,"fence":3,"pid":42,"at_s":12.34}"#)?;
         let run = Run { task: "t1".to_owned(), attempt: 1, fence: 3 };
-        assert_eq!(lines, [Line { at: Duration::from_millis(12_340), wall_s: None, pid: 42, op: Op::Start(run) }]);
+        assert_eq!(
+            lines,
+            [Line { at: Duration::from_millis(12_340), wall_s: None, pid: 42, op: Op::Start { run, edition: 0 } }]
+        );
         Ok(())
     }
 }

@@ -6,7 +6,9 @@
 pub mod client;
 pub mod cron;
 pub mod duplicator;
+pub mod editor;
 pub mod fault;
+pub mod limits;
 pub mod measure;
 pub mod member;
 pub mod operator;

@@ -85,7 +85,7 @@ impl Entry {
     /// The start or end that a line tells of. A run that was dropped has no end here, as one that was killed has none.
     fn of(line: Line) -> Option<Self> {
         let (step, run) = match line.op {
-            Op::Start(run) => (Step::Start, run),
+            Op::Start { run, .. } => (Step::Start, run),
             Op::End { run, how: Ending::Done | Ending::Again } => (Step::End, run),
             _ => return None,
         };

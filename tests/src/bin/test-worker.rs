@@ -31,9 +31,9 @@ struct Logged {
 }
 
 impl Logged {
-    fn start(cx: &TaskContext) -> Self {
+    fn start(cx: &TaskContext, edition: u64) -> Self {
         let run = Run { task: cx.id.to_string(), attempt: cx.attempt.unsigned_abs(), fence: cx.fence.0.unsigned_abs() };
-        log(Op::Start(run.clone()));
+        log(Op::Start { run: run.clone(), edition });
         Self { run, ended: false }
     }
 
@@ -83,12 +83,14 @@ struct Wish {
     inside_ms: u64,
     /// How long the first claim's snooze is; 0 is none.
     snooze_ms: u64,
+    /// The number of the change that these are of; 0 is the submission.
+    edition: u64,
     /// What it answers; by default, which run answers.
     answer: Option<serde_json::Value>,
 }
 
 async fn fulfil(wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-    let logged = Logged::start(cx);
+    let logged = Logged::start(cx, wish.edition);
     let again = wish.work_again_ms.filter(|_| cx.fence.0 > 1);
     let work = Duration::from_millis(again.unwrap_or(wish.work_ms));
     if wish.blocks {
@@ -120,6 +122,30 @@ struct AtLeastOnce;
 
 impl Handler for AtLeastOnce {
     const KIND: &'static str = "test.work";
+    type Args = Wish;
+
+    async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        fulfil(wish, cx).await
+    }
+}
+
+/// Of a kind that limits are made for: so many run at once.
+struct Few;
+
+impl Handler for Few {
+    const KIND: &'static str = "test.few";
+    type Args = Wish;
+
+    async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
+        fulfil(wish, cx).await
+    }
+}
+
+/// Of a kind that limits are made for: so many start in a second.
+struct Paced;
+
+impl Handler for Paced {
+    const KIND: &'static str = "test.paced";
     type Args = Wish;
 
     async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
@@ -174,7 +200,7 @@ impl Handler for Count {
     }
 
     async fn handle(&self, wish: Wish, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-        let logged = Logged::start(cx);
+        let logged = Logged::start(cx, wish.edition);
         tokio::time::sleep(Duration::from_millis(wish.work_ms)).await;
         let inside = Inside::of(&wish, &logged.run);
         let counted = match std::env::var("TASKLANE_LEDGER_URL") {
@@ -236,13 +262,14 @@ impl Handler for Exit {
 
     /// Takes its whole worker down, as a task that runs out of memory does.
     async fn handle(&self, _args: serde_json::Value, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-        let _logged = Logged::start(cx);
+        let _logged = Logged::start(cx, 0);
         std::process::abort();
     }
 }
 
 fn main() -> ExitCode {
     tasklane_worker::program::main(|handlers| {
-        handlers.handler(AtLeastOnce).handler(Then).handler(AtMostOnce).handler(Count).handler(Exit)
+        let limited = handlers.handler(Few).handler(Paced);
+        limited.handler(AtLeastOnce).handler(Then).handler(AtMostOnce).handler(Count).handler(Exit)
     })
 }

@@ -1,6 +1,8 @@
 //! The checker: a pure function from a history, and from what ledger and broker hold in the end, to a verdict.
 
+mod edits;
 mod groups;
+pub mod limits;
 mod queues;
 mod runs;
 pub mod takeovers;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tasklane_common::task::Guarantee;
 
+use self::limits::Limit;
 use self::runs::{Freezes, Ran, Runs, freezes, runs};
 use super::{Answered, Broken, Ending, Line, Op, Run, Verdict, Violation};
 
@@ -27,6 +30,8 @@ pub struct Evidence {
     pub tasks: Vec<FinalTask>,
     /// How many messages each queue holds then; `None` for a queue that is not there.
     pub queues: Vec<(String, Option<u32>)>,
+    /// The limits that held all the time.
+    pub limits: Vec<Limit>,
     /// How far the transactional tasks have counted in the ledger's database.
     pub counter: i64,
 }
@@ -38,6 +43,12 @@ pub struct FinalTask {
     pub id: String,
     /// The name of its submission.
     pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// What it shares its places with others by.
+    pub concurrency_key: Option<String>,
+    /// The number of the change that its args are of; 0 are those of the submission.
+    pub edition: u64,
     /// What a crash in the middle of its run means.
     pub guarantee: Guarantee,
     /// Its state.
@@ -87,6 +98,11 @@ impl FinalTask {
     fn is_once(&self) -> bool {
         self.guarantee == Guarantee::AtMostOnce
     }
+
+    /// Did this run complete it? Then the task was this run's until its end.
+    fn is_completed_by(&self, run: &Run) -> bool {
+        self.is_completed() && self.fence == run.fence
+    }
 }
 
 /// Judges everything.
@@ -113,6 +129,8 @@ pub fn check(evidence: &Evidence) -> Verdict {
     check_unique_keys(evidence, &runs, &freezes, &mut verdict);
     groups::check(evidence, &runs, &mut verdict);
     queues::check(evidence, &mut verdict);
+    limits::check(evidence, &runs, &freezes, &mut verdict);
+    edits::check(evidence, &runs, &mut verdict);
     check_counter(evidence, &mut verdict);
     check_broker(evidence, &mut verdict);
     check_processes(evidence, &mut verdict);

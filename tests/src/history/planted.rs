@@ -1,5 +1,7 @@
 //! The checker checked: clean histories pass, and every violation that is planted is found and named.
 
+mod edits;
+mod limits;
 mod model;
 mod takeovers;
 
@@ -29,7 +31,7 @@ fn run(task: &str, fence: u64) -> Run {
 }
 
 fn start(at_ms: u64, pid: i32, task: &str, fence: u64) -> Line {
-    line(at_ms, pid, Op::Start(run(task, fence)))
+    line(at_ms, pid, Op::Start { run: run(task, fence), edition: 0 })
 }
 
 fn effect(at_ms: u64, pid: i32, task: &str, fence: u64) -> Line {
@@ -60,6 +62,9 @@ fn completed(id: &str, name: &str, fence: u64) -> FinalTask {
     FinalTask {
         id: id.to_owned(),
         name: name.to_owned(),
+        kind: "test.work".to_owned(),
+        concurrency_key: None,
+        edition: 0,
         guarantee: Guarantee::AtLeastOnce,
         state: "completed".to_owned(),
         reason: None,
@@ -120,11 +125,19 @@ fn interrupted(id: &str, name: &str) -> FinalTask {
     FinalTask { guarantee: Guarantee::AtMostOnce, state, reason, result_fence: None, ..completed(id, name, 1) }
 }
 
+/// All that keeps its promises.
+fn clean() -> Evidence {
+    let mut evidence = unlimited();
+    limits::keep(&mut evidence);
+    edits::keep(&mut evidence);
+    evidence
+}
+
 /// A task that was killed and done elsewhere, a batch of two without an answer, one that left nothing, one that was
 /// refused, an `at_most_once` task that was cut, one that was done, one that was frozen and done elsewhere, two
 /// transactional ones, the first of them killed right behind its commit, two of a queue that was paused in between, one
 /// that was moved, and a group of two with what followed it.
-fn clean() -> Evidence {
+fn unlimited() -> Evidence {
     let mut history = vec![
         submit("killed", Answered::Unknown, 1, &[]),
         submit("killed", Answered::Ok, 1, &["k"]),
@@ -193,7 +206,8 @@ fn clean() -> Evidence {
         completed("tick1", "ticks", 1),
         completed("tick2", "ticks", 1),
     ];
-    Evidence { history, tasks, queues: vec![("tasklane.q.default".to_owned(), Some(0))], counter: 2 }
+    let queues = vec![("tasklane.q.default".to_owned(), Some(0))];
+    Evidence { history, tasks, queues, limits: limits::all(), counter: 2 }
 }
 
 /// What is planted into the clean evidence, how, and what must be found: this and nothing else.
@@ -215,9 +229,17 @@ const PLANTED: [Planted; 47] = [
     ("a run of nobody", |e| e.history.extend(done(900, OTHER, "x", 1)), &[Broken::Unasked]),
     ("an effect without a start", |e| e.history.push(effect(900, OTHER, "o", 2)), &[Broken::Unasked]),
     ("a second run beside the first", |e| start_of(e, "k", 2).at = ms(150), &[Broken::Overlapping]),
-    ("a cut run whose process lived on", |e| e.history.retain(|line| !is_gone(line)), &[Broken::Overlapping]),
+    (
+        "a cut run whose process lived on",
+        |e| e.history.retain(|line| !is_gone(line)),
+        &[Broken::Overlapping, Broken::OverLimit],
+    ),
     ("a thawed run that goes on", |e| end_of(e, "f", 1).at += AFTER_THAW, &[Broken::Overlapping]),
-    ("two runs and no freeze", |e| e.history.retain(|line| !is_frozen(line)), &[Broken::Overlapping]),
+    (
+        "two runs and no freeze",
+        |e| e.history.retain(|line| !is_frozen(line)),
+        &[Broken::Overlapping, Broken::OverLimit],
+    ),
     ("a fence that stands still", still, &[Broken::FenceStuck]),
     ("a start after completion", |e| e.history.push(start(9_000, OTHER, "k", 3)), &[Broken::StartedAfterEnd]),
     ("at_most_once twice", twice, &[Broken::Repeated]),
@@ -229,8 +251,8 @@ const PLANTED: [Planted; 47] = [
     ("a result of another run", |e| task(e, "k").result_fence = Some(1), &[Broken::Disagreement]),
     ("completed, and the handler failed", |e| fail(e, "k", 2), &[Broken::Disagreement]),
     ("a transaction that did not run", |e| forget_runs(e, "t2"), &[Broken::Disagreement]),
-    ("an effect without its completion", |e| e.counter = 3, &[Broken::Miscounted]),
-    ("a completion without its effect", |e| e.counter = 1, &[Broken::Miscounted]),
+    ("an effect without its completion", |e| e.counter += 1, &[Broken::Miscounted]),
+    ("a completion without its effect", |e| e.counter -= 1, &[Broken::Miscounted]),
     ("one effect for two tasks", |e| task(e, "t2").counted = Some(1), &[Broken::Miscounted]),
     ("a grant in a pause", |e| task(e, "p").started_at = Some(ms(700)), &[Broken::StartedInPause]),
     ("a grant in a pause that nobody ends", |e| e.history.retain(|line| !is_resumed(line)), &[Broken::StartedInPause]),
@@ -255,7 +277,7 @@ fn ms(ms: u64) -> Duration {
 
 fn run_of(line: &Line) -> Option<&Run> {
     match &line.op {
-        Op::Start(run) | Op::Effect(run) | Op::End { run, .. } => Some(run),
+        Op::Start { run, .. } | Op::Effect(run) | Op::End { run, .. } => Some(run),
         _ => None,
     }
 }
@@ -266,6 +288,10 @@ fn is_effect(line: &Line, id: &str) -> bool {
 
 fn is_gone(line: &Line) -> bool {
     matches!(line.op, Op::Gone { .. })
+}
+
+fn is_gone_of(line: &Line, id: i32) -> bool {
+    matches!(line.op, Op::Gone { process, .. } if process == id)
 }
 
 fn is_cancel(line: &Line) -> bool {
@@ -302,8 +328,9 @@ fn task<'e>(evidence: &'e mut Evidence, id: &str) -> &'e mut FinalTask {
 }
 
 fn start_of<'e>(evidence: &'e mut Evidence, id: &str, fence: u64) -> &'e mut Line {
-    let wanted = Op::Start(run(id, fence));
-    evidence.history.iter_mut().find(|line| line.op == wanted).expect("a start of the clean evidence")
+    let wanted = run(id, fence);
+    let is_start = |line: &&mut Line| matches!(&line.op, Op::Start { run, .. } if *run == wanted);
+    evidence.history.iter_mut().find(is_start).expect("a start of the clean evidence")
 }
 
 fn end_of<'e>(evidence: &'e mut Evidence, id: &str, fence: u64) -> &'e mut Line {
@@ -337,7 +364,7 @@ fn fail(evidence: &mut Evidence, id: &str, fence: u64) {
 /// Both runs of a task under the first fence.
 fn still(evidence: &mut Evidence) {
     for line in &mut evidence.history {
-        if let Op::Start(run) | Op::Effect(run) | Op::End { run, .. } = &mut line.op
+        if let Op::Start { run, .. } | Op::Effect(run) | Op::End { run, .. } = &mut line.op
             && run.task == "k"
         {
             run.fence = 1;
@@ -365,19 +392,20 @@ fn twice(evidence: &mut Evidence) {
 #[test]
 fn every_planted_violation_is_found_and_named() {
     assert_eq!(check(&clean()).violations, []);
-    for (what, plant, expected) in PLANTED {
+    let planted: Vec<Planted> = PLANTED.into_iter().chain(limits::PLANTED).chain(edits::PLANTED).collect();
+    for (what, plant, expected) in &planted {
         let mut evidence = clean();
         plant(&mut evidence);
         let verdict = check(&evidence);
         let found: Vec<Broken> = verdict.kinds().into_keys().collect();
-        assert_eq!(found, expected, "{what}: {:#?}", verdict.violations);
+        assert_eq!(found, *expected, "{what}: {:#?}", verdict.violations);
     }
     for broken in ALL {
-        assert!(PLANTED.iter().any(|(_, _, found)| found.contains(&broken)), "{broken} is planted nowhere");
+        assert!(planted.iter().any(|(_, _, found)| found.contains(&broken)), "{broken} is planted nowhere");
     }
 }
 
-const ALL: [Broken; 23] = [
+const ALL: [Broken; 25] = [
     Broken::Lost,
     Broken::Unfinished,
     Broken::WrongEnd,
@@ -390,6 +418,8 @@ const ALL: [Broken; 23] = [
     Broken::StartedAfterEnd,
     Broken::StartedAfterCancel,
     Broken::KeyShared,
+    Broken::OverLimit,
+    Broken::Misedited,
     Broken::StartedInPause,
     Broken::Misplaced,
     Broken::Unfollowed,
@@ -406,9 +436,9 @@ const ALL: [Broken; 23] = [
 #[test]
 fn the_clean_history_is_counted() {
     let counts = check(&clean()).counts;
-    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (17, 1, 1));
-    assert_eq!((counts.tasks, counts.completed, counts.interrupted, counts.cancelled), (20, 17, 1, 2));
-    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (20, 3, 1));
-    assert_eq!((counts.transactional, counts.followed, counts.moved, counts.pauses), (2, 1, 1, 1));
-    assert_eq!((counts.takeovers, counts.longest_after_thaw), (vec![ms(2_800)], ms(20)));
+    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (38, 1, 1));
+    assert_eq!((counts.tasks, counts.completed, counts.interrupted, counts.cancelled), (41, 38, 1, 2));
+    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (44, 5, 2));
+    assert_eq!((counts.transactional, counts.followed, counts.moved, counts.pauses), (3, 1, 1, 1));
+    assert_eq!((counts.takeovers, counts.longest_after_thaw), (vec![ms(2_800)], ms(100)));
 }

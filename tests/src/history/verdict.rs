@@ -54,6 +54,14 @@ pub struct Counts {
     pub moved: u64,
     /// Pauses of queues.
     pub pauses: usize,
+    /// How far each limit was used, by its name.
+    pub limits: BTreeMap<String, Usage>,
+    /// Changes of waiting tasks, as far as answers told.
+    pub edits: usize,
+    /// Changes that nobody has answered.
+    pub edits_unknown: usize,
+    /// Changes that were refused, for most because the task had been started.
+    pub edits_refused: usize,
     /// Handlers started.
     pub starts: usize,
     /// Runs cut by the death of their process.
@@ -67,6 +75,17 @@ pub struct Counts {
     pub takeovers_in_all: Vec<Duration>,
     /// Frozen runs that went on for a moment when they were thawed, beside the next run: the longest moment.
     pub longest_after_thaw: Duration,
+}
+
+/// How far a limit was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Runs of tasks that it is for.
+    pub runs: usize,
+    /// The most that there were of what it counts.
+    pub most: usize,
+    /// How many it allows.
+    pub allowed: usize,
 }
 
 /// One promise broken once.
@@ -114,6 +133,10 @@ pub enum Broken {
     StartedAfterCancel,
     /// Two tasks with one unique key ran at the same time.
     KeyShared,
+    /// More ran at the same time, or were started in a time, than a limit allows.
+    OverLimit,
+    /// A task ran, or ended, with other args, or ran earlier, than the answers to its changes say.
+    Misedited,
     /// A task was granted while its queue was paused.
     StartedInPause,
     /// A task is in a queue that nobody has put it into.
@@ -153,6 +176,8 @@ impl fmt::Display for Broken {
             Self::StartedAfterEnd => "started after completion",
             Self::StartedAfterCancel => "started after cancellation",
             Self::KeyShared => "unique key shared",
+            Self::OverLimit => "over its limit",
+            Self::Misedited => "not as it was edited",
             Self::StartedInPause => "started in a pause",
             Self::Misplaced => "misplaced",
             Self::Unfollowed => "group not followed",

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::api::{Answer, Api};
 use crate::history::{Answered, Op, Writer};
+use crate::nemesis::limits::{FEW, PACED, random_key};
 use crate::nemesis::world::QUEUES;
 
 /// The tag that has the submission's name.
@@ -31,10 +32,13 @@ pub const FOLLOW_UP: &str = "test.then";
 const PACE: Duration = Duration::from_millis(50);
 
 /// How long a client waits for an answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many submissions may be under way; with more, the client waits, as a pool of connections does.
 const UNDER_WAY: usize = 64;
+
+/// How urgent a task may be.
+pub(super) const PRIORITIES: [&str; 3] = ["high", "normal", "low"];
 
 /// How often one submission is repeated at most.
 const REPETITIONS: u32 = 8;
@@ -44,6 +48,13 @@ const REGRETS: f64 = 0.08;
 
 /// How many batches have an end.
 const ENDS: f64 = 0.4;
+
+/// How many submissions are put off so that they can be changed, and how many are changed though they are not.
+const EDITS: f64 = 0.12;
+const LATE_EDITS: f64 = 0.04;
+
+/// The most changes of one task.
+const EDITS_MAX: u32 = 3;
 
 /// How many unique keys there are: few, so that they are contended.
 const KEYS: u32 = 6;
@@ -68,13 +79,15 @@ pub struct Submission {
     pub then: Option<Value>,
     /// Whether it may be repeated.
     pub keyed: bool,
+    /// How often one of its tasks is changed.
+    pub edits: u32,
 }
 
 impl Submission {
     /// Some equal tasks under one name.
     pub fn of(name: &str, count: usize, kind: &str, args: &Value) -> Self {
         let task = json!({"kind": kind, "args": args, "tags": {NAME_TAG: name}});
-        Self { name: name.to_owned(), tasks: vec![task; count], then: None, keyed: true }
+        Self { name: name.to_owned(), tasks: vec![task; count], then: None, keyed: true, edits: 0 }
     }
 
     fn random(name: String, rng: &mut StdRng) -> Self {
@@ -82,9 +95,17 @@ impl Submission {
             return Self::unique(name, rng);
         }
         let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
-        let tasks = (0..count).map(|_| random_task(&name, rng)).collect();
+        let mut tasks: Vec<Value> = (0..count).map(|_| random_task(&name, rng)).collect();
         let then = (count > 1 && rng.random_bool(ENDS)).then(|| follow_up(rng));
-        Self { name, tasks, then, keyed: rng.random_bool(0.8) }
+        if let Some(key) = random_key(rng) {
+            tasks.iter_mut().for_each(|task| task["concurrency_key"] = key.as_str().into());
+        }
+        let put_off = rng.random_bool(EDITS);
+        if put_off {
+            tasks.iter_mut().for_each(|task| task["delay_ms"] = rng.random_range(500..3_000).into());
+        }
+        let edits = if put_off || rng.random_bool(LATE_EDITS) { rng.random_range(1..=EDITS_MAX) } else { 0 };
+        Self { name, tasks, then, keyed: rng.random_bool(0.8), edits }
     }
 
     /// The only unfinished task of its key, or none.
@@ -139,7 +160,9 @@ fn named(body: &Value) -> Vec<String> {
 /// A task of any of the sorts that the guarantees distinguish.
 fn random_task(name: &str, rng: &mut StdRng) -> Value {
     let (kind, args) = match rng.random_range(0..100) {
-        0..35 => ("test.work", json!({"work_ms": rng.random_range(0..50)})),
+        0..29 => ("test.work", json!({"work_ms": rng.random_range(0..50)})),
+        29..33 => (FEW, json!({"work_ms": rng.random_range(100..700)})),
+        33..35 => (PACED, json!({"work_ms": rng.random_range(0..50)})),
         35..50 => ("test.work", json!({"work_ms": rng.random_range(500..3_000)})),
         50..57 => ("test.work", json!({"failures": 1})),
         57..60 => ("test.work", json!({"failures": 1, "panics": true})),
@@ -153,6 +176,9 @@ fn random_task(name: &str, rng: &mut StdRng) -> Value {
     if rng.random_bool(0.05) {
         task["delay_ms"] = rng.random_range(1..2_000).into();
     }
+    if let Some(priority) = random_priority(rng) {
+        task["priority"] = priority.into();
+    }
     task
 }
 
@@ -163,7 +189,12 @@ fn follow_up(rng: &mut StdRng) -> Value {
     json!({"kind": FOLLOW_UP, "queue": queue, "args": args, "tags": {QUEUE_TAG: queue}})
 }
 
-fn random_queue(rng: &mut StdRng) -> &'static str {
+/// Most tasks say nothing of how urgent they are.
+fn random_priority(rng: &mut StdRng) -> Option<&'static str> {
+    rng.random_bool(0.4).then(|| PRIORITIES[rng.random_range(0..PRIORITIES.len())])
+}
+
+pub(super) fn random_queue(rng: &mut StdRng) -> &'static str {
     QUEUES[usize::from(rng.random_bool(0.35))]
 }
 
@@ -236,10 +267,12 @@ impl Client {
                 Answered::Ok => {
                     let new = if accepted { 0 } else { submission.tasks.len() };
                     self.seen.accepted.fetch_add(new, Ordering::Relaxed);
-                    if !accepted && rng.random_bool(REGRETS) {
-                        self.regret(&tasks, &mut rng).await?;
+                    if !std::mem::replace(&mut accepted, true) {
+                        self.edit(&submission, &tasks, &mut rng).await?;
+                        if rng.random_bool(REGRETS) {
+                            self.regret(&tasks, &mut rng).await?;
+                        }
                     }
-                    accepted = true;
                     // Now and then it asks again although it knows.
                     submission.keyed && rng.random_bool(0.03)
                 }

@@ -37,9 +37,9 @@ async fn copy(vhost: &Vhost, until: Instant) -> Result<()> {
         match channel.basic_get(tap.clone(), BasicGetOptions { no_ack: true }).await? {
             Some(message) => {
                 let (options, properties) = (BasicPublishOptions::default(), message.properties.clone());
-                // The routing key is `<queue>.<kind>`.
+                // The routing key is `<queue>.<kind>`, or `<queue>!high.<kind>` for one that goes to `<queue>.high`.
                 let key = message.routing_key.as_str();
-                let queue = broker_queue(key.split_once('.').map_or(key, |(queue, _)| queue));
+                let queue = broker_queue(&key.split_once('.').map_or(key, |(queue, _)| queue).replace('!', "."));
                 channel.basic_publish("".into(), queue.into(), options, &message.data, properties).await?;
             }
             None => sleep(PAUSE).await,

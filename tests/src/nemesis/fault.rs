@@ -14,7 +14,7 @@ use crate::history::{self, Op};
 use crate::ledger::LedgerKind;
 use crate::nemesis::member::Member;
 use crate::nemesis::schedule::Injection;
-use crate::nemesis::world::{Lane, QUEUES, World, broker_queue};
+use crate::nemesis::world::{LANES, Lane, QUEUES, World, broker_queue, broker_queues};
 use crate::nemesis::{duplicator, operator};
 use crate::proxy::{Direction, Method, Proxy, Side};
 use crate::stack::LEASE_TTL;
@@ -170,8 +170,8 @@ impl Injection {
                 Ok(())
             }
             Fault::ConnectionsClosed => lane.stack.vhost.close_connections().await,
-            Fault::QueuePurged => lane.stack.vhost.purge(&broker_queue(self.queue())).await.map(drop),
-            Fault::QueueDeleted => operator::delete_queue(world, lane, self.queue()).await,
+            Fault::QueuePurged => lane.stack.vhost.purge(&self.broker_queue()).await.map(drop),
+            Fault::QueueDeleted => operator::delete_queue(world, lane, &self.broker_queue()).await,
             Fault::QueuePaused => operator::pause(lane, self.queue(), self.hold).await,
             Fault::TasksMoved => operator::shuffle(lane, self.victim, self.hold).await,
             Fault::Duplicated => duplicator::run(&lane.stack.vhost, self.hold).await,
@@ -197,6 +197,11 @@ impl Injection {
 
     fn queue(&self) -> &'static str {
         QUEUES[self.victim % QUEUES.len()]
+    }
+
+    /// The broker's queue of one of its priorities.
+    fn broker_queue(&self) -> String {
+        broker_queues(self.queue())[self.victim / QUEUES.len() % LANES.len()].clone()
     }
 
     /// Long enough that a worker has lost its lease, and its tasks run elsewhere, when it goes on.
@@ -315,7 +320,7 @@ async fn busy(lane: &Lane, worker: &Member) {
         let mut running = BTreeSet::new();
         for line in history::tail(&lane.history_file, TAIL_BYTES)? {
             match line.op {
-                Op::Start(run) if Some(line.pid) == worker.process() => drop(running.insert(run)),
+                Op::Start { run, .. } if Some(line.pid) == worker.process() => drop(running.insert(run)),
                 Op::End { run, .. } => drop(running.remove(&run)),
                 _ => {}
             }

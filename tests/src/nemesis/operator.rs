@@ -122,12 +122,11 @@ async fn move_once(lane: &Lane, from: &str, to: &str) -> Result<u64> {
     answer["moved"].as_u64().with_context(|| format!("how many were moved is not told: {answer}"))
 }
 
-/// Deletes a queue, and leaves the broker alone until somebody has declared it anew and it has settled.
-pub async fn delete_queue(world: &World, lane: &Lane, queue: &str) -> Result<()> {
-    let name = broker_queue(queue);
-    lane.stack.vhost.delete_queue(&name).await?;
+/// Deletes a queue of the broker, and leaves the broker alone until somebody has declared it anew and it has settled.
+pub async fn delete_queue(world: &World, lane: &Lane, name: &str) -> Result<()> {
+    lane.stack.vhost.delete_queue(name).await?;
     let declared = eventually(ANEW_LIMIT, "the queue to be declared anew", async || {
-        Ok(lane.stack.vhost.depth(&name).await?.map(drop))
+        Ok(lane.stack.vhost.depth(name).await?.map(drop))
     })
     .await;
     world.unsettle().await;

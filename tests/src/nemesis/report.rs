@@ -87,6 +87,11 @@ impl Report {
         broken
     }
 
+    /// The names of the limits, the same for all lanes.
+    fn limits(&self) -> impl Iterator<Item = &String> {
+        self.lanes.first().into_iter().flat_map(|lane| lane.verdict.counts.limits.keys())
+    }
+
     fn row(&self, f: &mut fmt::Formatter<'_>, what: &str, cell: impl Fn(&LaneReport) -> String) -> fmt::Result {
         let mut row = format!("  {what:<28}");
         for lane in &self.lanes {
@@ -109,6 +114,18 @@ impl Report {
         self.row(f, "cancelled", |lane| lane.verdict.counts.cancelled.to_string())?;
         self.row(f, "groups followed", |lane| lane.verdict.counts.followed.to_string())?;
         self.row(f, "moved, pauses", |lane| format!("{}, {}", lane.verdict.counts.moved, lane.verdict.counts.pauses))?;
+        self.row(f, "edits: made, open, refused", |lane| {
+            let counts = &lane.verdict.counts;
+            format!("{}, {}, {}", counts.edits, counts.edits_unknown, counts.edits_refused)
+        })?;
+        for limit in self.limits() {
+            let used = |lane: &LaneReport| lane.verdict.counts.limits.get(limit).copied().unwrap_or_default();
+            self.row(f, &format!("limit {limit}"), |lane| format!("{} of {}", used(lane).most, used(lane).allowed))?;
+        }
+        self.row(f, "  runs under limits", |lane| {
+            let limits = lane.verdict.counts.limits.values();
+            limits.map(|used| used.runs.to_string()).collect::<Vec<_>>().join(", ")
+        })?;
         self.row(f, "lost", |lane| broken(lane, Broken::Lost))?;
         self.row(f, "doubled", |lane| broken(lane, Broken::Doubled))?;
         self.row(f, "overlapping", |lane| broken(lane, Broken::Overlapping))?;

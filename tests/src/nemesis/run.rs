@@ -28,15 +28,15 @@ use crate::nemesis::member::Role;
 use crate::nemesis::operator::GARBAGE;
 use crate::nemesis::report::{LaneReport, Report};
 use crate::nemesis::schedule::{Injection, PAUSE, Schedule};
-use crate::nemesis::world::{Lane, QUEUES, World, broker_queue};
-use crate::nemesis::{cron, operator};
+use crate::nemesis::world::{Lane, QUEUES, World, broker_queues};
+use crate::nemesis::{cron, limits, operator};
 use crate::wait::{eventually, within};
 
 /// How many faults a lane may have at once, once each is known alone.
 const AT_ONCE: usize = 3;
 
-/// How long all tasks may take to end once everything is healed.
-const END_LIMIT: Duration = Duration::from_secs(90);
+/// How long all tasks may take to end once everything is healed, also what an outage has piled up behind a limit.
+const END_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the broker may take to see the last acks.
 const ACK_LIMIT: Duration = Duration::from_secs(30);
@@ -270,10 +270,10 @@ async fn gather(lane: &mut Lane) -> Result<Evidence> {
     lane.history.append(cron::promised(&tasks)?)?;
     let tasks: Vec<FinalTask> = tasks.into_iter().map(final_task).collect::<Result<_>>()?;
     let vhost = &lane.stack.vhost;
-    for queue in QUEUES {
+    for queue in QUEUES.iter().flat_map(|queue| broker_queues(queue)) {
         // What is not empty by then is told by the checker.
         let _ = eventually(ACK_LIMIT, "the queue to be empty", async || {
-            Ok((vhost.depth(&broker_queue(queue)).await? == Some(0)).then_some(()))
+            Ok((vhost.depth(&queue).await? == Some(0)).then_some(()))
         })
         .await;
     }
@@ -282,7 +282,7 @@ async fn gather(lane: &mut Lane) -> Result<Evidence> {
     }
     // Now all that nobody has acked is back in the queue.
     let mut queues = Vec::new();
-    for queue in QUEUES.map(broker_queue) {
+    for queue in QUEUES.iter().flat_map(|queue| broker_queues(queue)) {
         let depth = vhost.depth(&queue).await?;
         queues.push((queue, depth));
     }
@@ -290,7 +290,7 @@ async fn gather(lane: &mut Lane) -> Result<Evidence> {
     let ours = dead.iter().filter(|letter| !String::from_utf8_lossy(&letter.data).contains(GARBAGE));
     queues.push((format!("{DEAD_QUEUE}, other than garbage"), Some(u32::try_from(ours.count())?)));
     let counter = lane.stack.ledger.number("SELECT n FROM counter").await?;
-    Ok(Evidence { history: history::read(&lane.history_file)?, tasks, queues, counter })
+    Ok(Evidence { history: history::read(&lane.history_file)?, tasks, queues, limits: limits::all(), counter })
 }
 
 fn final_task(task: Task) -> Result<FinalTask> {
@@ -302,6 +302,9 @@ fn final_task(task: Task) -> Result<FinalTask> {
     let started_at = task.started_at.map(|at| at.parse::<Timestamp>()).transpose()?;
     let follows = (task.kind == FOLLOW_UP).then(|| serde_json::from_value(task.args["group"].clone())).transpose()?;
     Ok(FinalTask {
+        edition: task.args["edition"].as_u64().unwrap_or_default(),
+        kind: task.kind,
+        concurrency_key: task.concurrency_key,
         name: task.tags.get(NAME_TAG).cloned().unwrap_or_default(),
         guarantee,
         result_fence: task.result["fence"].as_u64(),

@@ -16,6 +16,7 @@ use crate::broker::Node;
 use crate::cluster::Cluster;
 use crate::history::Writer;
 use crate::ledger::{Ledger, LedgerKind};
+use crate::nemesis::limits;
 use crate::nemesis::member::{Member, Role, Wires};
 use crate::nemesis::operator::Doubts;
 use crate::postgres::Postgres;
@@ -26,6 +27,9 @@ use crate::wait::eventually;
 
 /// The queues of a lane, which all workers consume.
 pub const QUEUES: [&str; 2] = ["default", "other"];
+
+/// What the broker's names of a queue end with, for tasks of each priority.
+pub const LANES: [&str; 3] = ["", ".high", ".low"];
 
 /// How many producers a lane has.
 const PRODUCERS: usize = 2;
@@ -79,9 +83,14 @@ pub struct Lane {
     pub doubts: Mutex<Doubts>,
 }
 
-/// The broker's name of a queue.
+/// The broker's name of a queue, for tasks that are neither urgent nor can wait.
 pub fn broker_queue(queue: &str) -> String {
     format!("{QUEUE_PREFIX}{queue}")
+}
+
+/// The broker's names of a queue, for tasks of each priority.
+pub fn broker_queues(queue: &str) -> [String; LANES.len()] {
+    LANES.map(|lane| format!("{QUEUE_PREFIX}{queue}{lane}"))
 }
 
 impl World {
@@ -97,6 +106,7 @@ impl World {
         world.up().await?;
         for lane in &world.lanes {
             lane.stack.ledger.execute(COUNTER).await?;
+            limits::set(lane).await?;
         }
         Ok(world)
     }
@@ -173,7 +183,7 @@ impl Lane {
         }
         let launch: Launcher = match who.1 {
             Role::Producer => {
-                let start = self.stack.producer().env("TASKLANE_MAX_ATTEMPTS", PATIENCE);
+                let start = self.stack.producer().env("TASKLANE_MAX_ATTEMPTS", PATIENCE).config(&limits::file());
                 launcher(Settings { amqp, ledger, addr, log }.of(start), |producer| producer.process)
             }
             Role::Worker => {

@@ -71,6 +71,7 @@ fn check_order(follower: &FinalTask, members: &[&FinalTask], runs: &Runs<'_>, ve
 /// Whether the run was over by then, of which the task was completed. Others were given up by the ledger, and may go on for
 /// a moment; a transactional one is over with its commit, and says so a moment later.
 fn has_ended(member: &FinalTask, run: &Ran, by: Duration) -> bool {
-    let completing = run.run.fence == member.fence && member.is_completed();
-    !completing || member.guarantee == Guarantee::Transactional || run.over().is_some_and(|over| over <= by)
+    !member.is_completed_by(&run.run)
+        || member.guarantee == Guarantee::Transactional
+        || run.over().is_some_and(|over| over <= by)
 }

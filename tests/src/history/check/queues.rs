@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::super::Edit;
 use super::{Broken, Evidence, Line, Op, Verdict};
 
 /// How long a claim may take: the ledger reads its clock first, and afterwards what is paused by then.
@@ -16,16 +17,25 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let pauses = pauses(&evidence.history);
     verdict.counts.pauses = pauses.values().map(Vec::len).sum();
     let mut moves = BTreeSet::new();
+    let mut edits: BTreeSet<(&str, &str)> = BTreeSet::new();
     for line in &evidence.history {
-        if let Op::Moved { from, to, count } = &line.op {
-            moves.insert((from.as_str(), to.as_str()));
-            verdict.counts.moved += count.unwrap_or_default();
+        match &line.op {
+            Op::Moved { from, to, count } => {
+                moves.insert((from.as_str(), to.as_str()));
+                verdict.counts.moved += count.unwrap_or_default();
+            }
+            // A refused one was asked for before, and that is noted, too.
+            Op::Edit(Edit { task, queue: Some(queue), .. }) => drop(edits.insert((task, queue))),
+            _ => {}
         }
     }
     for task in &evidence.tasks {
         let queue = task.queue.as_str();
         let submitted_to = task.submitted_to.as_deref().unwrap_or(queue);
-        if queue != submitted_to && !moves.contains(&(submitted_to, queue)) {
+        let edited_to =
+            edits.range((task.id.as_str(), "")..).take_while(|(id, _)| *id == task.id).map(|(_, queue)| *queue);
+        let mut put_into = edited_to.chain([submitted_to]);
+        if !put_into.any(|from| from == queue || moves.contains(&(from, queue))) {
             let told = format!("it was submitted to {submitted_to} and is in {queue}");
             verdict.blame(Broken::Misplaced, &task.id, told);
         }

@@ -9,6 +9,8 @@ use super::{Ending, Line, Op, Run};
 #[derive(Clone, Debug)]
 pub(super) struct Ran {
     pub(super) run: Run,
+    /// The number of the change that its args are of.
+    pub(super) edition: u64,
     pub(super) process: i32,
     pub(super) began: Duration,
     /// Its own last line: when and how.
@@ -59,9 +61,9 @@ pub(super) fn runs(history: &[Line]) -> (Runs<'_>, Vec<&Line>) {
     let mut deaths: BTreeMap<i32, Vec<Duration>> = BTreeMap::new();
     for line in history {
         match &line.op {
-            Op::Start(run) => {
-                let (process, began) = (line.pid, line.at);
-                let ran = Ran { run: run.clone(), process, began, ended: None, killed: None, effect: false };
+            Op::Start { run, edition } => {
+                let (process, began, edition) = (line.pid, line.at, *edition);
+                let ran = Ran { run: run.clone(), edition, process, began, ended: None, killed: None, effect: false };
                 runs.entry(&run.task).or_default().push(ran);
             }
             Op::Gone { process, .. } => deaths.entry(*process).or_default().push(line.at),

@@ -1,18 +1,28 @@
 //! How long tasks wait whose worker has died, with and without the time in which nothing could have started.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Evidence, Line, Op, Runs, Verdict};
+use super::{Evidence, FinalTask, Line, Op, Runs, Verdict};
 
 /// How the faults begin in whose time nothing starts: no broker, no ledger, no queue, no other worker.
 pub const ABSENCES: [&str; 7] =
     ["broker node", "memory alarm", "database", "ledger locked", "queue", "all workers", "rolling restart"];
 
-/// Counts from each death to the next start of what ran there.
+/// Counts from each death to the next start of what ran there. What waited for a place, or was changed and maybe put off,
+/// does not count.
 pub(super) fn count(evidence: &Evidence, runs: &Runs<'_>, verdict: &mut Verdict) {
     let absences = absences(&evidence.history);
+    let edited: BTreeSet<&str> = evidence
+        .history
+        .iter()
+        .filter_map(|line| if let Op::Edit(edit) = &line.op { Some(edit.task.as_str()) } else { None })
+        .collect();
+    let waits = |task: &FinalTask| {
+        edited.contains(task.id.as_str()) || evidence.limits.iter().any(|limit| limit.scope.of(task).is_some())
+    };
     let counts = &mut verdict.counts;
-    for task in evidence.tasks.iter().filter(|task| !task.is_once()) {
+    for task in evidence.tasks.iter().filter(|task| !task.is_once() && !waits(task)) {
         for pair in runs.get(task.id.as_str()).map_or(&[][..], Vec::as_slice).windows(2) {
             let (Some(killed), next) = (pair[0].killed, pair[1].began) else { continue };
             // Whoever stood still before it was killed was given up by then.

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::check::{Evidence, check};
+use super::super::check::limits::{Bound, Limit, Scope};
+use super::super::check::{Evidence, FinalTask, check};
 use super::super::{Answered, Ending, Op};
 use super::{completed, done, end, gone, interrupted, line, start, submit};
 
@@ -36,6 +37,11 @@ fn fate() -> impl Strategy<Value = Fate> {
         finished,
     });
     prop_oneof![1 => Just(Fate::Refused), 1 => Just(Fate::Unrecorded), 8 => recorded]
+}
+
+/// All tasks share one place: the next begins when the one before has ended, or has lost it.
+fn keyed(task: FinalTask) -> FinalTask {
+    FinalTask { concurrency_key: Some("key".to_owned()), ..task }
 }
 
 /// A world that keeps its promises: it plays each fate, and writes the history down.
@@ -74,11 +80,11 @@ impl Model {
         }
         if interrupted_at_once {
             self.cut(id, fence, Cut::Killed);
-            return self.evidence.tasks.push(interrupted(id, name));
+            return self.evidence.tasks.push(keyed(interrupted(id, name)));
         }
         let (now_ms, process) = self.tick();
         self.evidence.history.extend(done(now_ms, process, id, fence));
-        self.evidence.tasks.push(completed(id, name, fence));
+        self.evidence.tasks.push(keyed(completed(id, name, fence)));
     }
 
     fn cut(&mut self, id: &str, fence: u64, cut: Cut) {
@@ -109,6 +115,7 @@ proptest! {
     #[test]
     fn a_history_that_keeps_every_promise_passes(fates in proptest::collection::vec(fate(), 0..40)) {
         let mut model = Model::default();
+        model.evidence.limits = vec![Limit { scope: Scope::Keys("key".to_owned()), bound: Bound::Running(1) }];
         for (at, fate) in fates.iter().enumerate() {
             model.play(&format!("s{at}"), fate);
         }
