@@ -1,6 +1,7 @@
 //! What is measured: a producer, workers that do nothing or wait, and what is submitted to them.
 
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -33,9 +34,14 @@ pub(super) const WARM: usize = 2_000;
 /// How many times a latency is measured.
 pub(super) const LATENCIES: usize = 300;
 
-/// The 256 bytes of every task.
+/// How many bytes of args every task has; 256 where nobody says otherwise.
+pub(super) static BYTES: OnceLock<usize> = OnceLock::new();
+
+/// The args of every task: their answer comes back as the result.
 pub(super) fn args() -> Value {
-    json!({"work_ms": 0, "answer": "x".repeat(226)})
+    let around = json!({"work_ms": 0, "answer": ""}).to_string().len();
+    let bytes = BYTES.get().copied().unwrap_or(256);
+    json!({"work_ms": 0, "answer": "x".repeat(bytes.saturating_sub(around))})
 }
 
 pub(super) fn task() -> Value {

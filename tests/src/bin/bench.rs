@@ -1,7 +1,7 @@
 //! Measures this machine: the broker alone, and Tasklane on both ledgers, in one run.
 //!
 //! ```text
-//! TASKS=30000 REPEATS=3 ROWS=raw,e2e test-services -- bench
+//! TASKS=30000 REPEATS=3 BYTES=256 ROWS=raw,e2e test-services -- bench
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use tasklane_tests::bench::growth::{self, Backlog};
-use tasklane_tests::bench::{Plan, Row, rows};
+use tasklane_tests::bench::{self, Plan, Row, rows};
 use tasklane_tests::ledger::LedgerKind;
 
 const ROWS: [&str; 10] = ["raw", "e2e", "drain", "delays", "due", "scale", "takeover", "overhead", "memory", "backlog"];
@@ -39,11 +39,22 @@ async fn bench() -> Result<()> {
     if let Some(odd) = asked.iter().find(|row| !ROWS.contains(row)) {
         anyhow::bail!("ROWS={odd}: must be some of {}", ROWS.join(","));
     }
-    let wanted = |row: &str| asked.is_empty() || asked.contains(&row);
     if cfg!(debug_assertions) {
         println!("these programs are not optimised: the figures say nothing");
     }
-    println!("{} tasks of 256 bytes, {} times each; median, half the width, ratio", plan.tasks, plan.repeats);
+    let bytes = number("BYTES", 256)?;
+    bench::with_args_of(bytes);
+    println!("{} tasks of {bytes} bytes, {} times each; median, half the width, ratio", plan.tasks, plan.repeats);
+    let all = measure(plan, &asked).await?;
+    let file = std::env::current_exe()?.with_file_name("bench.json");
+    std::fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| file.display().to_string())?;
+    println!("all figures: {}", file.display());
+    Ok(())
+}
+
+/// All rows that are asked for; all but the full ledger, where nobody asks for any.
+async fn measure(plan: Plan, asked: &[&str]) -> Result<Vec<Row>> {
+    let wanted = |row: &str| asked.is_empty() || asked.contains(&row);
     let mut all: Vec<Row> = Vec::new();
     // Each pair side by side, so that both had the same machine.
     let [raw, raw_drain, raw_latency] = rows::raw(plan).await?;
@@ -95,10 +106,7 @@ async fn bench() -> Result<()> {
             show(&mut all, growth::backlog(plan, backlog, ledger, name).await?);
         }
     }
-    let file = std::env::current_exe()?.with_file_name("bench.json");
-    std::fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| file.display().to_string())?;
-    println!("all figures: {}", file.display());
-    Ok(())
+    Ok(all)
 }
 
 fn show(all: &mut Vec<Row>, rows: impl IntoIterator<Item = Row>) {

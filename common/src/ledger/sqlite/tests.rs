@@ -1,5 +1,7 @@
 //! The conformance suite over SQLite, and what only SQLite promises.
 
+mod cost;
+
 use super::*;
 use crate::ledger::conformance::{Store, cancelled, get, granted, one, retry, suite, worker};
 use crate::ledger::{SCHEMA_VERSION, Transacted, open};
