@@ -15,9 +15,6 @@ use tasklane_common::telemetry::{self, Metrics};
 use tasklane_producer::{Command, ProducerArgs, Settings, StartError, StopSummary, run};
 use tokio_util::sync::CancellationToken;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 const BAD_SETTINGS: u8 = 2;
 const UNAVAILABLE: u8 = 69;
 const INTERNAL: u8 = 70;

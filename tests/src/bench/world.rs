@@ -58,10 +58,7 @@ pub(super) struct World {
 
 impl World {
     pub(super) async fn new(ledger: LedgerKind, workers: usize) -> Result<Self> {
-        Self::on(Stack::new(ledger).await?, workers).await
-    }
-
-    pub(super) async fn on(stack: Stack, workers: usize) -> Result<Self> {
+        let stack = Stack::new(ledger).await?;
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
         let producer = stack.producer().at(addr).env("TASKLANE_LOG", "warn").start().await?;
         let mut world = Self { addr, producer, workers: Vec::new(), stack };

@@ -16,9 +16,6 @@ use tasklane_common::task::Guarantee;
 use tasklane_tests::history::{Ending, Op, Run, Writer};
 use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext, sqlx};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 static OPLOG: LazyLock<Option<Writer>> = LazyLock::new(|| {
     let path = std::env::var_os("TASKLANE_TEST_OPLOG")?;
     Writer::open(Path::new(&path), std::env::var_os("TASKLANE_TEST_OPLOG_SYNC").is_some()).ok()
