@@ -5,26 +5,28 @@
 //! A confirmed task is marked `queued` in the ledger a moment later ([`marker`]); when a worker claims it before, that
 //! write is not needed any more and changes nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{self, FuturesUnordered, StreamExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
-use lapin::{Channel, Confirmation, Connection, PublisherConfirm};
+use lapin::{Channel, Connection};
 use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use self::batch::{Sent, send_batch};
+use self::lanes::Lanes;
 use self::patience::Patience;
 use crate::broker::{self, BrokerError, Depth, Generations, within};
-use crate::envelope::Envelope;
 use crate::ledger::SharedLedger;
 use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
-use crate::topology::{TASKS_EXCHANGE, routing_key};
 
+mod batch;
+mod lanes;
 pub mod marker;
 mod patience;
 
@@ -32,8 +34,6 @@ mod patience;
 const CHANNELS: usize = 2;
 /// How many publications go out before their confirms are awaited.
 const BATCH_MAX: usize = 256;
-/// How many publications of a batch are handed to the socket together.
-const WRITTEN_TOGETHER: usize = 64;
 /// How many publications wait for the owner task.
 const WAITING_MAX: usize = 1024;
 /// How many bytes of args may be on their way at once; a publisher never holds more.
@@ -42,10 +42,6 @@ const IN_FLIGHT_BYTES_MAX: u32 = 64 * 1024 * 1024;
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long [`Publisher::offer`] waits for room before the relay gets the rest.
 const OFFER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many lanes are remembered as declared; the names are client input.
-const LANES_MAX: usize = 10_000;
-/// How long a queue that cannot be declared is left alone.
-const UNDECLARABLE_PAUSE: Duration = Duration::from_secs(10);
 
 /// A task to be published.
 #[derive(Debug, Clone)]
@@ -273,7 +269,15 @@ impl Owner {
                     if count == 0 {
                         return Ok(());
                     }
-                    let batch = self.with_lanes(&mut lanes, std::mem::take(&mut batch)).await?;
+                    let batch = std::mem::take(&mut batch);
+                    if !lanes.know_all_of(&batch) {
+                        // Nothing may be on its way then: see `with_lanes`.
+                        while let Some((channel, sent)) = under_way.next().await {
+                            self.conclude_batch(&mut lanes, sent).await?;
+                            idle.push(channel);
+                        }
+                    }
+                    let batch = self.with_lanes(&mut lanes, batch).await?;
                     if let Some(channel) = idle.pop() {
                         under_way.push(send_batch(channel, Patience::with(&connection), batch));
                     }
@@ -335,135 +339,6 @@ impl Owner {
             let _ = reply.send(published);
         }
     }
-}
-
-/// The lanes that this generation has declared, so that no message is published to nowhere.
-struct Lanes {
-    connection: Arc<Connection>,
-    /// Until when a lane counts as declared, or as one that cannot be; `None` is for good.
-    known: HashMap<Lane, (bool, Option<Instant>)>,
-}
-
-impl Lanes {
-    fn on(connection: Arc<Connection>) -> Self {
-        Self { connection, known: HashMap::new() }
-    }
-
-    /// Whether the lane's queue is there. One that cannot be declared, such as a classic queue under our name, refuses its
-    /// own tasks for a while and nobody else's: it is declared on a channel of its own, which that closes.
-    async fn ensure(&mut self, lane: &Lane) -> Result<bool, BrokerError> {
-        if let Some((there, until)) = self.known.get(lane)
-            && until.is_none_or(|until| Instant::now() < until)
-        {
-            return Ok(*there);
-        }
-        if self.known.len() >= LANES_MAX {
-            self.known.clear();
-        }
-        let channel = within("channel.open", self.connection.create_channel()).await?;
-        let outcome = broker::declare_lane(&channel, lane).await;
-        if let Err(error) = &outcome {
-            if !self.connection.status().connected() {
-                return outcome.map(|()| false);
-            }
-            tracing::error!(queue = %lane, %error, "the queue cannot be declared: its tasks wait in the ledger");
-        }
-        // A channel that does not close goes with its connection.
-        let _ = within("channel.close", channel.close(200, "done".into())).await;
-        let until = outcome.is_err().then(|| Instant::now() + UNDECLARABLE_PAUSE);
-        self.known.insert(lane.clone(), (outcome.is_ok(), until));
-        Ok(outcome.is_ok())
-    }
-
-    /// What was returned as unroutable is not in any queue: somebody deleted it.
-    fn forget(&mut self, lane: &Lane) {
-        self.known.remove(lane);
-    }
-}
-
-async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherConfirm, BrokerError> {
-    let envelope = Envelope {
-        id: publication.id,
-        kind: publication.kind.clone(),
-        args: publication.args.clone(),
-        fence: Some(publication.fence),
-        traceparent: publication.traceparent.clone(),
-        reply_to: publication.reply_to.clone(),
-    };
-    let confirm = channel
-        .basic_publish(
-            TASKS_EXCHANGE.into(),
-            routing_key(&publication.lane, &publication.kind).into(),
-            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
-            envelope.args.as_str().as_bytes(),
-            envelope.properties(),
-        )
-        .await?;
-    Ok(confirm)
-}
-
-/// What became of a batch; an error means that its channel is broken.
-struct Sent {
-    settled: Vec<(Job, Published)>,
-    broken: Option<BrokerError>,
-}
-
-/// Publishes a batch and awaits its confirms.
-async fn send_batch(channel: Channel, mut patience: Patience, batch: Vec<Job>) -> (Channel, Sent) {
-    // Together: one by one, each would wait for its own write to the socket.
-    let sends: Vec<_> = batch.iter().map(|job| send(&channel, &job.publication)).collect();
-    let sends = stream::iter(sends).buffered(WRITTEN_TOGETHER).collect();
-    let Some(sends): Option<Vec<_>> = patience.wait(sends).await else {
-        let settled = batch.into_iter().map(|job| (job, Published::Unknown)).collect();
-        return (channel, Sent { settled, broken: Some(BrokerError::Timeout("basic.publish")) });
-    };
-    let mut broken = None;
-    let mut confirms = Vec::with_capacity(batch.len());
-    for (job, sent) in batch.into_iter().zip(sends) {
-        match sent {
-            Ok(confirm) => confirms.push((job, confirm)),
-            // Nobody waits for it any more: its connection ends.
-            Err(error) => broken = Some(error),
-        }
-    }
-    let (settled, missing) = settle(confirms, &mut patience).await;
-    let broken = broken.or_else(|| missing.then_some(BrokerError::Timeout("publisher confirm")));
-    (channel, Sent { settled, broken })
-}
-
-/// Awaits the confirms of one batch; also tells whether any is missing.
-///
-/// lapin hands a returned message to whichever confirm of its channel completes next, so within a batch the blame is put
-/// right by message id. The batches of a channel follow each other in lockstep, which keeps a return inside its own.
-async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience) -> (Vec<(Job, Published)>, bool) {
-    let mut returned = HashSet::new();
-    let mut settled = Vec::with_capacity(confirms.len());
-    let mut missing = false;
-    for (job, confirm) in confirms {
-        let published = match patience.wait(confirm).await {
-            Some(Ok(confirmation)) => {
-                let acked = confirmation.is_ack();
-                returned.extend(returned_id(confirmation));
-                if acked { Published::Confirmed } else { Published::Refused }
-            }
-            Some(Err(_)) | None => {
-                missing = true;
-                Published::Unknown
-            }
-        };
-        settled.push((job, published));
-    }
-    for (job, published) in &mut settled {
-        if *published == Published::Confirmed && returned.contains(&job.publication.id) {
-            *published = Published::Returned;
-        }
-    }
-    (settled, missing)
-}
-
-fn returned_id(confirmation: Confirmation) -> Option<TaskId> {
-    let message = confirmation.take_message()?;
-    message.properties.message_id().as_ref()?.as_str().parse().ok()
 }
 
 /// A notice is one transient message through the default exchange; if nobody listens any more the broker drops it.

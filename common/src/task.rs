@@ -184,6 +184,29 @@ pub struct NewTask {
     pub result_ttl: Option<Duration>,
 }
 
+impl NewTask {
+    /// A task of the queue `default` of which nothing else is said: it may start once, and at once.
+    #[must_use]
+    pub fn new(kind: Kind, args: Json) -> Self {
+        Self {
+            id: TaskId::new(),
+            kind,
+            queue: QueueName::default(),
+            args,
+            priority: Priority::default(),
+            max_attempts: 1,
+            timeout: None,
+            run_at: None,
+            tags: BTreeMap::new(),
+            traceparent: None,
+            unique: None,
+            concurrency_key: None,
+            retried_from: None,
+            result_ttl: None,
+        }
+    }
+}
+
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unique {

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use crate::clock::millis;
 use crate::ledger::LedgerError;
-use crate::task::{Json, Kind, NewTask, Priority, QueueName, TaskId};
+use crate::task::{Json, Kind, NewTask, Priority, QueueName};
 
 /// The task of each tick of a schedule, or the one that follows a group.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -54,20 +54,14 @@ impl From<TaskTemplate> for NewTask {
         let TaskTemplate { kind, queue, args, priority, max_attempts, tags, .. } = template;
         let duration = |ms: i64| Duration::from_millis(ms.unsigned_abs());
         Self {
-            id: TaskId::new(),
-            kind,
             queue,
-            args,
             priority,
             max_attempts,
             timeout: template.timeout_ms.map(duration),
-            run_at: None,
             tags,
-            traceparent: None,
-            unique: None,
             result_ttl: template.result_ttl_ms.map(duration),
             concurrency_key: template.concurrency_key,
-            retried_from: None,
+            ..Self::new(kind, args)
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Three processes write to one SQLite ledger without pause: none of them starves, and no lease is lost.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tasklane_common::ledger::sqlite::SqliteLedger;
 use tasklane_common::ledger::{Ledger, Renewal, Renewed, Submission, WorkerRecord};
-use tasklane_common::task::{Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Json, Kind, NewTask, WorkerId};
 
 const PROCESSES: usize = 3;
 const WRITERS: usize = 64;
@@ -25,22 +24,7 @@ const SYNCS_BEFORE: u32 = PROCESSES as u32 + 1;
 const CHILD: &str = "TASKLANE_FAIRNESS_LEDGER";
 
 fn task() -> NewTask {
-    NewTask {
-        id: TaskId::new(),
-        kind: Kind::parse("k").unwrap(),
-        queue: QueueName::default(),
-        args: Json::of(&"x".repeat(256)).unwrap(),
-        priority: Priority::Normal,
-        max_attempts: 1,
-        timeout: None,
-        run_at: None,
-        tags: BTreeMap::new(),
-        traceparent: None,
-        unique: None,
-        concurrency_key: None,
-        retried_from: None,
-        result_ttl: None,
-    }
+    NewTask::new(Kind::parse("k").unwrap(), Json::of(&"x".repeat(256)).unwrap())
 }
 
 async fn write_until(ledger: Arc<SqliteLedger>, end: Instant) -> (u64, Duration) {

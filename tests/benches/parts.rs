@@ -1,7 +1,6 @@
 //! The parts of one task's way, each for itself: `cargo bench -p tasklane-tests --bench parts`.
 #![expect(clippy::unwrap_used, reason = "a measurement fails by panicking")]
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use divan::Bencher;
@@ -11,7 +10,7 @@ use tasklane_common::backoff::Backoff;
 use tasklane_common::envelope::Envelope;
 use tasklane_common::ledger::sqlite::SqliteLedger;
 use tasklane_common::ledger::{Claim, ClaimRequest, Ledger, Settlement, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
 use tasklane_worker::Outcome;
 use tasklane_worker::decide::{Attempted, Policy, decide};
 use tokio::runtime::Runtime;
@@ -64,25 +63,6 @@ fn decide_completed(bencher: Bencher) {
         .bench_values(|attempted| decide(attempted, &policy, 0.5));
 }
 
-fn task() -> NewTask {
-    NewTask {
-        id: TaskId::new(),
-        kind: kind(),
-        queue: QueueName::default(),
-        args: args(),
-        priority: Priority::Normal,
-        max_attempts: 5,
-        timeout: None,
-        run_at: None,
-        tags: BTreeMap::new(),
-        traceparent: None,
-        unique: None,
-        concurrency_key: None,
-        retried_from: None,
-        result_ttl: None,
-    }
-}
-
 /// A task's three writes, `at_once` tasks in one commit each: record, claim, settle.
 #[divan::bench(args = [1, 32, 256], sample_count = 20)]
 fn sqlite_three_writes(bencher: Bencher, at_once: usize) {
@@ -101,7 +81,7 @@ fn sqlite_three_writes(bencher: Bencher, at_once: usize) {
     runtime.block_on(ledger.register(record, Duration::from_secs(3_600))).unwrap();
     bencher
         .counter(ItemsCount::new(at_once))
-        .with_inputs(|| std::iter::repeat_with(task).take(at_once).collect::<Vec<_>>())
+        .with_inputs(|| std::iter::repeat_with(|| NewTask::new(kind(), args())).take(at_once).collect::<Vec<_>>())
         .bench_values(|tasks| runtime.block_on(three_writes(&ledger, worker, tasks)));
 }
 

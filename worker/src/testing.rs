@@ -27,7 +27,6 @@
 //! # }
 //! ```
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ use serde::Serialize;
 use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, Priority, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -162,23 +161,8 @@ impl TestTask {
 
 /// Records a task and claims it, as producer and worker do.
 async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(TaskId, Fence), HandlerError> {
-    let (id, worker) = (TaskId::new(), WorkerId::new());
-    let task = NewTask {
-        id,
-        kind: kind.clone(),
-        queue: QueueName::default(),
-        args: args.clone(),
-        priority: Priority::default(),
-        max_attempts: 1,
-        timeout: None,
-        run_at: None,
-        tags: BTreeMap::new(),
-        traceparent: None,
-        unique: None,
-        concurrency_key: None,
-        retried_from: None,
-        result_ttl: None,
-    };
+    let task = NewTask::new(kind.clone(), args.clone());
+    let (id, worker) = (task.id, WorkerId::new());
     let record = WorkerRecord {
         id: worker,
         host: "test".to_owned(),

@@ -35,7 +35,6 @@ pub mod transact;
 pub mod unique;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -271,22 +270,8 @@ pub async fn until<T>(what: &str, ask: impl AsyncFn() -> Option<T>) -> T {
 
 /// A task of kind `test.work` for the queue `default`, to start at once.
 pub fn new_task() -> NewTask {
-    NewTask {
-        id: TaskId::new(),
-        kind: kind("test.work"),
-        queue: queue("default"),
-        args: Json::parse(r#"{"n":1}"#.to_owned()).unwrap(),
-        priority: Priority::Normal,
-        max_attempts: 3,
-        timeout: None,
-        run_at: None,
-        tags: BTreeMap::new(),
-        traceparent: None,
-        unique: None,
-        concurrency_key: None,
-        retried_from: None,
-        result_ttl: None,
-    }
+    let args = Json::parse(r#"{"n":1}"#.to_owned()).unwrap();
+    NewTask { max_attempts: 3, ..NewTask::new(kind("test.work"), args) }
 }
 
 /// A kind.
