@@ -26,7 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
-pub use self::claiming::{Claim, ClaimRequest, Failure, Granted, Refusal, Settled, Settlement, Transition};
+pub use self::claiming::{Claim, ClaimRequest, Failure, Granted, Mark, Refusal, Settled, Settlement, Transition};
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
@@ -61,7 +61,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError>;
 
     /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
-    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError>;
+    async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError>;
 
     /// Tries to give a task to a worker whose lease is alive, under a new fence.
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError>;

@@ -1,10 +1,21 @@
-//! What is said between a ledger and a worker about one run: from the claim to the outcome.
+//! What is said to a ledger about one run: from the publication and the claim to the outcome.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use crate::task::{ErrorKind, Fence, Guarantee, Json, TaskId, WorkerId};
+
+/// A publication that the broker has confirmed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The task.
+    pub id: TaskId,
+    /// Its fence when it was published.
+    pub fence: Fence,
+    /// How long ago the confirm came: a mark that is late, as under load, still tells the task's place in its lane.
+    pub ago: Duration,
+}
 
 /// Asks for a task.
 #[derive(Debug, Clone)]

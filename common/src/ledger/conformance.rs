@@ -41,8 +41,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Claim, ClaimRequest, Failure, Granted, Ledger, Refusal, Settled, Settlement, SharedLedger, Submission, Transition,
-    WorkerRecord,
+    Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement, SharedLedger,
+    Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
 use crate::task::{
@@ -104,7 +104,7 @@ macro_rules! suite {
                 a_stale_fence_rolls_the_work_back, one_of_two_transactions_commits, many_at_once_add_up,
             }
             publish {
-                a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_new_task_is_due_after_its_reserve,
+                a_published_task_is_marked_queued, a_late_mark_changes_nothing, a_late_mark_tells_when_it_was_published, a_new_task_is_due_after_its_reserve,
                 a_scheduled_task_is_due_at_its_time, what_was_fetched_is_hidden_and_comes_back,
                 what_was_fetched_in_vain_is_due_again,
                 next_due_tells_how_long, putting_back_raises_the_fence, putting_back_leaves_others_alone,
@@ -292,6 +292,12 @@ pub fn lane(name: &str, priority: Priority) -> Lane {
 /// A submission whose tasks no relay touches within the test.
 pub fn submission(tasks: Vec<NewTask>) -> Submission {
     Submission { tasks, idempotency: None, reserve: HOUR, group: None }
+}
+
+/// Marks publications that were confirmed right now.
+pub async fn mark_queued(ledger: &dyn Ledger, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+    let marks = published.into_iter().map(|(id, fence)| Mark { id, fence, ago: Duration::ZERO });
+    ledger.mark_queued(marks.collect()).await
 }
 
 /// Records tasks made by `edit` from [`new_task`]; answers their ids.

@@ -56,8 +56,8 @@ use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
-    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released,
+    Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -158,7 +158,7 @@ impl Ledger for PostgresLedger {
         within(self.record.write(submission)).await
     }
 
-    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+    async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {
         if published.is_empty() {
             return Ok(());
         }

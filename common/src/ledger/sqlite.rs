@@ -39,8 +39,8 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, LimitSet, ListQuery, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal, Renewed,
-    Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
+    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -89,7 +89,7 @@ impl Ledger for SqliteLedger {
         self.writer.write(submission.tasks.len(), move |db| record::record(db, &submission)).await
     }
 
-    async fn mark_queued(&self, published: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
+    async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {
         for some in published.chunks(TURN_ROWS_MAX) {
             let some = some.to_vec();
             self.writer.write(some.len(), move |db| write::mark_queued(db, &some)).await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::ledger::SharedLedger;
+use crate::ledger::{Mark, SharedLedger};
 use crate::task::{Fence, TaskId};
 
 const LINGER: Duration = Duration::from_millis(100);
@@ -18,13 +18,13 @@ const TRIES: u32 = 3;
 
 /// Where confirmed publications are reported.
 #[derive(Debug, Clone)]
-pub struct Marks(mpsc::Sender<(TaskId, Fence)>);
+pub struct Marks(mpsc::Sender<(TaskId, Fence, Instant)>);
 
 impl Marks {
     /// Reports one; waits when the ledger is slow.
     pub async fn confirmed(&self, id: TaskId, fence: Fence) {
         // The marker ends only after its last sender.
-        let _ = self.0.send((id, fence)).await;
+        let _ = self.0.send((id, fence, Instant::now())).await;
     }
 }
 
@@ -36,7 +36,7 @@ pub fn spawn(ledger: SharedLedger) -> Marks {
     Marks(sender)
 }
 
-async fn run(ledger: SharedLedger, mut receiver: mpsc::Receiver<(TaskId, Fence)>) {
+async fn run(ledger: SharedLedger, mut receiver: mpsc::Receiver<(TaskId, Fence, Instant)>) {
     let mut batch = Vec::new();
     while receiver.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let until = Instant::now() + LINGER;
@@ -51,9 +51,10 @@ async fn run(ledger: SharedLedger, mut receiver: mpsc::Receiver<(TaskId, Fence)>
     }
 }
 
-async fn write(ledger: &SharedLedger, batch: Vec<(TaskId, Fence)>) {
+async fn write(ledger: &SharedLedger, batch: Vec<(TaskId, Fence, Instant)>) {
     for attempt in 1..=TRIES {
-        match ledger.mark_queued(batch.clone()).await {
+        let marks = batch.iter().map(|&(id, fence, at)| Mark { id, fence, ago: at.elapsed() });
+        match ledger.mark_queued(marks.collect()).await {
             Ok(()) => return,
             Err(error) if attempt == TRIES || !error.is_retryable() => {
                 tracing::warn!(%error, tasks = batch.len(), "published tasks could not be marked, the relay will publish them again");

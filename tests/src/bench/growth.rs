@@ -3,7 +3,7 @@
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use futures::StreamExt;
 use serde_json::json;
 use tokio::time::{Instant, interval};
@@ -189,7 +189,7 @@ pub async fn memory(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Ro
     world.until_completed(AT_ONCE as f64).await?;
     let body = serde_json::to_vec(&json!({"tasks": vec![task(); BATCH]}))?;
     let mut submitted = 0;
-    for until in [plan.tasks, 10 * plan.tasks] {
+    for until in [plan.tasks, 10 * plan.tasks, 20 * plan.tasks] {
         let batches = (until - submitted).div_ceil(BATCH);
         world.submit(1, "/v1/tasks/batch", &body, &AtomicUsize::new(batches)).await?;
         submitted = until;
@@ -197,6 +197,5 @@ pub async fn memory(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Ro
         world.until_completed((AT_ONCE + until) as f64).await?;
         rows.push(row(&format!("after {until}"), megabytes(&world.producer.process)?));
     }
-    ensure!(submitted == 10 * plan.tasks, "not all was submitted");
     Ok(rows)
 }

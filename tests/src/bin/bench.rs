@@ -6,7 +6,7 @@
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
 //! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `scale`, `takeover`, `overhead`, `memory`
-//! (1,000,000 submissions), and only when it is asked for `backlog` (1 M rows that wait and 10 M that have finished).
+//! (2,000,000 submissions), and only when it is asked for `backlog` (1 M rows that wait and 10 M that have finished).
 
 use std::process::ExitCode;
 

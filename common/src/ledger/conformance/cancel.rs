@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, cancel, cancelled, complete, discard, failure, get, granted, new_task, one, recorded, refused, retry, run,
-    settle, submission, worker,
+    HOUR, cancel, cancelled, complete, discard, failure, get, granted, mark_queued, new_task, one, recorded, refused,
+    retry, run, settle, submission, worker,
 };
 use crate::ledger::{Failure, Ledger, Refusal, Replayed, Settled, Settlement, Transition};
 use crate::rescue;
@@ -21,7 +21,7 @@ async fn told(ledger: &dyn Ledger, worker: WorkerId) -> Vec<(TaskId, Fence)> {
 /// A waiting task of each sort.
 async fn waiting(ledger: &dyn Ledger) -> [TaskId; 4] {
     let [accepted, queued, retryable] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
-    ledger.mark_queued(vec![(queued, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(queued, Fence(0))]).await.unwrap();
     run(ledger, retryable, worker(ledger).await, retry(HOUR, "later")).await;
     let run_at = Some(jiff::Timestamp::now() + HOUR);
     let scheduled = NewTask { run_at, ..new_task() };
@@ -51,7 +51,7 @@ pub async fn a_cancelled_task_is_never_granted(ledger: &dyn Ledger) {
         cancelled(ledger, id, "not needed").await;
         assert_eq!(refused(ledger, id, holder).await, Refusal::Finished);
         let fence = get(ledger, id).await.fence;
-        ledger.mark_queued(vec![(id, fence)]).await.unwrap();
+        mark_queued(ledger, vec![(id, fence)]).await.unwrap();
         ledger.put_back(id, Duration::ZERO).await.unwrap();
         assert_eq!(refused(ledger, id, holder).await, Refusal::Finished);
         assert_eq!(get(ledger, id).await.state, State::Cancelled);

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::{
-    HOUR, NEWEST, claim, complete, discard, get, granted, new_task, one, recorded, refused, retry, run, settle,
-    submission, until, worker, worker_for,
+    HOUR, NEWEST, claim, complete, discard, get, granted, mark_queued, new_task, one, recorded, refused, retry, run,
+    settle, submission, until, worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
@@ -16,7 +16,7 @@ use crate::task::{ErrorKind, Fence, Guarantee, TaskId, WorkerId};
 /// The grant holds what the run needs to know, and the row says who runs it.
 pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     let holder = worker(ledger).await;
     let request = ClaimRequest {
         id,
@@ -152,7 +152,7 @@ pub async fn a_delivery_may_overtake_the_mark(ledger: &dyn Ledger) {
     let (id, worker) = (one(ledger).await, worker(ledger).await);
     let grant = granted(ledger, id, worker).await;
     assert_eq!(grant.queued_at, None);
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Running);
     assert_eq!(settle(ledger, id, grant.fence, complete()).await, Settled::Applied);
 }

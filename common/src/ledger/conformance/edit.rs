@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, claim_by, complete, discard, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle,
-    submission, until, worker,
+    HOUR, claim_by, complete, discard, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, retry,
+    run, settle, submission, until, worker,
 };
 use crate::ledger::{Claim, Edit, Edited, Ledger, Refusal};
 use crate::limit::Bounds;
@@ -24,7 +24,7 @@ fn in_an_hour() -> Timestamp {
 /// A waiting task of each sort, in the order of [`STATES`].
 async fn waiting(ledger: &dyn Ledger) -> [TaskId; 4] {
     let [accepted, queued, retryable] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
-    ledger.mark_queued(vec![(queued, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(queued, Fence(0))]).await.unwrap();
     run(ledger, retryable, worker(ledger).await, retry(HOUR, "later")).await;
     let scheduled = NewTask { run_at: Some(in_an_hour()), ..new_task() };
     let ids = [accepted, scheduled.id, queued, retryable];
@@ -99,7 +99,7 @@ pub async fn a_message_of_before_an_edit_starts_nothing(ledger: &dyn Ledger) {
         ledger.edit(id, Edit { args, queue, priority: priority_too, ..Edit::default() }).await.unwrap();
         let [due] = &ledger.fetch_due(10, HOUR).await.unwrap()[..] else { panic!("one is due") };
         assert_eq!((due.args.as_str(), &due.lane), (text, &lane("other", priority)));
-        ledger.mark_queued(vec![(id, due.fence)]).await.unwrap();
+        mark_queued(ledger, vec![(id, due.fence)]).await.unwrap();
         for older in &seen {
             assert_eq!(claim_by(ledger, id, holder, *older).await, Claim::Refused(Refusal::Outdated));
         }
@@ -121,7 +121,7 @@ pub async fn a_message_of_before_an_edit_starts_nothing(ledger: &dyn Ledger) {
 pub async fn a_message_of_before_is_refused_whatever_else_holds(ledger: &dyn Ledger) {
     let id = one(ledger).await;
     ledger.edit(id, Edit { run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
-    ledger.mark_queued(vec![(id, Fence(1))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(1))]).await.unwrap();
     ledger.set_paused(queue("default"), true).await.unwrap();
     let dead = WorkerId::new();
     assert_eq!(claim_by(ledger, id, dead, Some(Fence(0))).await, Claim::Refused(Refusal::Outdated));
@@ -133,11 +133,11 @@ pub async fn a_message_of_before_is_refused_whatever_else_holds(ledger: &dyn Led
 pub async fn a_late_mark_of_the_old_publication_changes_nothing(ledger: &dyn Ledger) {
     let id = one(ledger).await;
     ledger.edit(id, Edit { args: Some(json("1")), ..Edit::default() }).await.unwrap();
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Scheduled);
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(1))]);
-    ledger.mark_queued(vec![(id, Fence(1))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(1))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Queued);
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::{
-    HOUR, cancelled, claim, complete, get, granted, kind, one, queue, recorded, refused, retry, run, settle, until,
-    worker, worker_for,
+    HOUR, cancelled, claim, complete, get, granted, kind, mark_queued, one, queue, recorded, refused, retry, run,
+    settle, until, worker, worker_for,
 };
 use crate::ledger::{Claim, Ledger, LimitSet, Refusal, SharedLedger};
 use crate::limit::{Bounds, LIMITS_MAX, Origin, Rate, Scope};
@@ -84,7 +84,7 @@ pub async fn a_task_without_a_place_is_held(ledger: &dyn Ledger) {
     set(ledger, "kind:test.work", most(1)).await;
     let holder = worker(ledger).await;
     let [first, second, third] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
-    ledger.mark_queued(vec![(second, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(second, Fence(0))]).await.unwrap();
     let running = granted(ledger, first, holder).await;
     assert!(running.limited);
     assert_eq!(refused(ledger, second, holder).await, Refusal::Limited);
@@ -95,7 +95,7 @@ pub async fn a_task_without_a_place_is_held(ledger: &dyn Ledger) {
     assert_eq!(counts.counts[&State::Accepted], 2, "the held one is counted");
     assert_eq!(ledger.waiting(queue("default"), 100).await.unwrap(), 1, "those that are not to wait an hour");
     // A late mark of the publication that was acked, and another delivery, change nothing.
-    ledger.mark_queued(vec![(second, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(second, Fence(0))]).await.unwrap();
     assert_eq!(refused(ledger, second, holder).await, Refusal::Limited);
     assert_eq!((release(ledger).await, due(ledger).await.len()), (0, 0));
 

@@ -12,7 +12,7 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use super::{HOUR, cancel, complete, failure, new_task, queue, recorded, worker};
+use super::{HOUR, cancel, complete, failure, mark_queued, new_task, queue, recorded, worker};
 use crate::ledger::{
     Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
     SharedLedger, Transition,
@@ -489,7 +489,7 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
         },
         Call::Settle(settlement) => Answer::Settled(ledger.settle(settlement).await.unwrap()),
         Call::MarkQueued(fence) => {
-            ledger.mark_queued(vec![(id, fence)]).await.unwrap();
+            mark_queued(ledger, vec![(id, fence)]).await.unwrap();
             Answer::Nothing
         }
         Call::PutBack(wait) => {

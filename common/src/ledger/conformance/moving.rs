@@ -6,8 +6,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, cancelled, claim_by, complete, get, granted, new_task, one, queue, recorded, refused, retry, run, settle,
-    submission, worker,
+    HOUR, cancelled, claim_by, complete, get, granted, mark_queued, new_task, one, queue, recorded, refused, retry,
+    run, settle, submission, worker,
 };
 use crate::ledger::{Claim, Ledger, Refusal, Settled};
 use crate::state::State;
@@ -21,7 +21,7 @@ async fn moved(ledger: &dyn Ledger, ids: &[TaskId]) -> u64 {
 pub async fn a_waiting_task_goes_to_another_queue(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let [accepted, queued, retryable, later] = recorded(ledger, 4, |_| {}).await[..] else { panic!("four tasks") };
-    ledger.mark_queued(vec![(queued, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(queued, Fence(0))]).await.unwrap();
     run(ledger, retryable, holder, retry(Duration::ZERO, "again")).await;
     run(ledger, later, holder, retry(HOUR, "again")).await;
     let scheduled = NewTask { run_at: Some(Timestamp::now() + HOUR), ..new_task() };
@@ -52,10 +52,10 @@ pub async fn a_waiting_task_goes_to_another_queue(ledger: &dyn Ledger) {
 pub async fn a_late_mark_of_the_old_queue_changes_nothing(ledger: &dyn Ledger) {
     let id = one(ledger).await;
     assert_eq!(moved(ledger, &[id]).await, 1);
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Accepted);
     let [due] = &ledger.fetch_due(10, HOUR).await.unwrap()[..] else { panic!("one is due") };
-    ledger.mark_queued(vec![(id, due.fence)]).await.unwrap();
+    mark_queued(ledger, vec![(id, due.fence)]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Queued);
 }
 
@@ -63,10 +63,10 @@ pub async fn a_late_mark_of_the_old_queue_changes_nothing(ledger: &dyn Ledger) {
 pub async fn a_message_left_in_the_old_queue_starts_nothing(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
     let (old, new) = (Some(Fence(0)), Some(Fence(1)));
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     moved(ledger, &[id]).await;
     assert_eq!(claim_by(ledger, id, holder, old).await, Claim::Refused(Refusal::Outdated));
-    ledger.mark_queued(vec![(id, Fence(1))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(1))]).await.unwrap();
     ledger.set_paused(queue("other"), true).await.unwrap();
     assert_eq!(claim_by(ledger, id, holder, old).await, Claim::Refused(Refusal::Outdated));
     assert_eq!(claim_by(ledger, id, holder, new).await, Claim::Refused(Refusal::Paused));

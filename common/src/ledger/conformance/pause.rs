@@ -5,8 +5,8 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, NEWEST, complete, get, granted, lane, new_task, one, queue, recorded, refused, retry, run, settle,
-    submission, worker,
+    HOUR, NEWEST, complete, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, retry, run,
+    settle, submission, worker,
 };
 use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition};
 use crate::rescue;
@@ -26,7 +26,7 @@ async fn resume(ledger: &dyn Ledger, name: &str) {
 pub async fn a_paused_queue_grants_nothing(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let [accepted, queued, retryable, suspect] = recorded(ledger, 4, |_| {}).await[..] else { panic!("four tasks") };
-    ledger.mark_queued(vec![(queued, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(queued, Fence(0))]).await.unwrap();
     run(ledger, retryable, holder, retry(Duration::ZERO, "again")).await;
     let crash = Failure { message: String::new(), kind: ErrorKind::Crash };
     run(ledger, suspect, holder, Transition::Retry { delay: Duration::ZERO, error: crash }).await;
@@ -67,7 +67,7 @@ pub async fn what_runs_in_a_paused_queue_goes_on(ledger: &dyn Ledger) {
     assert_eq!(settle(ledger, fails, failed.fence, retry(Duration::ZERO, "again")).await, Settled::Applied);
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(due.iter().map(|due| due.id).collect::<Vec<_>>(), [fails]);
-    ledger.mark_queued(vec![(fails, due[0].fence)]).await.unwrap();
+    mark_queued(ledger, vec![(fails, due[0].fence)]).await.unwrap();
     assert_eq!(get(ledger, fails).await.state, State::Queued);
     assert_eq!(refused(ledger, fails, holder).await, Refusal::Paused);
     let later = NewTask { run_at: Some(Timestamp::now() + HOUR), ..new_task() };
@@ -111,7 +111,7 @@ pub async fn paused_queues_are_shown(ledger: &dyn Ledger) {
 /// messages all the same.
 pub async fn a_watermark_strands_nothing_of_a_paused_queue(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     let heads = vec![(lane("default", Priority::Normal), Timestamp::now() + HOUR)];
     let renewal = Renewal { worker: holder, ttl: HOUR, running: 0, heads };
     assert_eq!(ledger.renew(renewal).await.unwrap(), Renewed::Held);
@@ -121,7 +121,7 @@ pub async fn a_watermark_strands_nothing_of_a_paused_queue(ledger: &dyn Ledger) 
     assert_eq!(ledger.strand(lane("default", Priority::Normal), false, Duration::ZERO, 10).await.unwrap(), 1);
 
     let lost = one(ledger).await;
-    ledger.mark_queued(vec![(lost, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(lost, Fence(0))]).await.unwrap();
     pause(ledger, "default").await;
     super::until("the empty queue to be noticed", async || {
         (ledger.strand(lane("default", Priority::Normal), true, Duration::ZERO, 10).await.unwrap() == 1).then_some(())

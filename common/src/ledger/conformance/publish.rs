@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, claim, complete, discard, get, granted, lane, new_task, one, queue, recorded, retry, run, submission, until,
-    worker,
+    HOUR, claim, complete, discard, get, granted, lane, mark_queued, new_task, one, queue, recorded, retry, run,
+    submission, until, worker,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, Due, Ledger, Renewal, Renewed, Submission, Transition};
+use crate::ledger::{Claim, Due, Ledger, Mark, Renewal, Renewed, Submission, Transition};
 use crate::state::State;
 use crate::task::{Fence, Lane, Priority, TaskId};
 
@@ -23,10 +23,10 @@ async fn due_now(ledger: &dyn Ledger) -> Vec<TaskId> {
 pub async fn a_published_task_is_marked_queued(ledger: &dyn Ledger) {
     let ids = recorded(ledger, 3, |_| {}).await;
     assert!(ledger.next_due().await.unwrap().is_some());
-    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    mark_queued(ledger, ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
     // Again, as after an answer that was lost; and nothing at all.
-    ledger.mark_queued(vec![(ids[0], Fence(0)), (TaskId::new(), Fence(0))]).await.unwrap();
-    ledger.mark_queued(Vec::new()).await.unwrap();
+    mark_queued(ledger, vec![(ids[0], Fence(0)), (TaskId::new(), Fence(0))]).await.unwrap();
+    mark_queued(ledger, Vec::new()).await.unwrap();
     for id in ids {
         assert_eq!(get(ledger, id).await.state, State::Queued);
     }
@@ -41,7 +41,7 @@ pub async fn a_late_mark_changes_nothing(ledger: &dyn Ledger) {
     run(ledger, ids[1], worker, retry(HOUR, "later")).await;
     ledger.put_back(ids[2], HOUR).await.unwrap();
     run(ledger, ids[3], worker, complete()).await;
-    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    mark_queued(ledger, ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
     let mut states = Vec::new();
     for id in &ids {
         states.push(get(ledger, *id).await.state);
@@ -80,7 +80,7 @@ pub async fn a_scheduled_task_is_due_at_its_time(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.run_at = Some(run_at)).await[0];
     let due = until("a scheduled task", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
     assert_eq!((due.id, due.fence), (id, Fence(0)));
-    ledger.mark_queued(vec![(id, due.fence)]).await.unwrap();
+    mark_queued(ledger, vec![(id, due.fence)]).await.unwrap();
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.run_at), (State::Queued, run_at));
     let grant = granted(ledger, id, worker(ledger).await).await;
@@ -121,7 +121,7 @@ pub async fn what_was_fetched_in_vain_is_due_again(ledger: &dyn Ledger) {
     assert_eq!(fetched.len(), 5);
     let [kept, .., claimed, marked, put_back] = &ids[..] else { panic!("five tasks") };
     granted(ledger, *claimed, worker).await;
-    ledger.mark_queued(vec![(*marked, Fence(1))]).await.unwrap();
+    mark_queued(ledger, vec![(*marked, Fence(1))]).await.unwrap();
     ledger.put_back(*put_back, HOUR).await.unwrap();
     let stale = (*kept, Fence(0));
     let mut unpublished: Vec<_> = ids[1..].iter().map(|id| (*id, Fence(1))).collect();
@@ -154,7 +154,7 @@ pub async fn next_due_tells_how_long(ledger: &dyn Ledger) {
 /// A kind that this worker lacks: the task is published again later, and may be claimed at any time.
 pub async fn putting_back_raises_the_fence(ledger: &dyn Ledger) {
     let [quick, slow] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
-    ledger.mark_queued(vec![(quick, Fence(0)), (slow, Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(quick, Fence(0)), (slow, Fence(0))]).await.unwrap();
     ledger.put_back(quick, NOW).await.unwrap();
     ledger.put_back(slow, HOUR).await.unwrap();
     let due = until("a task put back", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
@@ -182,8 +182,19 @@ pub async fn putting_back_leaves_others_alone(ledger: &dyn Ledger) {
 
 async fn queued(ledger: &dyn Ledger, name: &str, count: usize) -> Vec<TaskId> {
     let ids = recorded(ledger, count, |task| task.queue = queue(name)).await;
-    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    mark_queued(ledger, ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
     ids
+}
+
+/// A mark may be late under load; the time that it carries is that of the publication.
+pub async fn a_late_mark_tells_when_it_was_published(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    let ids = recorded(ledger, 2, |_| {}).await;
+    let mark = |id, ago| Mark { id, fence: Fence(0), ago };
+    ledger.mark_queued(vec![mark(ids[0], HOUR), mark(ids[1], NOW)]).await.unwrap();
+    let late = granted(ledger, ids[0], worker).await.queued_at.unwrap();
+    let prompt = granted(ledger, ids[1], worker).await.queued_at.unwrap();
+    assert_eq!(prompt.duration_since(late).as_secs(), HOUR.as_secs() as i64);
 }
 
 /// Queues are first in, first out: what was queued well before the newest delivery, and waits, is not in the broker.
@@ -267,7 +278,7 @@ pub async fn lanes_are_stranded_each_by_its_own_mark(ledger: &dyn Ledger) {
     for priority in Priority::ALL {
         ids.extend(recorded(ledger, 2, |task| task.priority = priority).await);
     }
-    ledger.mark_queued(ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    mark_queued(ledger, ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
     let head = timestamp(wall_ms() + 60_000);
     for (index, priority) in Priority::ALL.into_iter().enumerate() {
         let heads = vec![(lane("default", priority), head)];
@@ -284,7 +295,7 @@ pub async fn lanes_are_stranded_each_by_its_own_mark(ledger: &dyn Ledger) {
 pub async fn an_empty_lane_strands_alone(ledger: &dyn Ledger) {
     let low = recorded(ledger, 2, |task| task.priority = Priority::Low).await;
     let normal = recorded(ledger, 1, |_| {}).await[0];
-    ledger.mark_queued(low.iter().chain([&normal]).map(|id| (*id, Fence(0))).collect()).await.unwrap();
+    mark_queued(ledger, low.iter().chain([&normal]).map(|id| (*id, Fence(0))).collect()).await.unwrap();
     let mut found = ledger.queued_lanes().await.unwrap();
     found.sort();
     assert_eq!(found, [Priority::Normal, Priority::Low].map(|priority| lane("default", priority)));

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    HOUR, cancel, complete, discard, get, granted, kind, lane, one, queue, recorded, retry, run, until, worker,
+    HOUR, cancel, complete, discard, get, granted, kind, lane, mark_queued, one, queue, recorded, retry, run, until,
+    worker,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Ledger, ListQuery, QueueCounts};
@@ -94,7 +95,7 @@ async fn one_in_each_state(ledger: &dyn Ledger) -> BTreeMap<State, TaskId> {
     let worker = worker(ledger).await;
     let ids = recorded(ledger, 7, |_| {}).await;
     let scheduled = recorded(ledger, 1, |task| task.run_at = Some(timestamp(wall_ms() + 3_600_000))).await[0];
-    ledger.mark_queued(vec![(ids[1], Fence(0))]).await.unwrap();
+    mark_queued(ledger, vec![(ids[1], Fence(0))]).await.unwrap();
     granted(ledger, ids[2], worker).await;
     run(ledger, ids[3], worker, retry(HOUR, "later")).await;
     run(ledger, ids[4], worker, complete()).await;

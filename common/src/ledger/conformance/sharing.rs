@@ -8,8 +8,8 @@ use futures::future::join_all;
 use futures::join;
 
 use super::{
-    HOUR, cancelled, claim, claim_by, complete, get, granted, new_task, queue, recorded, refused, retry, run, schedule,
-    settle, until, worker, worker_for,
+    HOUR, cancelled, claim, claim_by, complete, get, granted, mark_queued, new_task, queue, recorded, refused, retry,
+    run, schedule, settle, until, worker, worker_for,
 };
 use crate::ledger::{
     Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed,
@@ -124,7 +124,7 @@ pub async fn every_task_runs_once_under_load(here: &dyn Ledger, there: &dyn Ledg
         }
     };
     let marks = join_all(
-        ids.chunks(7).map(|some| here.mark_queued(some.iter().map(|id| (*id, crate::task::Fence(0))).collect())),
+        ids.chunks(7).map(|some| mark_queued(here, some.iter().map(|id| (*id, crate::task::Fence(0))).collect())),
     );
     join!(
         marks,

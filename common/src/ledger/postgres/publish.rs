@@ -10,7 +10,7 @@ use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size};
 use super::rows::{codes_for, json_of, lane_of};
 use crate::clock::millis;
-use crate::ledger::Due;
+use crate::ledger::{Due, Mark};
 use crate::state::{Event, State};
 use crate::task::{Fence, Kind, Lane, TaskId};
 
@@ -22,13 +22,13 @@ const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 const MARK_QUEUED: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
 locked AS MATERIALIZED (
-    SELECT t.id
-    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, fence) JOIN tasks t ON t.id = p.id
-    WHERE t.fence = p.fence AND t.state = ANY($3)
+    SELECT t.id, p.ago_ms
+    FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[]) AS p (id, fence, ago_ms) JOIN tasks t ON t.id = p.id
+    WHERE t.fence = p.fence AND t.state = ANY($4)
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t SET state = $4, queued_at = clock.now, due_at = NULL
+UPDATE tasks t SET state = $5, queued_at = clock.now - l.ago_ms, due_at = NULL
 FROM clock, locked l
 WHERE t.id = l.id";
 
@@ -114,7 +114,7 @@ WHERE t.id = l.id";
 pub(super) struct MarkQueued;
 
 impl Bulk for MarkQueued {
-    type Item = Vec<(TaskId, Fence)>;
+    type Item = Vec<Mark>;
     type Answer = ();
 
     fn size(published: &Self::Item) -> Size {
@@ -128,8 +128,9 @@ impl Bulk for MarkQueued {
     async fn write(connection: &mut PgConnection, items: &[Self::Item]) -> Answers<()> {
         let published = || items.iter().flatten();
         sqlx::query(MARK_QUEUED)
-            .bind(published().map(|(id, _)| id.0).collect::<Vec<_>>())
-            .bind(published().map(|(_, fence)| fence.0).collect::<Vec<_>>())
+            .bind(published().map(|mark| mark.id.0).collect::<Vec<_>>())
+            .bind(published().map(|mark| mark.fence.0).collect::<Vec<_>>())
+            .bind(published().map(|mark| millis(mark.ago)).collect::<Vec<_>>())
             .bind(codes_for(Event::MarkQueued))
             .bind(State::Queued.code())
             .execute(connection)

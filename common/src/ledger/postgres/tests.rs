@@ -13,8 +13,8 @@ use self::server::Database;
 use super::PostgresLedger;
 use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, new_task, one, recorded, refused, settle,
-    submission, until, worker,
+    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, mark_queued, new_task, one, recorded, refused,
+    settle, submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
@@ -124,7 +124,7 @@ async fn cut_connections_are_replaced() {
     let holder = worker(&ledger).await;
     for round in 0..3 {
         let ids = recorded(&ledger, 2, |_| {}).await;
-        ledger.mark_queued(vec![(ids[0], Fence(0))]).await.unwrap();
+        mark_queued(&ledger, vec![(ids[0], Fence(0))]).await.unwrap();
         let fence = granted(&ledger, ids[0], holder).await.fence;
         assert_eq!(settle(&ledger, ids[0], fence, complete()).await, Settled::Applied);
         ledger.put_back(ids[1], HOUR).await.unwrap();
@@ -136,7 +136,7 @@ async fn cut_connections_are_replaced() {
             let again = submission(vec![new_task()]);
             let all = join!(
                 ledger.record(again),
-                ledger.mark_queued(vec![(ids[0], Fence(0))]),
+                mark_queued(&ledger, vec![(ids[0], Fence(0))]),
                 ledger.claim(ClaimRequest {
                     id: ids[0],
                     worker: holder,
@@ -241,7 +241,7 @@ async fn a_hanging_table_ends_calls_in_time_and_no_lease() {
 async fn a_queued_task_refused_for_its_time_becomes_due() {
     let (ledger, database) = ledger().await;
     let (holder, id) = (worker(&ledger).await, one(&ledger).await);
-    ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+    mark_queued(&ledger, vec![(id, Fence(0))]).await.unwrap();
     let sql = "UPDATE tasks SET run_at = run_at + 3600000";
     sqlx::query(sql).execute(&mut database.connect().await).await.unwrap();
     assert_eq!(refused(&ledger, id, holder).await, Refusal::NotDue);
@@ -302,7 +302,7 @@ async fn connections_are_few() {
     let holder = worker(&ledger).await;
     let ids = recorded(&ledger, 100, |_| {}).await;
     join_all(ids.iter().map(async |&id| {
-        ledger.mark_queued(vec![(id, Fence(0))]).await.unwrap();
+        mark_queued(&ledger, vec![(id, Fence(0))]).await.unwrap();
         ledger.put_back(id, HOUR).await.unwrap();
         let fence = granted(&ledger, id, holder).await.fence;
         ledger.get(vec![id]).await.unwrap();

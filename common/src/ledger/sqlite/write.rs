@@ -8,7 +8,7 @@ use super::read::id_of;
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Due, Failure, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
+    Abandoned, Due, Failure, Mark, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
@@ -20,15 +20,15 @@ pub(super) fn boot_ms() -> i64 {
     millis(since_boot())
 }
 
-pub(super) fn mark_queued(db: &Connection, published: &[(TaskId, Fence)]) -> rusqlite::Result<()> {
+pub(super) fn mark_queued(db: &Connection, published: &[Mark]) -> rusqlite::Result<()> {
     // The fence refuses the mark of a publication that a claim has overtaken: the row may be retryable again,
     // and marking it queued would hide it from the relay although the broker has no message for it.
     let mut mark = db.prepare_cached(
         "UPDATE tasks SET state = 2, queued_at = ?3, due_at = NULL WHERE id = ?1 AND fence = ?2 AND state IN (0, 1, 4)",
     )?;
     let now = wall_ms();
-    for (id, fence) in published {
-        mark.execute(params![id.0.as_bytes().as_slice(), fence.0, now])?;
+    for Mark { id, fence, ago } in published {
+        mark.execute(params![id.0.as_bytes().as_slice(), fence.0, now - millis(*ago)])?;
     }
     Ok(())
 }

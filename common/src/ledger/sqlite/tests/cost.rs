@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::super::*;
 use crate::ledger::conformance::{complete, new_task, submission, worker_record};
@@ -56,7 +57,7 @@ impl Counted {
     }
 
     fn mark(&self, ids: &[TaskId]) {
-        let published: Vec<_> = ids.iter().map(|id| (*id, Fence(0))).collect();
+        let published: Vec<_> = ids.iter().map(|id| Mark { id: *id, fence: Fence(0), ago: Duration::ZERO }).collect();
         write::mark_queued(&self.db, &published).unwrap();
     }
 
