@@ -8,6 +8,7 @@ mod tables;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use secrecy::{ExposeSecret, SecretString};
@@ -73,6 +74,8 @@ pub struct File {
     pub max_crashes: Option<i32>,
     /// How long finished tasks are kept.
     pub retention_ms: Option<u64>,
+    /// How long one place may take for the tasks that share a message; 0: each has its own.
+    pub bundle_ms: Option<u64>,
     /// Worker: programs that handle kinds.
     pub command: Vec<CommandTable>,
     /// Worker: HTTP services that handle kinds.
@@ -126,6 +129,9 @@ pub struct CommonArgs {
     /// How long finished tasks are kept [default: 604800000, 7 days]
     #[arg(long, env = "TASKLANE_RETENTION_MS", value_name = "MS")]
     pub retention_ms: Option<u64>,
+    /// How long one place may take for the tasks that share a message [default: 0, each has its own]
+    #[arg(long, env = "TASKLANE_BUNDLE_MS", value_name = "MS")]
+    pub bundle_ms: Option<u64>,
 }
 
 /// What every program needs to know.
@@ -147,6 +153,8 @@ pub struct Common {
     pub max_crashes: i32,
     /// How long finished tasks are kept.
     pub retention_ms: u64,
+    /// How long one place may take for the tasks that share a message; 0: each has its own.
+    pub bundle_ms: u64,
 }
 
 /// Why a program does not start.
@@ -222,6 +230,7 @@ impl CommonArgs {
             shutdown_grace_ms: self.shutdown_grace_ms.or(file.shutdown_grace_ms).unwrap_or(30_000),
             max_crashes: self.max_crashes.or(file.max_crashes).unwrap_or(3),
             retention_ms: self.retention_ms.or(file.retention_ms).unwrap_or(604_800_000),
+            bundle_ms: self.bundle_ms.or(file.bundle_ms).unwrap_or(0),
         };
         common.validate()?;
         Ok(common)
@@ -229,6 +238,12 @@ impl CommonArgs {
 }
 
 impl Common {
+    /// [`Common::bundle_ms`] as a time.
+    #[must_use]
+    pub fn bundle(&self) -> Duration {
+        Duration::from_millis(self.bundle_ms)
+    }
+
     fn validate(&self) -> Result<(), ConfigError> {
         let amqp = self.amqp_url.expose_secret();
         if !(amqp.starts_with("amqp://") || amqp.starts_with("amqps://")) || url::Url::parse(amqp).is_err() {

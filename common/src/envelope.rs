@@ -1,12 +1,17 @@
 //! The message that carries a task: the body is the args as JSON, everything else is in the AMQP properties.
+//!
+//! A message may also carry a *bundle*: several tasks of one kind, as a JSON array of which each element is one of them.
 
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
+use serde::{Deserialize, Serialize};
 
 use crate::task::{Fence, Json, Kind, TaskId};
 
-/// The version of this layout, in the header [`VERSION_HEADER`].
+/// The version of the layout for one task, in the header [`VERSION_HEADER`].
 pub const VERSION: i32 = 1;
+/// The version of the layout for a bundle.
+pub const BUNDLE_VERSION: i32 = 2;
 /// The header with the layout's version.
 pub const VERSION_HEADER: &str = "tasklane-version";
 /// The header with the fence under which the message was published.
@@ -50,8 +55,8 @@ pub enum EnvelopeError {
     /// The `type` is missing or not a kind.
     #[error("type is not a kind")]
     BadKind,
-    /// The body is not JSON.
-    #[error("the body is not JSON")]
+    /// The body is not JSON, or not that of a bundle.
+    #[error("the body is not JSON, or no bundle of tasks")]
     BadArgs,
 }
 
@@ -98,14 +103,13 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError`] when it is not a task of a known layout.
     pub fn decode(properties: &AMQPProperties, body: &[u8]) -> Result<Self, EnvelopeError> {
-        let headers = properties.headers().as_ref().map(FieldTable::inner).ok_or(EnvelopeError::NoVersion)?;
-        match headers.get(VERSION_HEADER).and_then(integer) {
-            Some(version) if version == i64::from(VERSION) => {}
-            Some(version) => return Err(EnvelopeError::UnknownVersion(version)),
-            None => return Err(EnvelopeError::NoVersion),
+        match version(properties)? {
+            version if version == i64::from(VERSION) => {}
+            version => return Err(EnvelopeError::UnknownVersion(version)),
         }
+        let headers = properties.headers().as_ref().map(FieldTable::inner).ok_or(EnvelopeError::NoVersion)?;
         let id = text(properties.message_id()).and_then(|id| id.parse().ok()).ok_or(EnvelopeError::BadId)?;
-        let kind = text(properties.kind()).and_then(|kind| Kind::parse(kind).ok()).ok_or(EnvelopeError::BadKind)?;
+        let kind = kind(properties)?;
         let args = std::str::from_utf8(body)
             .ok()
             .and_then(|body| Json::parse(body.to_owned()).ok())
@@ -117,6 +121,90 @@ impl Envelope {
         let fence = headers.get(FENCE_HEADER).and_then(integer).map(Fence);
         Ok(Self { id, kind, args, fence, traceparent, reply_to: text(properties.reply_to()).map(str::to_owned) })
     }
+}
+
+/// What a message carries.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Message {
+    /// One task.
+    Single(Envelope),
+    /// Several tasks of one kind; at least one.
+    Bundle(Vec<Envelope>),
+}
+
+/// A task in the body of a bundle.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    id: TaskId,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fence: Option<Fence>,
+    args: Json,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reply_to: Option<String>,
+}
+
+impl Message {
+    /// The properties and the body of a bundle. All are of the kind of the first, whose id is the message's.
+    ///
+    /// # Errors
+    /// When there is no task, or one has no JSON form.
+    pub fn bundle(envelopes: Vec<Envelope>) -> Result<(AMQPProperties, Vec<u8>), serde_json::Error> {
+        let first = envelopes.first().ok_or_else(|| serde::ser::Error::custom("a bundle without a task"))?;
+        let mut headers = FieldTable::default();
+        headers.insert(VERSION_HEADER.into(), AMQPValue::LongInt(BUNDLE_VERSION));
+        let properties = AMQPProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(CONTENT_TYPE.into())
+            .with_message_id(first.id.to_string().into())
+            .with_type(first.kind.as_str().into())
+            .with_headers(headers);
+        let parts: Vec<Part> = envelopes
+            .into_iter()
+            .map(|Envelope { id, fence, args, traceparent, reply_to, .. }| Part {
+                id,
+                fence,
+                args,
+                traceparent,
+                reply_to,
+            })
+            .collect();
+        Ok((properties, serde_json::to_vec(&parts)?))
+    }
+
+    /// Reads a message back.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] when it is neither a task nor a bundle of a known layout.
+    pub fn decode(properties: &AMQPProperties, body: &[u8]) -> Result<Self, EnvelopeError> {
+        if version(properties)? != i64::from(BUNDLE_VERSION) {
+            return Envelope::decode(properties, body).map(Self::Single);
+        }
+        let kind = kind(properties)?;
+        let parts: Vec<Part> = serde_json::from_slice(body).map_err(|_| EnvelopeError::BadArgs)?;
+        if parts.is_empty() {
+            return Err(EnvelopeError::BadArgs);
+        }
+        let envelope = |Part { id, fence, args, traceparent, reply_to }| Envelope {
+            id,
+            kind: kind.clone(),
+            args,
+            fence,
+            traceparent,
+            reply_to,
+        };
+        Ok(Self::Bundle(parts.into_iter().map(envelope).collect()))
+    }
+}
+
+fn version(properties: &AMQPProperties) -> Result<i64, EnvelopeError> {
+    let headers = properties.headers().as_ref().map(FieldTable::inner).ok_or(EnvelopeError::NoVersion)?;
+    headers.get(VERSION_HEADER).and_then(integer).ok_or(EnvelopeError::NoVersion)
+}
+
+fn kind(properties: &AMQPProperties) -> Result<Kind, EnvelopeError> {
+    text(properties.kind()).and_then(|kind| Kind::parse(kind).ok()).ok_or(EnvelopeError::BadKind)
 }
 
 fn text(field: &Option<ShortString>) -> Option<&str> {
@@ -171,6 +259,23 @@ mod tests {
         assert_eq!(decode(sent.properties().with_type("no kind".into()), b"{}"), "bad_type");
         assert_eq!(decode(sent.properties(), b"{"), "bad_body");
         assert_eq!(decode(sent.properties(), b"\xff"), "bad_body");
+    }
+
+    #[test]
+    fn a_bundle_that_is_sent_is_the_one_that_arrives() {
+        let sent: Vec<Envelope> = (0..3).map(|_| Envelope { id: TaskId::new(), ..envelope() }).collect();
+        let (properties, body) = Message::bundle(sent.clone()).unwrap();
+        assert_eq!(Message::decode(&properties, &body), Ok(Message::Bundle(sent.clone())));
+        assert_eq!(properties.message_id().as_ref().unwrap().as_str(), sent[0].id.to_string());
+        for odd in [&b"[]"[..], b"{}", b"[1]", b"[{\"id\": 3}]"] {
+            assert_eq!(Message::decode(&properties, odd), Err(EnvelopeError::BadArgs));
+        }
+        assert!(Message::bundle(Vec::new()).is_err());
+        let single = envelope();
+        assert_eq!(
+            Message::decode(&single.properties(), b"{}"),
+            Envelope::decode(&single.properties(), b"{}").map(Message::Single)
+        );
     }
 
     proptest! {

@@ -31,8 +31,8 @@ pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
 pub use self::limiting::{LimitSet, Released};
-pub(crate) use self::looking::PAGE_BYTES_MAX;
 pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts, Worker};
+pub(crate) use self::looking::{PAGE_BYTES_MAX, RUNS_LOOKED_AT};
 pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
@@ -62,6 +62,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError>;
+
+    /// How long the last completed runs of each of the queue's kinds took on average; of kinds that have run lately.
+    async fn run_times(&self, queue: QueueName) -> Result<Vec<(Kind, Duration)>, LedgerError>;
 
     /// Tries to give a task to a worker whose lease is alive, under a new fence.
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError>;

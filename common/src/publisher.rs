@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use self::batch::{Sent, send_batch};
+use self::bundles::Bundles;
 use self::lanes::Lanes;
 use self::patience::Patience;
 use crate::broker::{self, BrokerError, Depth, Generations, within};
@@ -26,6 +27,7 @@ use crate::ledger::SharedLedger;
 use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
 
 mod batch;
+mod bundles;
 mod lanes;
 pub mod marker;
 mod patience;
@@ -93,14 +95,20 @@ struct Job {
 }
 
 impl Publisher {
-    /// Starts the supervised connection.
+    /// Starts the supervised connection. Tasks share a message as long as one place works it off within `bundle`; zero: none do.
     #[must_use]
-    pub fn spawn(amqp_url: &SecretString, ledger: SharedLedger, shutdown: CancellationToken) -> Self {
+    pub fn spawn(amqp_url: &SecretString, ledger: SharedLedger, bundle: Duration, shutdown: CancellationToken) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (notices, waiting_notices) = mpsc::channel(WAITING_MAX);
         let (connected, connection) = watch::channel(None);
-        let owner =
-            Owner { amqp_url: amqp_url.clone(), waiting, waiting_notices, connected, marks: marker::spawn(ledger) };
+        let owner = Owner {
+            amqp_url: amqp_url.clone(),
+            waiting,
+            waiting_notices,
+            connected,
+            bundles: Bundles::spawn(bundle, ledger.clone(), shutdown.clone()),
+            marks: marker::spawn(ledger),
+        };
         tokio::spawn(owner.run(shutdown));
         Self { jobs, notices, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize)), connection }
     }
@@ -223,6 +231,7 @@ struct Owner {
     waiting_notices: mpsc::Receiver<(String, TaskId)>,
     connected: watch::Sender<Option<Arc<Connection>>>,
     marks: marker::Marks,
+    bundles: Bundles,
 }
 
 impl Owner {
@@ -279,7 +288,7 @@ impl Owner {
                     }
                     let batch = self.with_lanes(&mut lanes, batch).await?;
                     if let Some(channel) = idle.pop() {
-                        under_way.push(send_batch(channel, Patience::with(&connection), batch));
+                        under_way.push(send_batch(channel, Patience::with(&connection), self.bundles.of(batch)));
                     }
                 }
                 _ = health.tick() => {

@@ -198,7 +198,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
         let ledger = crate::ledger::open(&url).await.unwrap();
-        let publisher = Publisher::spawn(&"amqp://127.0.0.1:1/%2f".into(), ledger.clone(), CancellationToken::new());
+        let publisher = Publisher::spawn(
+            &"amqp://127.0.0.1:1/%2f".into(),
+            ledger.clone(),
+            Duration::ZERO,
+            CancellationToken::new(),
+        );
         let ticker = |since: Option<Timestamp>| Ticker {
             ledger: ledger.clone(),
             events: Events::spawn(publisher.clone()),

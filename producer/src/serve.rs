@@ -79,7 +79,8 @@ pub async fn run(
     let background = CancellationToken::new();
     // Whichever way this function is left, nothing stays behind in the background.
     let _background = background.clone().drop_guard();
-    let publisher = Publisher::spawn(&settings.common.amqp_url, ledger.clone(), background.clone());
+    let publisher =
+        Publisher::spawn(&settings.common.amqp_url, ledger.clone(), settings.common.bundle(), background.clone());
     let completions = Completions::spawn(&settings.common.amqp_url, background.clone());
     let events = Events::spawn(publisher.clone());
     let feed = Feed::spawn(&settings.common.amqp_url, publisher.clone(), events.clone(), background.clone());

@@ -29,7 +29,7 @@ use crate::lookout::{self, Pulse};
 use crate::{cancel, execute};
 
 /// How long a delivery waits for room before everything prefetched is given back.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// How often an idle consumer looks after its channel.

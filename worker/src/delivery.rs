@@ -1,12 +1,16 @@
 //! A message in the worker's hands. It is settled once, by moving it: acked, given back, or buried.
+//!
+//! That of a bundle is shared by its tasks, and settled once all of them have settled their share.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use lapin::Connection;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::AMQPValue;
 use tasklane_common::broker::{BrokerError, within};
+use tasklane_common::envelope::Envelope;
 use tasklane_common::task::Lane;
 use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
 
@@ -20,6 +24,7 @@ pub struct Delivery {
     connection: Arc<Connection>,
     acks: Arc<Acks>,
     tag: u64,
+    shared: Option<Arc<Shared>>,
     /// The lane it came from.
     pub lane: Lane,
     /// Whether the broker has delivered it before.
@@ -30,22 +35,78 @@ pub struct Delivery {
     pub body: Vec<u8>,
 }
 
+/// What the shares of a bundle have in common.
+#[derive(Debug)]
+struct Shared {
+    /// How many shares are not settled.
+    open: AtomicUsize,
+    /// Whether one of them was given back.
+    back: AtomicBool,
+}
+
 impl Delivery {
     /// Takes over what lapin delivered.
     pub fn new(connection: Arc<Connection>, acks: Arc<Acks>, lane: Lane, message: lapin::message::Delivery) -> Self {
         let lapin::message::Delivery { delivery_tag: tag, redelivered, properties, data: body, .. } = message;
         acks.delivered(tag);
-        Self { connection, acks, tag, lane, redelivered, properties, body }
+        Self { connection, acks, tag, shared: None, lane, redelivered, properties, body }
+    }
+
+    /// A share for each of so many tasks of a bundle.
+    pub fn shares(self, count: usize) -> impl Iterator<Item = Self> {
+        let shared = Arc::new(Shared { open: AtomicUsize::new(count), back: AtomicBool::new(false) });
+        let Self { connection, acks, tag, lane, redelivered, .. } = self;
+        (0..count).map(move |_| Self {
+            connection: Arc::clone(&connection),
+            acks: Arc::clone(&acks),
+            tag,
+            shared: Some(Arc::clone(&shared)),
+            lane: lane.clone(),
+            redelivered,
+            properties: AMQPProperties::default(),
+            body: Vec::new(),
+        })
     }
 
     /// The broker may forget the message.
     pub fn ack(self) {
-        self.acks.ack(self.tag);
+        match &self.shared {
+            None => self.acks.ack(self.tag),
+            Some(shared) => {
+                if shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    self.settle_bundle(shared.back.load(Ordering::Acquire));
+                }
+            }
+        }
     }
 
-    /// The broker shall deliver the message to somebody else.
+    /// The broker shall deliver the message to somebody else. Of a bundle it delivers all, once the others have ended; what has
+    /// run by then is refused by the ledger.
     pub async fn give_back(self) {
-        self.acks.give_back(self.tag).await;
+        match &self.shared {
+            None => self.acks.give_back(self.tag).await,
+            Some(shared) => {
+                shared.back.store(true, Ordering::Release);
+                self.ack();
+            }
+        }
+    }
+
+    /// Tells the broker what the shares of a bundle have come to.
+    fn settle_bundle(&self, back: bool) {
+        if !back {
+            return self.acks.ack(self.tag);
+        }
+        let (acks, tag) = (Arc::clone(&self.acks), self.tag);
+        tokio::spawn(async move { acks.give_back(tag).await });
+    }
+
+    /// Puts a task of this message into the dead letters; one of a bundle by itself.
+    pub async fn bury_task(mut self, envelope: &Envelope, reason: &'static str) {
+        if self.shared.is_some() {
+            self.properties = envelope.properties();
+        }
+        self.bury(envelope.args.as_str().as_bytes().to_vec(), reason).await;
     }
 
     /// Puts a copy with the reason into the dead letters, and lets the broker forget the message once that is confirmed.

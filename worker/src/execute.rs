@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tasklane_common::envelope::Envelope;
+use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::{Happening, TaskEvent};
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
 use tasklane_common::state::State;
@@ -13,6 +13,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use crate::arbiter::Permit;
+use crate::consume::PATIENCE;
 use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
@@ -33,10 +34,39 @@ const SUSPECT_DELAY: Duration = Duration::from_secs(1);
 /// Takes one delivery all the way. The permit bounds how many tasks run at once.
 pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let body = std::mem::take(&mut delivery.body);
-    let envelope = match Envelope::decode(&delivery.properties, &body) {
-        Ok(envelope) => envelope,
-        Err(error) => return delivery.bury(body, error.reason()).await,
-    };
+    match Message::decode(&delivery.properties, &body) {
+        Ok(Message::Single(envelope)) => {
+            drop(body);
+            one(life, envelope, delivery, permit).await;
+        }
+        Ok(Message::Bundle(envelopes)) => Box::pin(bundle(life, envelopes, delivery, permit)).await,
+        Err(error) => delivery.bury(body, error.reason()).await,
+    }
+}
+
+/// Runs the tasks of a bundle, each in a place of its own. What finds none in time goes back by the ledger, to be published
+/// again by itself: with this message it would have to wait for the end of the others.
+async fn bundle(life: Arc<Life>, envelopes: Vec<Envelope>, delivery: Delivery, permit: Permit) {
+    let mut permit = Some(permit);
+    let shares = delivery.shares(envelopes.len());
+    for (envelope, share) in envelopes.into_iter().zip(shares) {
+        let place = match permit.take() {
+            Some(permit) => Some(permit),
+            None => tokio::select! {
+                place = life.permits.acquire(share.lane.priority) => Some(place),
+                () = life.draining.cancelled() => None,
+                () = sleep(PATIENCE) => None,
+            },
+        };
+        match place {
+            Some(place) => drop(life.deliveries.spawn(one(Arc::clone(&life), envelope, share, place))),
+            None => put_back(&life, &envelope, share, "no_room", Duration::ZERO).await,
+        }
+    }
+}
+
+/// Takes one task all the way.
+async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Permit) {
     let Some(handler) = life.registry.get(&envelope.kind).cloned() else {
         let delay = Box::pin(delay_elsewhere(&life, &envelope, &delivery)).await;
         return Box::pin(put_back(&life, &envelope, delivery, "no_handler", delay)).await;
@@ -53,10 +83,9 @@ pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
             return Box::pin(put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO)).await;
         }
         Some(Claim::Refused(Refusal::Paused)) => return Box::pin(paused(&life, &envelope, delivery)).await,
-        Some(Claim::Refused(reason)) => return Box::pin(refused(reason, delivery, body)).await,
+        Some(Claim::Refused(reason)) => return Box::pin(refused(reason, &envelope, delivery)).await,
         None => return delivery.give_back().await,
     };
-    drop(body);
     observe_claim(&life, &envelope, &granted, &delivery);
     let run = prepare(&life, &envelope, &granted, &options);
     let unwanted = run.unwanted.clone();
@@ -179,14 +208,14 @@ async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerErro
     }))
 }
 
-async fn refused(reason: Refusal, delivery: Delivery, body: Vec<u8>) {
+async fn refused(reason: Refusal, envelope: &Envelope, delivery: Delivery) {
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
         Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue | Refusal::Limited => {
             delivery.ack();
         }
-        Refusal::Unknown => delivery.bury(body, "unknown_task").await,
+        Refusal::Unknown => delivery.bury_task(envelope, "unknown_task").await,
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }
 }

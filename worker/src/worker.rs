@@ -107,7 +107,12 @@ impl Worker {
     /// Works until the shutdown. A lost lease ends a life, not the worker: it enters again under a new id.
     pub async fn run(self, shutdown: Shutdown) -> StopSummary {
         let background = CancellationToken::new();
-        let publisher = Publisher::spawn(&self.settings.common.amqp_url, self.ledger.clone(), background.clone());
+        let publisher = Publisher::spawn(
+            &self.settings.common.amqp_url,
+            self.ledger.clone(),
+            self.settings.common.bundle(),
+            background.clone(),
+        );
         let events = Events::spawn(publisher.clone());
         let parts =
             maintenance::Parts { ledger: &self.ledger, publisher: &publisher, events: &events, nudges: &self.nudges };

@@ -165,6 +165,7 @@ macro_rules! suite {
             read {
                 unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed,
                 tags_match_exactly, big_tasks_come_in_more_pages, queues_are_counted, the_ledger_answers_a_ping,
+                run_times_are_those_of_what_has_completed,
             }
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,

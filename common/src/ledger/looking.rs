@@ -10,6 +10,9 @@ use utoipa::ToSchema;
 use crate::state::State;
 use crate::task::{GroupId, Kind, QueueName, Task, TaskId, WorkerId};
 
+/// How many of a queue's last runs tell how long its kinds take.
+pub(crate) const RUNS_LOOKED_AT: i64 = 100;
+
 /// Which tasks to list.
 #[derive(Debug, Clone, Default)]
 pub struct ListQuery {

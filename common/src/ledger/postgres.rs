@@ -317,6 +317,10 @@ impl Ledger for PostgresLedger {
         again(|| read::queued_lanes(&self.shared)).await
     }
 
+    async fn run_times(&self, queue: QueueName) -> Result<Vec<(Kind, Duration)>, LedgerError> {
+        again(|| read::run_times(&self.shared, &queue)).await
+    }
+
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         again(|| lease::workers(&self.shared)).await
     }

@@ -268,6 +268,10 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::queued_lanes).await
     }
 
+    async fn run_times(&self, queue: QueueName) -> Result<Vec<(Kind, Duration)>, LedgerError> {
+        self.readers.read(move |db| read::run_times(db, &queue)).await
+    }
+
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         let boot_id = Arc::clone(&self.boot_id);
         self.readers.read(move |db| read::workers(db, &boot_id)).await

@@ -1,5 +1,6 @@
 //! One batch on one channel: out together, then all its confirms.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 use futures::stream::{self, StreamExt};
@@ -9,32 +10,49 @@ use lapin::{Channel, Confirmation, PublisherConfirm};
 use super::patience::Patience;
 use super::{Job, Publication, Published};
 use crate::broker::BrokerError;
-use crate::envelope::Envelope;
+use crate::envelope::{Envelope, Message};
 use crate::task::TaskId;
 use crate::topology::{TASKS_EXCHANGE, routing_key};
 
 /// How many publications of a batch are handed to the socket together.
 const WRITTEN_TOGETHER: usize = 64;
 
-async fn send(channel: &Channel, publication: &Publication) -> Result<PublisherConfirm, BrokerError> {
-    let envelope = Envelope {
+/// Sends one message with all these tasks, which are of one lane and kind.
+async fn send(channel: &Channel, jobs: &[Job]) -> Result<PublisherConfirm, BrokerError> {
+    let [first, ..] = jobs else { return Err(BrokerError::Ended("there is nothing to publish")) };
+    let (properties, body) = match jobs {
+        [only] => {
+            let envelope = envelope(&only.publication);
+            (envelope.properties(), Cow::Borrowed(only.publication.args.as_str().as_bytes()))
+        }
+        several => {
+            let bundle = Message::bundle(several.iter().map(|job| envelope(&job.publication)).collect());
+            let (properties, body) = bundle.map_err(|_| BrokerError::Ended("a bundle has no JSON form"))?;
+            (properties, Cow::Owned(body))
+        }
+    };
+    let Publication { lane, kind, .. } = &first.publication;
+    let confirm = channel
+        .basic_publish(
+            TASKS_EXCHANGE.into(),
+            routing_key(lane, kind).into(),
+            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
+            &body,
+            properties,
+        )
+        .await?;
+    Ok(confirm)
+}
+
+fn envelope(publication: &Publication) -> Envelope {
+    Envelope {
         id: publication.id,
         kind: publication.kind.clone(),
         args: publication.args.clone(),
         fence: Some(publication.fence),
         traceparent: publication.traceparent.clone(),
         reply_to: publication.reply_to.clone(),
-    };
-    let confirm = channel
-        .basic_publish(
-            TASKS_EXCHANGE.into(),
-            routing_key(&publication.lane, &publication.kind).into(),
-            BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() },
-            envelope.args.as_str().as_bytes(),
-            envelope.properties(),
-        )
-        .await?;
-    Ok(confirm)
+    }
 }
 
 /// What became of a batch; an error means that its channel is broken.
@@ -43,20 +61,20 @@ pub(super) struct Sent {
     pub(super) broken: Option<BrokerError>,
 }
 
-/// Publishes a batch and awaits its confirms.
-pub(super) async fn send_batch(channel: Channel, mut patience: Patience, batch: Vec<Job>) -> (Channel, Sent) {
+/// Publishes a batch, of which each element becomes a message, and awaits its confirms.
+pub(super) async fn send_batch(channel: Channel, mut patience: Patience, batch: Vec<Vec<Job>>) -> (Channel, Sent) {
     // Together: one by one, each would wait for its own write to the socket.
-    let sends: Vec<_> = batch.iter().map(|job| send(&channel, &job.publication)).collect();
+    let sends: Vec<_> = batch.iter().map(|jobs| send(&channel, jobs)).collect();
     let sends = stream::iter(sends).buffered(WRITTEN_TOGETHER).collect();
     let Some(sends): Option<Vec<_>> = patience.wait(sends).await else {
-        let settled = batch.into_iter().map(|job| (job, Published::Unknown)).collect();
+        let settled = batch.into_iter().flatten().map(|job| (job, Published::Unknown)).collect();
         return (channel, Sent { settled, broken: Some(BrokerError::Timeout("basic.publish")) });
     };
     let mut broken = None;
     let mut confirms = Vec::with_capacity(batch.len());
-    for (job, sent) in batch.into_iter().zip(sends) {
+    for (jobs, sent) in batch.into_iter().zip(sends) {
         match sent {
-            Ok(confirm) => confirms.push((job, confirm)),
+            Ok(confirm) => confirms.push((jobs, confirm)),
             // Nobody waits for it any more: its connection ends.
             Err(error) => broken = Some(error),
         }
@@ -70,11 +88,11 @@ pub(super) async fn send_batch(channel: Channel, mut patience: Patience, batch: 
 ///
 /// lapin hands a returned message to whichever confirm of its channel completes next, so within a batch the blame is put
 /// right by message id. The batches of a channel follow each other in lockstep, which keeps a return inside its own.
-async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience) -> (Vec<(Job, Published)>, bool) {
+async fn settle(confirms: Vec<(Vec<Job>, PublisherConfirm)>, patience: &mut Patience) -> (Vec<(Job, Published)>, bool) {
     let mut returned = HashSet::new();
     let mut settled = Vec::with_capacity(confirms.len());
     let mut missing = false;
-    for (job, confirm) in confirms {
+    for (jobs, confirm) in confirms {
         let published = match patience.wait(confirm).await {
             Some(Ok(confirmation)) => {
                 let acked = confirmation.is_ack();
@@ -86,14 +104,16 @@ async fn settle(confirms: Vec<(Job, PublisherConfirm)>, patience: &mut Patience)
                 Published::Unknown
             }
         };
-        settled.push((job, published));
+        settled.push((jobs, published));
     }
-    for (job, published) in &mut settled {
-        if *published == Published::Confirmed && returned.contains(&job.publication.id) {
+    for (jobs, published) in &mut settled {
+        let id = jobs.first().map(|job| job.publication.id);
+        if *published == Published::Confirmed && id.is_some_and(|id| returned.contains(&id)) {
             *published = Published::Returned;
         }
     }
-    (settled, missing)
+    let each = settled.into_iter().flat_map(|(jobs, published)| jobs.into_iter().map(move |job| (job, published)));
+    (each.collect(), missing)
 }
 
 fn returned_id(confirmation: Confirmation) -> Option<TaskId> {

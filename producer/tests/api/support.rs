@@ -52,7 +52,7 @@ impl Api {
         let background = CancellationToken::new();
         // Nobody listens on port 1.
         let broker = "amqp://127.0.0.1:1/%2f".into();
-        let publisher = Publisher::spawn(&broker, ledger.clone(), background.clone());
+        let publisher = Publisher::spawn(&broker, ledger.clone(), Duration::ZERO, background.clone());
         let completions = Completions::spawn(&broker, background.clone());
         let queue = QueueName::parse("emails").unwrap();
         let emails = RouteTable { kind: "email.*".to_owned(), queue, result_ttl_ms: None };

@@ -14,6 +14,9 @@ use crate::ledger::LedgerKind;
 use crate::stack::Stack;
 use crate::wait::eventually;
 
+/// How long one place may take for the tasks that share a message, where they do.
+const BUNDLE_MS: u64 = 1_000;
+
 /// The broker alone: both directions at once, draining, and latency.
 pub async fn raw(plan: Plan) -> Result<[Row; 3]> {
     let stack = Stack::new(LedgerKind::Sqlite).await?;
@@ -33,12 +36,16 @@ pub async fn raw(plan: Plan) -> Result<[Row; 3]> {
 /// End to end, by batch and one by one, and the latency of an idle system.
 pub async fn end_to_end(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
     let world = World::new(ledger, WORKERS).await?;
-    world.end_to_end(WARM, false).await?;
-    let (mut batch, mut single) = (Vec::new(), Vec::new());
+    let bundling = World::bundling(ledger, WORKERS, BUNDLE_MS).await?;
+    for world in [&world, &bundling] {
+        world.end_to_end(WARM, false).await?;
+    }
+    let (mut batch, mut bundled, mut single) = (Vec::new(), Vec::new(), Vec::new());
     let mut latency = [Vec::new(), Vec::new()];
     for _ in 0..plan.repeats {
         batch.push(world.end_to_end(plan.tasks, false).await?);
         single.push(world.end_to_end(plan.tasks / 2, true).await?);
+        bundled.push(bundling.end_to_end(plan.tasks, false).await?);
         for (all, measured) in latency.iter_mut().zip(world.latency().await?) {
             all.push(measured);
         }
@@ -47,6 +54,7 @@ pub async fn end_to_end(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Ve
     let row = |title, unit, measured| Row::of(title, Some(name), unit, measured);
     Ok(vec![
         row("e2e batch", "/s", batch),
+        row("e2e bundled", "/s", bundled),
         row("e2e single", "/s", single),
         row("latency", "ms p50", median),
         row("latency", "ms p99", tail),

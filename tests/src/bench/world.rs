@@ -54,20 +54,28 @@ pub(super) struct World {
     pub(super) producer: Producer,
     pub(super) workers: Vec<Worker>,
     pub(super) stack: Stack,
+    bundle_ms: u64,
 }
 
 impl World {
     pub(super) async fn new(ledger: LedgerKind, workers: usize) -> Result<Self> {
+        Self::bundling(ledger, workers, 0).await
+    }
+
+    /// One whose tasks share messages.
+    pub(super) async fn bundling(ledger: LedgerKind, workers: usize, bundle_ms: u64) -> Result<Self> {
         let stack = Stack::new(ledger).await?;
         let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let producer = stack.producer().at(addr).env("TASKLANE_LOG", "warn").start().await?;
-        let mut world = Self { addr, producer, workers: Vec::new(), stack };
+        let producer = stack.producer().at(addr).env("TASKLANE_LOG", "warn").env("TASKLANE_BUNDLE_MS", bundle_ms);
+        let producer = producer.start().await?;
+        let mut world = Self { addr, producer, workers: Vec::new(), stack, bundle_ms };
         world.hire(workers).await?;
         Ok(world)
     }
 
     pub(super) fn worker(&self) -> Start<Worker> {
-        self.stack.worker().binary("test-worker").env("TASKLANE_LOG", "warn")
+        let worker = self.stack.worker().binary("test-worker").env("TASKLANE_LOG", "warn");
+        worker.env("TASKLANE_BUNDLE_MS", self.bundle_ms)
     }
 
     pub(super) async fn hire(&mut self, count: usize) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
 
 mod broker_away;
+mod bundles;
 mod cancel;
 mod cli;
 mod crash;

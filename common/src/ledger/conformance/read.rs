@@ -4,13 +4,31 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    HOUR, cancel, complete, discard, get, granted, kind, lane, mark_queued, one, queue, recorded, retry, run, until,
-    worker,
+    HOUR, LIMIT, cancel, complete, discard, get, granted, kind, lane, mark_queued, one, queue, recorded, retry, run,
+    until, worker,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Ledger, ListQuery, QueueCounts};
 use crate::state::State;
 use crate::task::{Fence, Json, Priority, TaskId};
+
+/// The mean of what has completed lately, of each kind by itself and of one queue.
+pub async fn run_times_are_those_of_what_has_completed(ledger: &dyn Ledger) {
+    let worker = worker(ledger).await;
+    assert_eq!(ledger.run_times(queue("default")).await.unwrap(), []);
+    for (name, times) in [("a", 2), ("b", 1)] {
+        for id in recorded(ledger, times, |task| task.kind = kind(name)).await {
+            run(ledger, id, worker, complete()).await;
+        }
+    }
+    run(ledger, recorded(ledger, 1, |task| task.kind = kind("fails")).await[0], worker, discard()).await;
+    run(ledger, recorded(ledger, 1, |task| task.queue = queue("other")).await[0], worker, complete()).await;
+    let mut times = ledger.run_times(queue("default")).await.unwrap();
+    times.sort();
+    let [(a, quick), (b, _)] = &times[..] else { panic!("{times:?}") };
+    assert_eq!((a, b), (&kind("a"), &kind("b")));
+    assert!(*quick < LIMIT);
+}
 
 fn query() -> ListQuery {
     ListQuery { limit: 10, ..ListQuery::default() }

@@ -10,9 +10,9 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::queues::paused_within;
 use super::rows::{lane_of, state_of, task_of};
-use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts};
+use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT};
 use crate::state::State;
-use crate::task::{Lane, QueueName, Task, TaskId};
+use crate::task::{Kind, Lane, QueueName, Task, TaskId};
 
 const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
 
@@ -181,6 +181,27 @@ WHERE (SELECT true FROM tasks t WHERE t.state = 2 AND t.queue = name AND t.prior
     let lanes: Vec<(String, i16)> = sqlx::query_as(LANES).fetch_all(&mut *lent).await?;
     lent.keep();
     lanes.iter().map(|(queue, priority)| lane_of(queue, *priority)).collect()
+}
+
+pub(super) async fn run_times(connections: &Connections, queue: &QueueName) -> Result<Vec<(Kind, Duration)>, Fault> {
+    const TIMES: &str = "
+SELECT kind, avg(finished_at - started_at)::bigint
+FROM (SELECT kind, state, started_at, finished_at FROM tasks
+      WHERE queue = $1 AND finished_at IS NOT NULL AND group_id IS NULL ORDER BY finished_at DESC LIMIT $2) AS last
+WHERE state = 5 GROUP BY kind";
+    let mut lent = connections.lend().await?;
+    let times: Vec<(String, i64)> =
+        sqlx::query_as(TIMES).bind(queue.as_str()).bind(RUNS_LOOKED_AT).fetch_all(&mut *lent).await?;
+    lent.keep();
+    times
+        .iter()
+        .map(|(kind, ms)| {
+            Ok((
+                Kind::parse(kind.as_str()).map_err(Fault::corrupt)?,
+                Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
+            ))
+        })
+        .collect()
 }
 
 pub(super) async fn ping(connections: &Connections) -> Result<(), Fault> {

@@ -12,7 +12,9 @@ use tokio::time::timeout;
 
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
-use crate::ledger::{CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, Worker};
+use crate::ledger::{
+    CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT, Worker,
+};
 use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
 
@@ -273,6 +275,20 @@ pub(super) fn queued_lanes(db: &Connection) -> rusqlite::Result<Vec<Lane>> {
              AND EXISTS (SELECT 1 FROM tasks WHERE state = 2 AND queue = name AND priority = code)",
     )?;
     statement.query_map([], |row| lane_of(row, 0, 1))?.collect()
+}
+
+pub(super) fn run_times(db: &Connection, queue: &QueueName) -> rusqlite::Result<Vec<(Kind, Duration)>> {
+    let mut statement = db.prepare_cached(
+        "SELECT kind, CAST(avg(finished_at - started_at) AS INTEGER) FROM (
+             SELECT kind, state, started_at, finished_at FROM tasks
+             WHERE queue = ?1 AND finished_at IS NOT NULL AND group_id IS NULL ORDER BY finished_at DESC LIMIT ?2)
+         WHERE state = 5 GROUP BY kind",
+    )?;
+    let times = statement.query_map(params![queue.as_str(), RUNS_LOOKED_AT], |row| {
+        let ms: i64 = row.get(1)?;
+        Ok((parsed(row, 0, Kind::parse)?, Duration::from_millis(u64::try_from(ms).unwrap_or(0))))
+    })?;
+    times.collect()
 }
 
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
