@@ -62,7 +62,7 @@ use crate::ledger::{
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{self, Fence, GroupId, QueueName, Task, TaskId, WorkerId};
+use crate::task::{self, Fence, GroupId, Kind, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of each lane that every task passes.
 const BUSY_CONNECTIONS: usize = 2;

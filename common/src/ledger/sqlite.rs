@@ -45,7 +45,7 @@ use crate::ledger::{
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, Lane, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Kind, Lane, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;

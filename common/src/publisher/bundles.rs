@@ -115,10 +115,10 @@ impl Bundles {
 
 impl Known {
     fn want(&mut self, queue: &QueueName, now: Instant) {
-        match self.wanted.get_mut(queue) {
-            Some(last) => *last = now,
-            None if self.wanted.len() < QUEUES_MAX => drop(self.wanted.insert(queue.clone(), now)),
-            None => {}
+        if let Some(last) = self.wanted.get_mut(queue) {
+            *last = now;
+        } else if self.wanted.len() < QUEUES_MAX {
+            self.wanted.insert(queue.clone(), now);
         }
     }
 }
