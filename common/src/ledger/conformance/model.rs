@@ -489,7 +489,7 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
         },
         Call::Settle(settlement) => Answer::Settled(ledger.settle(settlement).await.unwrap()),
         Call::MarkQueued(fence) => {
-            mark_queued(ledger, vec![(id, fence)]).await.unwrap();
+            mark_queued(&**ledger, vec![(id, fence)]).await.unwrap();
             Answer::Nothing
         }
         Call::PutBack(wait) => {
