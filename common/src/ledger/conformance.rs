@@ -146,7 +146,8 @@ macro_rules! suite {
                 what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in, a_held_task_can_be_edited,
             }
             schedule {
-                a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
+                a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read,
+                a_pause_keeps_what_another_has_changed, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
                 a_jittered_task_is_scheduled, a_stale_firing_writes_nothing, a_tick_that_comes_back_gets_no_second_task,
                 an_unfinished_task_skips_the_next_tick, missed_ticks_are_counted,
