@@ -62,6 +62,10 @@ pub enum Happening {
     Discarded,
     /// A shutdown cut the run short, and another follows.
     Interrupted,
+    /// The worker's lease has ended in mid-run, and another attempt follows.
+    Rescued,
+    /// Somebody wanted a failed one to run again.
+    Replayed,
 }
 
 impl Happening {
@@ -77,6 +81,8 @@ impl Happening {
             Self::Cancelled => "cancelled",
             Self::Discarded => "discarded",
             Self::Interrupted => "interrupted",
+            Self::Rescued => "rescued",
+            Self::Replayed => "replayed",
         }
     }
 

@@ -7,11 +7,14 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::events::{Events, Happening, TaskEvent};
 use crate::ledger::{Ledger, LedgerError, SharedLedger};
-use crate::task::GroupId;
+use crate::state::State;
+use crate::task::{GroupId, TaskId};
 
 /// How many open groups one look takes.
 const LOOK_MAX: u32 = 1_000;
@@ -24,11 +27,11 @@ const REST: u32 = 4;
 const ERROR_PAUSE: Duration = Duration::from_secs(1);
 
 /// Closes groups until the shutdown.
-pub async fn run(ledger: SharedLedger, shutdown: CancellationToken) {
-    let mut unreadable = HashSet::new();
+pub async fn run(ledger: SharedLedger, events: Events, shutdown: CancellationToken) {
+    let mut gatherer = Gatherer { ledger, events, unreadable: HashSet::new() };
     while !shutdown.is_cancelled() {
         let began = Instant::now();
-        let pause = match pass(&*ledger, &mut unreadable, &shutdown).await {
+        let pause = match gatherer.pass(&shutdown).await {
             Ok(()) => PAUSE.max(began.elapsed() * REST) + Duration::from_millis(rand::random_range(0..SPREAD_MS)),
             Err(error) => {
                 tracing::warn!(%error, "groups cannot be closed");
@@ -42,40 +45,63 @@ pub async fn run(ledger: SharedLedger, shutdown: CancellationToken) {
     }
 }
 
-/// Looks at all open groups once.
-async fn pass(
-    ledger: &dyn Ledger,
-    unreadable: &mut HashSet<GroupId>,
-    shutdown: &CancellationToken,
-) -> Result<(), LedgerError> {
-    let mut after = None;
-    while !shutdown.is_cancelled() {
-        let looked = ledger.ended_groups(after, LOOK_MAX).await?;
-        for id in looked.ended {
-            if unreadable.contains(&id) {
-                continue;
-            }
-            match close(ledger, id).await {
-                Err(error) if !error.is_retryable() => {
-                    tracing::error!(group.id = %id, %error, "this process cannot close the group: is another release in use?");
-                    unreadable.insert(id);
-                }
-                closed => closed?,
-            }
-        }
-        after = looked.next;
-        if after.is_none() {
-            break;
-        }
-    }
-    Ok(())
+struct Gatherer {
+    ledger: SharedLedger,
+    events: Events,
+    /// Groups that this build cannot read, each told once.
+    unreadable: HashSet<GroupId>,
 }
 
-/// Whoever else has closed it first has also logged and counted it.
-async fn close(ledger: &dyn Ledger, id: GroupId) -> Result<(), LedgerError> {
-    if let Some(closed) = ledger.close_group(id).await? {
+impl Gatherer {
+    /// Looks at all open groups once.
+    async fn pass(&mut self, shutdown: &CancellationToken) -> Result<(), LedgerError> {
+        let mut after = None;
+        while !shutdown.is_cancelled() {
+            let looked = self.ledger.ended_groups(after, LOOK_MAX).await?;
+            for id in looked.ended {
+                if self.unreadable.contains(&id) {
+                    continue;
+                }
+                match self.close(id).await {
+                    Err(error) if !error.is_retryable() => {
+                        tracing::error!(group.id = %id, %error, "this process cannot close the group: is another release in use?");
+                        self.unreadable.insert(id);
+                    }
+                    closed => closed?,
+                }
+            }
+            after = looked.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever else has closed it first has also logged, counted and told it.
+    async fn close(&self, id: GroupId) -> Result<(), LedgerError> {
+        let Some(closed) = self.ledger.close_group(id).await? else { return Ok(()) };
         tracing::debug!(group.id = %id, task.id = %closed.then_id, "all tasks of a group have ended");
         metrics::counter!("tasklane_groups_closed_total").increment(1);
+        if self.events.wanted() {
+            tell(&*self.ledger, &self.events, closed.then_id).await;
+        }
+        Ok(())
     }
-    Ok(())
+}
+
+/// Tells those who look of the task that follows. A ledger that is away now only costs them the event.
+async fn tell(ledger: &dyn Ledger, events: &Events, then: TaskId) {
+    let Some(task) = ledger.get(vec![then]).await.ok().and_then(|mut found| found.pop()) else { return };
+    events.tell(|| TaskEvent {
+        at: Timestamp::now(),
+        id: task.id,
+        kind: task.kind,
+        queue: task.queue,
+        event: Happening::Submitted,
+        // As it was recorded; by now it may have started.
+        state: State::Accepted,
+        attempt: 0,
+        worker_id: None,
+    });
 }

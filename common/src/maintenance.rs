@@ -20,7 +20,7 @@ pub struct Parts<'p> {
     pub ledger: &'p SharedLedger,
     /// Takes what is due to the broker.
     pub publisher: &'p Publisher,
-    /// Tells whoever looks of what schedules submit.
+    /// Tells whoever looks of what the loops do to tasks.
     pub events: &'p Events,
     /// Wakes them.
     pub nudges: &'p Arc<Nudges>,
@@ -33,8 +33,8 @@ pub fn spawn(parts: Parts<'_>, settings: &Common, shutdown: &CancellationToken) 
     let loops = TaskTracker::new();
     loops.spawn(relay::run(ledger.clone(), publisher.clone(), Arc::clone(nudges), shutdown.clone()));
     loops.spawn(ticker::run(ledger.clone(), events.clone(), shutdown.clone()));
-    loops.spawn(gather::run(ledger.clone(), shutdown.clone()));
-    loops.spawn(rescue::run(ledger.clone(), settings.max_crashes, shutdown.clone()));
+    loops.spawn(gather::run(ledger.clone(), events.clone(), shutdown.clone()));
+    loops.spawn(rescue::run(ledger.clone(), events.clone(), settings.max_crashes, shutdown.clone()));
     loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));
     loops.spawn(release::run(ledger.clone(), Arc::clone(nudges), shutdown.clone()));
     loops.spawn(prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()));

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
+use crate::events::{Events, Happening, TaskEvent};
 use crate::ledger::{Abandoned, Failure, LedgerError, Settled, Settlement, SharedLedger, Transition};
+use crate::state::State;
 use crate::task::{ErrorKind, Guarantee};
 
 /// How often ended leases are looked for: the takeover takes the rest of the lease and this.
@@ -15,7 +18,7 @@ const ROUND_MAX: u32 = 256;
 const AGAIN: Backoff = Backoff { base_ms: 2_000, max_ms: 60_000 };
 
 /// Rescues until the shutdown.
-pub async fn run(ledger: SharedLedger, max_crashes: i32, shutdown: CancellationToken) {
+pub async fn run(ledger: SharedLedger, events: Events, max_crashes: i32, shutdown: CancellationToken) {
     let mut period = tokio::time::interval(PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -23,22 +26,26 @@ pub async fn run(ledger: SharedLedger, max_crashes: i32, shutdown: CancellationT
             _ = period.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = round(&ledger, max_crashes).await {
+        if let Err(error) = round(&ledger, &events, max_crashes).await {
             tracing::warn!(%error, "abandoned tasks cannot be rescued");
         }
     }
 }
 
-async fn round(ledger: &SharedLedger, max_crashes: i32) -> Result<(), LedgerError> {
+async fn round(ledger: &SharedLedger, events: &Events, max_crashes: i32) -> Result<(), LedgerError> {
     let abandoned = ledger.abandoned(ROUND_MAX).await?;
     let rescues = abandoned.iter().map(|task| async {
         let transition = decide(task, max_crashes, rand::random());
-        let outcome = label(&transition);
+        let (outcome, leads_to) = (label(&transition), happening(&transition));
         let settlement = Settlement { id: task.id, fence: task.fence, transition };
         // Fenced: another process has rescued it first.
         let settled = ledger.settle(settlement).await?;
         if settled != Settled::Fenced {
-            let outcome = if settled == Settled::Cancelled { "cancelled" } else { outcome };
+            let (outcome, leads_to) = match settled {
+                Settled::Cancelled => ("cancelled", (Happening::Cancelled, State::Cancelled)),
+                _ => (outcome, leads_to),
+            };
+            events.tell(|| event(task, leads_to));
             metrics::counter!("tasklane_rescued_total", "outcome" => outcome).increment(1);
             tracing::warn!(
                 task.id = %task.id, task.kind = %task.kind, task.attempt = task.attempt, worker.id = %task.worker, outcome,
@@ -77,6 +84,19 @@ pub fn decide(task: &Abandoned, max_crashes: i32, random: f64) -> Transition {
     }
 }
 
+/// What it is to those who look; what ends the task is told as every other end.
+const fn happening(transition: &Transition) -> (Happening, State) {
+    match Happening::of(transition) {
+        (Happening::Retried, state) => (Happening::Rescued, state),
+        ended => ended,
+    }
+}
+
+fn event(task: &Abandoned, (event, state): (Happening, State)) -> TaskEvent {
+    let (kind, queue, worker_id) = (task.kind.clone(), task.queue.clone(), Some(task.worker));
+    TaskEvent { at: Timestamp::now(), id: task.id, kind, queue, event, state, attempt: task.attempt, worker_id }
+}
+
 fn label(transition: &Transition) -> &'static str {
     match transition {
         Transition::Discard { reason, .. } if reason == "poison" => "poison",
@@ -89,7 +109,7 @@ fn label(transition: &Transition) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Fence, Kind, TaskId, WorkerId};
+    use crate::task::{Fence, Kind, QueueName, TaskId, WorkerId};
     use proptest::prelude::*;
 
     fn guarantee() -> impl Strategy<Value = Guarantee> {
@@ -102,6 +122,7 @@ mod tests {
             Abandoned {
                 id: TaskId::new(),
                 kind: Kind::parse("k").unwrap(),
+                queue: QueueName::default(),
                 fence: Fence(attempt.into()),
                 worker: WorkerId::new(),
                 attempt,

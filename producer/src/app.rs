@@ -125,15 +125,15 @@ impl App {
         self.control.cancel(running.into_iter().map(|(id, _)| id).collect());
     }
 
-    /// Tells whoever looks that a waiting task was cancelled.
-    pub(crate) fn tell_of_cancelled(&self, task: &Task) {
+    /// Tells whoever looks what somebody has done to a task that does not run, and the state to which that leads.
+    pub(crate) fn tell_of(&self, task: &Task, (event, state): (Happening, State)) {
         self.events.tell(|| TaskEvent {
             at: Timestamp::now(),
             id: task.id,
             kind: task.kind.clone(),
             queue: task.queue.clone(),
-            event: Happening::Cancelled,
-            state: State::Cancelled,
+            event,
+            state,
             attempt: task.attempt,
             worker_id: None,
         });

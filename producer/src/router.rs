@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use crate::app::App;
 use crate::error::ApiError;
 use crate::routes::{
-    batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, purge,
-    put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
+    batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, pause_schedule,
+    purge, put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
 use crate::{admission, observe};
 
@@ -82,6 +82,8 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(move_tasks::move_tasks))
         .routes(routes!(schedules::list))
         .routes(routes!(schedules::one, schedules::delete, put_schedule::put))
+        .routes(routes!(pause_schedule::pause))
+        .routes(routes!(pause_schedule::resume))
         .routes(routes!(limits::list))
         .routes(routes!(limits::one, limits::put, limits::delete))
         .routes(routes!(workers::list))

@@ -17,6 +17,7 @@ pub mod pause;
 pub mod move_tasks;
 pub mod schedules;
 pub mod put_schedule;
+pub mod pause_schedule;
 pub mod workers;
 pub mod events;
 pub mod health;

@@ -91,6 +91,9 @@ pub enum Op {
         /// The number of the change that its args are of; 0 are those of the submission.
         #[serde(default, skip_serializing_if = "is_zero")]
         edition: u64,
+        /// The queue from which its task came; shell scripts leave it out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        queue: Option<String>,
     },
     /// A handler has done what its task is for.
     Effect(Run),
@@ -276,7 +279,7 @@ mod tests {
         let run = Run { task: "0199".to_owned(), attempt: 2, fence: 7 };
         let ops = [
             Op::Submit { name: "s1".to_owned(), outcome: Answered::Ok, count: 1, tasks: vec!["0199".to_owned()] },
-            Op::Start { run: run.clone(), edition: 2 },
+            Op::Start { run: run.clone(), edition: 2, queue: Some("other".to_owned()) },
             Op::End { run, how: Ending::Dropped },
             Op::Gone { who: "worker-1".to_owned(), process: 42, how: "signal: 9".to_owned(), expected: true },
         ];
@@ -296,7 +299,12 @@ mod tests {
         let run = Run { task: "t1".to_owned(), attempt: 1, fence: 3 };
         assert_eq!(
             lines,
-            [Line { at: Duration::from_millis(12_340), wall_s: None, pid: 42, op: Op::Start { run, edition: 0 } }]
+            [Line {
+                at: Duration::from_millis(12_340),
+                wall_s: None,
+                pid: 42,
+                op: Op::Start { run, edition: 0, queue: None }
+            }]
         );
         Ok(())
     }

@@ -66,6 +66,8 @@ pub struct Entry {
     pub attempt: u32,
     /// Its fence, as the handler was told.
     pub fence: u64,
+    /// The queue from which the task came, at a start of a handler that tells it.
+    pub queue: Option<String>,
     /// The process that ran the handler.
     pub pid: i32,
     /// When, since the machine's boot.
@@ -84,13 +86,13 @@ pub enum Step {
 impl Entry {
     /// The start or end that a line tells of. A run that was dropped has no end here, as one that was killed has none.
     fn of(line: Line) -> Option<Self> {
-        let (step, run) = match line.op {
-            Op::Start { run, .. } => (Step::Start, run),
-            Op::End { run, how: Ending::Done | Ending::Again } => (Step::End, run),
+        let (step, run, queue) = match line.op {
+            Op::Start { run, queue, .. } => (Step::Start, run, queue),
+            Op::End { run, how: Ending::Done | Ending::Again } => (Step::End, run, None),
             _ => return None,
         };
         let Run { task, attempt, fence } = run;
-        Some(Self { step, task, attempt, fence, pid: line.pid, at: line.at })
+        Some(Self { step, task, attempt, fence, queue, pid: line.pid, at: line.at })
     }
 }
 

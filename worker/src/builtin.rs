@@ -79,7 +79,7 @@ mod tests {
     use crate::handler::TaskContext;
     use crate::registry::Registry;
     use tasklane_common::backoff::{Delays, Retry};
-    use tasklane_common::task::{ErrorKind, Fence, Kind, TaskId};
+    use tasklane_common::task::{ErrorKind, Fence, Kind, QueueName, TaskId};
     use tokio::time::Instant;
     use tokio_util::sync::CancellationToken;
 
@@ -88,6 +88,7 @@ mod tests {
         TaskContext {
             id: TaskId::new(),
             kind: Kind::parse("test.kind").unwrap(),
+            queue: QueueName::default(),
             attempt: 2,
             max_attempts: 5,
             fence: Fence(7),

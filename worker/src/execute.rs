@@ -87,7 +87,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         None => return delivery.give_back().await,
     };
     observe_claim(&life, &envelope, &granted, &delivery);
-    let run = prepare(&life, &envelope, &granted, &options);
+    let run = prepare(&life, &envelope, &delivery.lane.queue, &granted, &options);
     let unwanted = run.unwanted.clone();
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
@@ -267,12 +267,20 @@ async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: 
 }
 
 /// What the handler is told, and how long it has.
-fn prepare<'a>(life: &'a Life, envelope: &Envelope, granted: &Granted, options: &Options) -> Run<'a> {
+fn prepare<'a>(
+    life: &'a Life,
+    envelope: &Envelope,
+    queue: &QueueName,
+    granted: &Granted,
+    options: &Options,
+) -> Run<'a> {
     let ceiling = options.timeout.unwrap_or(life.settings.task_timeout);
     let limit = granted.timeout.map_or(ceiling, |wished| wished.min(ceiling));
     let cx = TaskContext {
         id: envelope.id,
         kind: envelope.kind.clone(),
+        // The row's at the claim, too: a message of before a move or an edit is refused.
+        queue: queue.clone(),
         attempt: granted.attempt,
         max_attempts: granted.max_attempts,
         fence: granted.fence,

@@ -80,6 +80,8 @@ pub struct TaskContext {
     pub id: TaskId,
     /// The kind.
     pub kind: Kind,
+    /// The queue from which it came.
+    pub queue: QueueName,
     /// This attempt, counted from 1.
     pub attempt: i32,
     /// How many there may be.

@@ -34,7 +34,7 @@ use serde::Serialize;
 use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +89,7 @@ impl TestTask {
         let context = TaskContext {
             id: TaskId::new(),
             kind,
+            queue: QueueName::default(),
             attempt: 1,
             max_attempts: 20,
             fence: Fence(1),

@@ -1,11 +1,8 @@
 //! `schedules`: periodic tasks.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use super::Context;
 use super::get::Lines;
@@ -19,9 +16,6 @@ use crate::text::{brief_ms, json_line, relative};
 
 /// How many schedules one request asks for.
 const PAGE: u32 = 200;
-/// What a schedule shows and a definition does not take.
-const SHOWN_ONLY: [&str; 8] =
-    ["name", "next_runs", "last_tick", "last_task_id", "last_skipped", "ticks", "created_at", "updated_at"];
 
 /// The body of the request.
 #[derive(Debug, Serialize)]
@@ -47,8 +41,8 @@ pub(super) async fn run(cx: &Context<'_>, action: Option<SchedulesDo>) -> Result
         Some(SchedulesDo::Get(named)) => show(cx, Call::get(path(&named.name))).await,
         Some(SchedulesDo::Put(put)) => show(cx, Call::put(path(&put.named.name)).json(&definition(&put)?)?).await,
         Some(SchedulesDo::Delete(named)) => delete(cx, &named.name).await,
-        Some(SchedulesDo::Pause(named)) => pause(cx, &named.name, true).await,
-        Some(SchedulesDo::Resume(named)) => pause(cx, &named.name, false).await,
+        Some(SchedulesDo::Pause(named)) => show(cx, Call::post(["v1", "schedules", &named.name, "pause"])).await,
+        Some(SchedulesDo::Resume(named)) => show(cx, Call::post(["v1", "schedules", &named.name, "resume"])).await,
     }
 }
 
@@ -86,15 +80,6 @@ async fn delete(cx: &Context<'_>, name: &str) -> Result<Exit, Failure> {
         false => cx.output.line(&format!("{name} deleted"))?,
     }
     Ok(Exit::Done)
-}
-
-/// The API takes whole definitions: this one's is read, and put back with the one field changed.
-async fn pause(cx: &Context<'_>, name: &str, paused: bool) -> Result<Exit, Failure> {
-    let mut fields: BTreeMap<String, Box<RawValue>> = cx.client.call(Call::get(path(name))).await?.read()?;
-    fields.retain(|field, _| !SHOWN_ONLY.contains(&field.as_str()));
-    let paused = RawValue::from_string(paused.to_string()).map_err(|error| Failure::usage(error.to_string()))?;
-    fields.insert("paused".to_owned(), paused);
-    show(cx, Call::put(path(name)).json(&fields)?).await
 }
 
 /// All, page after page; as JSON one a line.

@@ -25,6 +25,7 @@ pub mod model;
 pub mod moving;
 pub mod pause;
 pub mod publish;
+pub mod rate;
 pub mod read;
 pub mod record;
 pub mod retention;
@@ -131,8 +132,11 @@ macro_rules! suite {
                 limits_are_kept_as_they_were_set, there_is_an_end_to_limits, a_task_without_a_place_is_held,
                 every_limit_of_a_task_counts, only_who_could_run_takes_a_place, every_end_frees_the_place,
                 a_held_task_can_be_cancelled_and_moved, a_dead_workers_place_is_free, a_limit_may_come_and_go,
-                keys_have_their_turns, a_rate_spreads_the_starts, other_tasks_are_not_concerned,
+                keys_have_their_turns, other_tasks_are_not_concerned,
                 places_of_the_past_are_forgotten,
+            }
+            rate {
+                a_rate_spreads_the_starts, tasks_are_let_go_in_the_pace_of_the_rate,
             }
             moving {
                 a_waiting_task_goes_to_another_queue, a_late_mark_of_the_old_queue_changes_nothing,
@@ -146,7 +150,8 @@ macro_rules! suite {
                 what_runs_or_has_ended_is_not_edited, any_args_can_be_edited_in, a_held_task_can_be_edited,
             }
             schedule {
-                a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read, a_deleted_schedule_leaves_its_tasks,
+                a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read,
+                a_pause_keeps_what_another_has_changed, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
                 a_jittered_task_is_scheduled, a_stale_firing_writes_nothing, a_tick_that_comes_back_gets_no_second_task,
                 an_unfinished_task_skips_the_next_tick, missed_ticks_are_counted,

@@ -54,6 +54,8 @@ pub struct Abandoned {
     pub id: TaskId,
     /// The work.
     pub kind: Kind,
+    /// Its queue.
+    pub queue: QueueName,
     /// The fence of the interrupted run.
     pub fence: Fence,
     /// The worker that is gone.

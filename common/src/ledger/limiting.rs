@@ -7,6 +7,11 @@ use crate::limit::Scope;
 /// For how long a place is kept for a task that was let go and is on its way to a worker.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 
+/// When the task was let go, in microseconds, whose place is kept until then.
+pub(crate) const fn let_go_us(kept_until: i64) -> i64 {
+    (kept_until - KEPT_FOR.as_millis() as i64) * 1_000
+}
+
 /// What became of a wish to set a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitSet {

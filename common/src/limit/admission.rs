@@ -15,11 +15,16 @@ pub struct Gate {
     pub used: u32,
     /// Those of them that are on their way: each will take a start of the rate.
     pub kept: u32,
+    /// When the last of these was let go, in microseconds since 1970; none where none is on its way.
+    pub let_go_us: Option<i64>,
     /// Where the bucket stands: the theoretical arrival time of the next start, in microseconds since 1970.
     pub next_us: i64,
     /// Whether tasks are held by it already, before which no other may go.
     pub crowded: bool,
 }
+
+/// For how much time ahead tasks are let go to whom the rate does not let start yet: as long as they may be on their way.
+const AHEAD_US: i64 = 1_000_000;
 
 /// The gates of one transaction.
 #[derive(Debug, Default)]
@@ -61,8 +66,40 @@ impl Gate {
     /// How many could start now.
     #[must_use]
     pub fn room(&self, now_us: i64) -> u32 {
-        let places = self.max_running.map_or(u32::MAX, |most| most.saturating_sub(self.used));
-        places.min(self.starts(now_us).saturating_sub(self.kept))
+        self.places().min(self.starts(now_us).saturating_sub(self.kept))
+    }
+
+    /// How many could be let go now.
+    #[must_use]
+    pub fn room_to_go(&self, now_us: i64) -> u32 {
+        self.places().min(self.starts(now_us).saturating_sub(self.kept).max(self.paced(now_us)))
+    }
+
+    fn places(&self) -> u32 {
+        self.max_running.map_or(u32::MAX, |most| most.saturating_sub(self.used))
+    }
+
+    /// How many the pace of the rate lets go, whatever it lets start at this moment: it lets more start while they are on
+    /// their way. Without them a rate is used in part only if that takes long. Who comes too soon is refused and held again.
+    fn paced(&self, now_us: i64) -> u32 {
+        let (Some(rate), Some(last)) = (self.rate, self.let_go_us) else { return 0 };
+        let steps = u32::try_from((now_us - last) / rate.interval_us()).unwrap_or(0);
+        steps.min(rate.burst).min(self.may_go_ahead(rate))
+    }
+
+    /// How many more may be on their way at once.
+    fn may_go_ahead(&self, rate: Rate) -> u32 {
+        let ahead = u32::try_from(AHEAD_US / rate.interval_us()).unwrap_or(u32::MAX);
+        rate.burst.saturating_add(ahead).saturating_sub(self.kept)
+    }
+
+    /// Sends one on its way: the next in the pace, if it keeps to it, so that a look that comes late delays only one.
+    fn let_go(&mut self, now_us: i64) {
+        let next = |rate: Rate, last: i64| last.saturating_add(rate.interval_us()).max(now_us - rate.slack_us());
+        let in_pace = self.rate.zip(self.let_go_us).map(|(rate, last)| next(rate, last));
+        self.let_go_us = Some(in_pace.map_or(now_us, |slot| slot.min(now_us)));
+        self.used = self.used.saturating_add(1);
+        self.kept = self.kept.saturating_add(1);
     }
 
     /// How many its rate lets start now.
@@ -73,13 +110,15 @@ impl Gate {
         })
     }
 
-    /// How long until its rate lets one more start, in microseconds: zero when only places are missing.
+    /// How long until its rate lets one more go, in microseconds: zero when only places are missing.
     #[must_use]
     pub fn wait_us(&self, now_us: i64) -> i64 {
-        self.rate.map_or(0, |rate| {
-            let on_their_way = rate.interval_us().saturating_mul(self.kept.into());
-            (self.standing(now_us).saturating_add(on_their_way) - rate.slack_us() - now_us).max(0)
-        })
+        let Some(rate) = self.rate else { return 0 };
+        let on_their_way = rate.interval_us().saturating_mul(self.kept.into());
+        let start = self.standing(now_us).saturating_add(on_their_way) - rate.slack_us();
+        let in_pace = self.let_go_us.filter(|_| self.may_go_ahead(rate) > 0);
+        let in_pace = in_pace.map_or(i64::MAX, |last| last.saturating_add(rate.interval_us()));
+        (start.min(in_pace) - now_us).max(0)
     }
 
     fn start(&mut self, now_us: i64, kept: bool) {
@@ -122,14 +161,20 @@ impl Gates {
     /// The first scope that has no room, and must hold the task.
     pub fn let_go(&mut self, scopes: &[Scope]) -> Result<(), Scope> {
         let now_us = self.now_us;
-        self.check(scopes, |_, gate| gate.room(now_us) > 0)?;
+        self.check(scopes, |_, gate| gate.room_to_go(now_us) > 0)?;
         for scope in scopes {
             if let Some(gate) = self.by_scope.get_mut(scope) {
-                gate.used = gate.used.saturating_add(1);
-                gate.kept = gate.kept.saturating_add(1);
+                gate.let_go(now_us);
             }
         }
         Ok(())
+    }
+
+    /// When the task that was let go last in a scope was, in whole milliseconds since 1970: never sooner than it was.
+    #[must_use]
+    pub fn let_go_ms(&self, scope: &Scope) -> i64 {
+        let told = self.by_scope.get(scope).and_then(|gate| gate.let_go_us).unwrap_or(self.now_us);
+        told.div_euclid(1_000) + i64::from(told.rem_euclid(1_000) > 0)
     }
 
     fn check(&self, scopes: &[Scope], open: impl Fn(&Scope, &Gate) -> bool) -> Result<(), Scope> {
@@ -192,6 +237,78 @@ mod tests {
         assert_eq!(gates.start(&[key("a")], |_| false), Err(key("a")));
         assert_eq!(gates.by_scope[&key("a")].wait_us(0), 1_000_000);
         assert_eq!(gates.start(&[key("a")], |_| true), Ok(()));
+    }
+
+    /// Tasks that are let go and claimed as the rate lets for ten seconds, each so long on its way; when they started, and how
+    /// many were refused.
+    fn travel(rate: Rate, on_their_way_us: impl Fn(usize) -> i64) -> (Vec<i64>, usize) {
+        let mut gates = gates(0, [(key("a"), Gate { rate: Some(rate), ..Gate::default() })]);
+        // Those on their way: when they arrive, and when they were let go.
+        let mut under_way: Vec<(i64, i64)> = Vec::new();
+        let (mut starts, mut refused, mut sent) = (Vec::new(), 0, 0);
+        while gates.now_us < 10_000_000 {
+            let arrived: Vec<_> = under_way.extract_if(.., |(at, _)| *at <= gates.now_us).collect();
+            for _ in arrived {
+                match gates.start(&[key("a")], |_| true) {
+                    Ok(()) => starts.push(gates.now_us),
+                    Err(_) => refused += 1,
+                }
+            }
+            // As a ledger reads it: only of those that are still on their way it is known when they were let go.
+            let gate = gates.by_scope.get_mut(&key("a")).unwrap();
+            gate.kept = u32::try_from(under_way.len()).unwrap();
+            gate.let_go_us = under_way.iter().map(|(_, let_go)| *let_go).max();
+            while gates.let_go(&[key("a")]).is_ok() {
+                under_way.push((gates.now_us + on_their_way_us(sent), gates.let_go_ms(&key("a")) * 1_000));
+                sent += 1;
+            }
+            gates.now_us += 1_000;
+        }
+        (starts, refused)
+    }
+
+    #[test]
+    fn a_rate_is_used_though_tasks_are_long_on_their_way() {
+        let rate = Rate { tasks: 100, per_ms: 1_000, burst: 5 };
+        let (steady, refused) = travel(rate, |_| 200_000);
+        assert!((950..=1_005).contains(&steady.len()) && refused < 20, "{} of 1,000, {refused} refused", steady.len());
+        // Some overtake others, and a bucket of five makes up for that.
+        let (unsteady, refused) = travel(rate, |sent| 150_000 + 13_000 * (sent as i64 * 7 % 5));
+        assert!((900..=1_005).contains(&unsteady.len()) && refused < 100, "{}, {refused} refused", unsteady.len());
+        // With the smallest bucket one in about two comes too soon, and no more than the rate are sent for nothing.
+        let (strict, refused) = travel(Rate { burst: 1, ..rate }, |sent| 150_000 + 13_000 * (sent as i64 * 7 % 5));
+        assert!((300..=1_001).contains(&strict.len()) && refused < 1_000, "{}, {refused} refused", strict.len());
+        for (starts, burst) in [(steady, 5), (unsteady, 5), (strict, 1)] {
+            let too_soon =
+                |from: usize, more: usize| more > burst + (starts[from + more - 1] - starts[from]) as usize / 10_000;
+            let exceeded = (0..starts.len()).any(|from| (1..=starts.len() - from).any(|more| too_soon(from, more)));
+            assert!(!exceeded, "more than the rate lets, with a burst of {burst}");
+        }
+    }
+
+    #[test]
+    fn no_more_are_on_their_way_than_start_in_a_second() {
+        let rate = Rate { tasks: 10, per_ms: 1_000, burst: 3 };
+        let gate = Gate { rate: Some(rate), kept: 3, let_go_us: Some(0), ..Gate::default() };
+        let mut gates = gates(0, [(key("a"), gate)]);
+        let mut gone = 3;
+        for _ in 0..60 {
+            gates.now_us += 100_000;
+            gone += usize::from(gates.let_go(&[key("a")]).is_ok());
+        }
+        assert_eq!(gone, 13, "ten in a second, and the burst");
+        assert!(gates.by_scope[&key("a")].wait_us(gates.now_us) > 0, "nothing to wait for in vain");
+    }
+
+    #[test]
+    fn a_place_is_asked_for_whatever_the_pace() {
+        let rate = Rate { tasks: 100, per_ms: 1_000, burst: 1 };
+        let gate = Gate { max_running: Some(2), rate: Some(rate), ..Gate::default() };
+        let mut gates = gates(0, [(key("a"), gate)]);
+        for second in 0..10 {
+            gates.now_us = second * 1_000_000;
+            assert_eq!(gates.let_go(&[key("a")]).is_ok(), second < 2, "{second}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
+use tasklane_common::events::Happening;
 use tasklane_common::state::State as TaskState;
 use tasklane_common::task::Task;
 
@@ -55,7 +56,7 @@ pub(crate) async fn cancel(
     app.tell_cancelled(&before);
     let task = find(&app, id).await?;
     if before.iter().any(|(_, state)| cancellation::ends_at_once(*state)) {
-        app.tell_of_cancelled(&task);
+        app.tell_of(&task, (Happening::Cancelled, TaskState::Cancelled));
     }
     match task.state {
         TaskState::Cancelled => Ok((StatusCode::OK, Json(task))),

@@ -8,6 +8,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Serialize;
+use tasklane_common::events::Happening;
 use tasklane_common::state::State as TaskState;
 use tasklane_common::task::{Task, TaskId};
 use tokio::time::Instant;
@@ -91,5 +92,6 @@ fn tell_of_each(app: &App, tasks: &[Task], before: &[(TaskId, TaskState)]) {
     }
     let ended: HashSet<TaskId> =
         before.iter().filter(|(_, state)| cancellation::ends_at_once(*state)).map(|(id, _)| *id).collect();
-    tasks.iter().filter(|task| ended.contains(&task.id)).for_each(|task| app.tell_of_cancelled(task));
+    let ended = tasks.iter().filter(|task| ended.contains(&task.id));
+    ended.for_each(|task| app.tell_of(task, (Happening::Cancelled, TaskState::Cancelled)));
 }

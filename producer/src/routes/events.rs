@@ -23,10 +23,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Look at what happens to tasks
 ///
 /// A stream of server-sent events until the client goes or the producer stops: `submitted`, `started`, `completed`,
-/// `retried`, `snoozed`, `cancelled`, `discarded`, `interrupted`, each with a `TaskEvent`. Besides, `listening` says that from here
-/// on events come, and a second one that some are missing, since the broker was away; `lost`, with `{"events": n}`, says how
-/// many are missing since the client read too slowly. Events are for looking, not for deciding: they may get lost, those of two
-/// processes may overtake each other, and the past is not told. What counts is the task itself.
+/// `retried`, `snoozed`, `cancelled`, `discarded`, `interrupted`, `rescued` (its worker died, and another attempt follows),
+/// `replayed` (somebody wanted a failed one to run again), each with a `TaskEvent`. Besides, `listening` says that from
+/// here on events come, and a second one that some are missing, since the broker was away; `lost`, with `{"events": n}`,
+/// says how many are missing since the client read too slowly. Events are for looking, not for deciding: they may get
+/// lost, those of two processes may overtake each other, and the past is not told. What counts is the task itself.
 #[utoipa::path(
     get, path = "/v1/events", tag = "events", operation_id = "streamEvents",
     params(

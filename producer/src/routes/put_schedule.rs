@@ -1,6 +1,7 @@
 //! `PUT /v1/schedules/{name}`: makes a schedule, or gives it another definition.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
@@ -8,7 +9,8 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tasklane_common::ledger::{Changed, ScheduleChange};
-use tasklane_common::schedule::ScheduleName;
+use tasklane_common::schedule::{Definition, ScheduleName};
+use tokio::time::sleep;
 
 use crate::app::App;
 use crate::error::{ApiError, FieldError, Problem};
@@ -51,23 +53,37 @@ pub(crate) async fn put(
     let name = ScheduleName::parse(&name)
         .map_err(|error| ApiError::InvalidSchedule(vec![FieldError::new("name", error.to_string())]))?;
     let definition = scheduling::definition(&body, &app.rules)?;
+    let (view, made) = change(&app, &name, |_| Ok(definition.clone())).await?;
+    Ok(answer(view, &name, made))
+}
+
+/// Makes of the definition that is there, if there is one, another; tells what holds then, and whether it was made.
+///
+/// The ledger writes only where the schedule still is as it was read, so nobody else's change is lost.
+pub(super) async fn change(
+    app: &App,
+    name: &ScheduleName,
+    new: impl Fn(Option<&Definition>) -> Result<Definition, ApiError>,
+) -> Result<(ScheduleView, bool), ApiError> {
     let ledger = app.gate.ledger();
-    for _ in 0..TRIES {
+    for tried in 1..=TRIES {
         let (now, old) = app.gate.ask(ledger.schedule(name.clone())).await?;
+        let definition = new(old.as_ref().map(|old| &old.definition))?;
         if let Some(same) = old.as_ref().filter(|old| old.definition == definition) {
-            return Ok(Json(scheduling::view(same.clone(), now)).into_response());
+            return Ok((scheduling::view(same.clone(), now), false));
         }
         let change = ScheduleChange {
             name: name.clone(),
             replaces: old.as_ref().map(|old| old.revision),
             next: scheduling::next(old.as_ref(), &definition, now)?,
-            definition: definition.clone(),
+            definition,
         };
         match app.gate.ask(ledger.change_schedule(change)).await? {
-            Changed::Applied(schedule) => return Ok(answer(scheduling::view(*schedule, now), &name, old.is_none())),
+            Changed::Applied(schedule) => return Ok((scheduling::view(*schedule, now), old.is_none())),
             Changed::Full => return Err(ApiError::TooManySchedules),
-            // Somebody has changed or deleted it: what is to be replaced is read again.
-            Changed::Overtaken => {}
+            // Somebody has changed or deleted it: what is to be replaced is read again. In step with him it would come second
+            // again and again.
+            Changed::Overtaken => sleep(Duration::from_millis(tried.into())).await,
         }
     }
     Err(ApiError::Overloaded)

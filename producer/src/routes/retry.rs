@@ -7,8 +7,9 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use tasklane_common::events::Happening;
 use tasklane_common::ledger::Replayed;
-use tasklane_common::state::{Event, next};
+use tasklane_common::state::{Event, State as TaskState, next};
 use tasklane_common::task::{Json as Args, Task, TaskId};
 
 use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded};
@@ -70,7 +71,9 @@ pub(crate) async fn retry(
         return Err(ApiError::NotRetryable(before));
     }
     // It is due at once: the relay publishes it.
-    Ok((StatusCode::ACCEPTED, Json(find(&app, id).await?)).into_response())
+    let task = find(&app, id).await?;
+    app.tell_of(&task, (Happening::Replayed, TaskState::Accepted));
+    Ok((StatusCode::ACCEPTED, Json(task)).into_response())
 }
 
 /// Records a task that does the failed one's work with other args.

@@ -1,5 +1,6 @@
 //! `POST /v1/tasks/retry`: all failures that meet a filter, some thousands a call.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::Serialize;
+use tasklane_common::events::Happening;
 use tasklane_common::ledger::Replayed;
-use tasklane_common::state::{Event, next};
-use tasklane_common::task::TaskId;
+use tasklane_common::state::{Event, State as TaskState, next};
+use tasklane_common::task::{Task, TaskId};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -69,6 +71,7 @@ pub(crate) async fn retry_many(
             let replays: Vec<(TaskId, Duration)> = page.tasks.iter().map(|task| (task.id, pace.delay(now))).collect();
             let replayed = app.gate.ask(app.gate.ledger().replay_many(replays)).await?;
             done.count(&replayed);
+            tell_of_each(&app, &page.tasks, &replayed);
         }
         query.before = page.next;
         if page.next.is_none() || done.retried + done.conflicts >= TASKS_MAX || Instant::now() >= until {
@@ -79,14 +82,28 @@ pub(crate) async fn retry_many(
 }
 
 impl RetriedTasks {
-    /// What somebody else has started again in the meantime is none of ours.
     fn count(&mut self, replayed: &[(TaskId, Replayed)]) {
         for (_, replayed) in replayed {
             match replayed {
-                Replayed::From(before) if next(*before, Event::Replay).is_some() => self.retried += 1,
+                replayed if is_ours(replayed) => self.retried += 1,
                 Replayed::KeyHeld(_) => self.conflicts += 1,
                 Replayed::From(_) | Replayed::Unknown => {}
             }
         }
     }
+}
+
+/// What somebody else has started again in the meantime is none of ours.
+fn is_ours(replayed: &Replayed) -> bool {
+    matches!(replayed, Replayed::From(before) if next(*before, Event::Replay).is_some())
+}
+
+/// Tells those who look of what will run again.
+fn tell_of_each(app: &App, tasks: &[Task], replayed: &[(TaskId, Replayed)]) {
+    if !app.events.wanted() {
+        return;
+    }
+    let ours: HashSet<TaskId> = replayed.iter().filter(|(_, replayed)| is_ours(replayed)).map(|(id, _)| *id).collect();
+    let again = tasks.iter().filter(|task| ours.contains(&task.id));
+    again.for_each(|task| app.tell_of(task, (Happening::Replayed, TaskState::Accepted)));
 }

@@ -84,6 +84,6 @@ pub(crate) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>
 }
 
 /// A text that is no name is the name of no schedule.
-fn named(text: &str) -> Result<ScheduleName, ApiError> {
+pub(super) fn named(text: &str) -> Result<ScheduleName, ApiError> {
     ScheduleName::parse(text).map_err(|_| ApiError::UnknownSchedule(truncate(text, 64)))
 }

@@ -19,12 +19,16 @@ fn nightly() -> Value {
     })
 }
 
-fn with(changes: Value) -> String {
-    let mut body = nightly();
-    for (key, value) in changes.as_object().unwrap() {
+fn with_fields(body: &Value, fields: &Value) -> Value {
+    let mut body = body.clone();
+    for (key, value) in fields.as_object().unwrap() {
         body[key] = value.clone();
     }
-    body.to_string()
+    body
+}
+
+fn with(changes: Value) -> String {
+    with_fields(&nightly(), &changes).to_string()
 }
 
 fn faults(answer: &Answer) -> BTreeMap<String, String> {
@@ -163,6 +167,51 @@ async fn every_fault_of_a_schedule_is_named() {
     assert_eq!(api.put(PATH, with(json!({"task": {"kind": "a", "args": "x".repeat(200_000)}}))).await.status, 413);
     assert_eq!(api.post(PATH, "{}").await.status, 405);
     assert_eq!(api.get(PATH).await.status, 404, "nothing was made");
+}
+
+#[tokio::test]
+async fn a_schedule_is_paused_and_resumed() {
+    let api = Api::start().await;
+    let (pause, resume) = (format!("{PATH}/pause"), format!("{PATH}/resume"));
+    assert_snapshot!("schedule_pause_unknown", api.post(&pause, "").await.shown());
+    assert_eq!(api.post(&resume, "").await.status, 404);
+    assert_eq!(api.post("/v1/schedules/no%20name/pause", "").await.status, 404);
+    assert_eq!(api.get(PATH).await.status, 404, "nothing was made");
+    let made = api.put(PATH, nightly().to_string()).await.json();
+    let paused = api.post(&pause, "").await;
+    assert_snapshot!("schedule_paused", paused.shown());
+    assert_eq!(api.post(&pause, "").await.json(), paused.json(), "idempotent");
+    assert_eq!(api.get(PATH).await.json(), paused.json());
+    let resumed = api.post(&resume, "").await.json();
+    let expected = json!({"updated_at": resumed["updated_at"]});
+    assert_eq!(resumed, with_fields(&made, &expected), "all else stays");
+    assert_eq!(api.post(&resume, "").await.json(), resumed, "idempotent");
+    assert_eq!(api.get(&pause).await.status, 405);
+}
+
+/// However the calls of two meet, the definition that was put last stays, and the last pause with it.
+#[tokio::test]
+async fn a_pause_takes_back_nothing_that_was_put() {
+    let api = Api::start().await;
+    api.put(PATH, with(json!({"paused": true}))).await;
+    let putting = async {
+        for jitter_ms in 1..=40 {
+            let put = api.put(PATH, with(json!({"jitter_ms": jitter_ms, "paused": true}))).await;
+            assert_eq!((put.status, &put.json()["jitter_ms"]), (200, &json!(jitter_ms)));
+            assert_eq!(api.get(PATH).await.json()["jitter_ms"], jitter_ms, "nobody else changes it");
+        }
+    };
+    let pausing = async {
+        for _ in 0..20 {
+            for (call, paused) in [("resume", false), ("pause", true)] {
+                let answer = api.post(&format!("{PATH}/{call}"), "").await;
+                assert_eq!((answer.status, &answer.json()["paused"]), (200, &json!(paused)));
+            }
+        }
+    };
+    tokio::join!(putting, pausing);
+    let left = api.get(PATH).await.json();
+    assert_eq!((&left["jitter_ms"], &left["paused"]), (&json!(40), &json!(true)));
 }
 
 /// Both of two that make the same schedule at once are answered, and there is one.

@@ -30,7 +30,7 @@ struct Logged {
 impl Logged {
     fn start(cx: &TaskContext, edition: u64) -> Self {
         let run = Run { task: cx.id.to_string(), attempt: cx.attempt.unsigned_abs(), fence: cx.fence.0.unsigned_abs() };
-        log(Op::Start { run: run.clone(), edition });
+        log(Op::Start { run: run.clone(), edition, queue: Some(cx.queue.to_string()) });
         Self { run, ended: false }
     }
 

@@ -33,7 +33,7 @@ fn run(task: &str, fence: u64) -> Run {
 }
 
 fn start(at_ms: u64, pid: i32, task: &str, fence: u64) -> Line {
-    line(at_ms, pid, Op::Start { run: run(task, fence), edition: 0 })
+    line(at_ms, pid, Op::Start { run: run(task, fence), edition: 0, queue: Some("default".to_owned()) })
 }
 
 fn effect(at_ms: u64, pid: i32, task: &str, fence: u64) -> Line {
@@ -353,9 +353,9 @@ const ALL: [Broken; 25] = [
 #[test]
 fn the_clean_history_is_counted() {
     let counts = check(&clean()).counts;
-    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (38, 1, 1));
-    assert_eq!((counts.tasks, counts.completed, counts.interrupted, counts.cancelled), (41, 38, 1, 2));
-    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (44, 5, 2));
+    assert_eq!((counts.submitted, counts.unknown_absent, counts.unknown_present), (45, 1, 1));
+    assert_eq!((counts.tasks, counts.completed, counts.interrupted, counts.cancelled), (48, 44, 1, 3));
+    assert_eq!((counts.starts, counts.killed_runs, counts.dropped_runs), (52, 5, 2));
     assert_eq!((counts.transactional, counts.followed, counts.moved, counts.pauses), (3, 1, 1, 1));
     assert_eq!((counts.takeovers, counts.longest_after_thaw), (vec![ms(2_800)], ms(100)));
 }

@@ -1,4 +1,4 @@
-//! The limits of a lane: some that producers set anew from their file at each start, one that was set over the API.
+//! The limits of a lane: some that producers set anew from their file at each start, some that were set over the API.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use serde_json::{Value, json};
 
 use crate::history::check::limits::{Bound, Limit, Scope};
-use crate::nemesis::world::Lane;
+use crate::nemesis::world::{Lane, QUEUES};
 
 /// The kind of which only so many run at once.
 pub const FEW: &str = "test.few";
@@ -25,6 +25,11 @@ const TENANT: &str = "tenant:";
 const TENANT_RUNNING: usize = 2;
 const TENANTS: u32 = 3;
 
+/// The queue of which only so many run at once: tasks are edited and moved into it and out of it. More than come in, with
+/// their usual times, and less than an outage piles up.
+const NARROW: &str = QUEUES[1];
+const NARROW_RUNNING: usize = 12;
+
 /// How many submissions have a key: so few that what an outage has piled up is done in time afterwards.
 const KEYED: f64 = 0.05;
 
@@ -35,6 +40,7 @@ pub fn all() -> Vec<Limit> {
         Limit { scope: Scope::Kind(FEW.to_owned()), bound: Bound::Running(FEW_RUNNING) },
         Limit { scope: Scope::Kind(PACED.to_owned()), bound: rate },
         Limit { scope: Scope::Keys(TENANT.to_owned()), bound: Bound::Running(TENANT_RUNNING) },
+        Limit { scope: Scope::Queue(NARROW.to_owned()), bound: Bound::Running(NARROW_RUNNING) },
     ]
 }
 
@@ -49,8 +55,11 @@ pub fn file() -> String {
 
 /// Sets the others.
 pub async fn set(lane: &Lane) -> Result<()> {
-    let path = format!("/v1/limits/key/{TENANT}*");
-    lane.api()?.raw_put(&path, &json!({"max_running": TENANT_RUNNING})).await?.expect::<Value>(&[200, 201])?;
+    let others = [(format!("key/{TENANT}*"), TENANT_RUNNING), (format!("queue/{NARROW}"), NARROW_RUNNING)];
+    for (limit, running) in others {
+        let bounds = json!({"max_running": running});
+        lane.api()?.raw_put(&format!("/v1/limits/{limit}"), &bounds).await?.expect::<Value>(&[200, 201])?;
+    }
     Ok(())
 }
 

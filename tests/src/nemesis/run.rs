@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use rustix::process::Signal;
@@ -35,14 +35,23 @@ use crate::wait::{eventually, within};
 /// How many faults a lane may have at once, once each is known alone.
 const AT_ONCE: usize = 3;
 
-/// How long all tasks may take to end once everything is healed, also what an outage has piled up behind a limit.
-const END_LIMIT: Duration = Duration::from_secs(120);
+/// How long all tasks may take to end once everything is healed: behind a limit, outages pile up more the longer they last.
+const END_LIMIT: Duration = Duration::from_secs(900);
+
+/// How long it may take until fewer are under way than ever before.
+const STALL_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long the clients may take to end.
+const CLIENTS_LIMIT: Duration = Duration::from_secs(120);
 
 /// How long the broker may take to see the last acks.
 const ACK_LIMIT: Duration = Duration::from_secs(30);
 
 /// How many groups wait for their last task.
 const OPEN_GROUPS: &str = "SELECT count(*) FROM task_groups WHERE finished_at IS NULL";
+
+/// How long one look at what is left may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often the counters are looked at.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
@@ -92,7 +101,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
     heal(&world).await?;
     let healed = Instant::now();
     stop.cancel();
-    within(END_LIMIT, "the clients to end", async {
+    within(CLIENTS_LIMIT, "the clients to end", async {
         while let Some(client) = clients.join_next().await {
             client??;
         }
@@ -248,20 +257,31 @@ async fn heal(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Waits until no group is open and no task under way; how long that took in each lane, or `None` if it did not end.
+/// Waits until no group is open and no task under way; how long that took in each lane, or `None` where it came to a stand.
 async fn settle(world: &World, healed: Instant) -> Result<Vec<Option<Duration>>> {
-    let [one, other] = &world.lanes[..] else { bail!("a world has two lanes") };
-    let ended = async |lane: &Lane| {
-        let api = lane.api()?;
-        let ended = eventually(END_LIMIT, "all tasks to end", async || {
-            // Groups first: what follows the last of them is recorded then, and is under way.
-            let open = lane.stack.ledger.number(OPEN_GROUPS).await? > 0;
-            Ok((!open && api.under_way().await?.is_empty()).then(|| healed.elapsed()))
-        });
-        anyhow::Ok(ended.await.ok())
-    };
-    let (one, other) = tokio::try_join!(ended(one), ended(other))?;
-    Ok(vec![one, other])
+    let lanes = world.lanes.iter().map(|lane| settle_lane(lane, healed));
+    try_join_all(lanes).await
+}
+
+async fn settle_lane(lane: &Lane, healed: Instant) -> Result<Option<Duration>> {
+    let api = lane.api()?;
+    let (mut fewest, mut since) = (u64::MAX, Instant::now());
+    let mut look = interval(LOOK_PERIOD);
+    while since.elapsed() < STALL_LIMIT && healed.elapsed() < END_LIMIT {
+        look.tick().await;
+        // Groups first: what follows the last of them is recorded then, and is under way.
+        let left = async {
+            let groups = lane.stack.ledger.number(OPEN_GROUPS).await?.unsigned_abs();
+            anyhow::Ok(groups + api.under_way().await?.values().sum::<u64>())
+        };
+        // A process that is just back may not answer yet.
+        match timeout(LOOK_LIMIT, left).await {
+            Ok(Ok(0)) => return Ok(Some(healed.elapsed())),
+            Ok(Ok(left)) if left < fewest => (fewest, since) = (left, Instant::now()),
+            _ => {}
+        }
+    }
+    Ok(None)
 }
 
 /// Stops a lane, and collects all that is to be judged.

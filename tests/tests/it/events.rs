@@ -1,6 +1,6 @@
 //! Events: whoever looks sees what happens on all processes, and nothing is published while nobody looks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -187,6 +187,73 @@ on_both_ledgers! {
         worker.process.signal(Signal::TERM)?;
         let told = listener.until(&runs.id, "interrupted").await?;
         assert_eq!(named(&told, "interrupted")?["state"], "accepted");
+        Ok(())
+    }
+
+    async fn what_is_taken_from_a_dead_worker_is_told(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut worker = stack.test_worker(&log).start().await?;
+        let mut listener = Listener::at(&producer, "").await?;
+        listener.hears(&producer).await?;
+        let mut run = async |kind: &str| {
+            let task = json!({"kind": kind, "args": {"work_ms": 60_000, "work_again_ms": 0}});
+            let id = producer.api.submit(&task).await?.id;
+            let told = listener.until(&id, "started").await?;
+            anyhow::Ok((id, named(&told, "started")?["worker_id"].clone()))
+        };
+        let (again, by) = run("test.work").await?;
+        let (once, _) = run("test.once").await?;
+        worker.process.kill().await?;
+        let mut told: BTreeMap<String, Told> = BTreeMap::new();
+        while told.len() < 2 {
+            let (name, event) = listener.next().await?;
+            let id = event["id"].as_str().unwrap_or_default().to_owned();
+            if id == again || id == once {
+                told.insert(id, (name, event));
+            }
+        }
+        for (id, name, state) in [(&again, "rescued", "retryable"), (&once, "discarded", "discarded")] {
+            let (told, event) = &told[id];
+            assert_eq!((told.as_str(), &event["state"], &event["attempt"]), (name, &json!(state), &json!(1)));
+            assert_eq!((&event["worker_id"], &event["queue"]), (&by, &json!("default")), "the one that died");
+        }
+        let _other = stack.test_worker(&log).start().await?;
+        producer.api.in_state(&again, "completed", LIMIT).await?;
+        Ok(())
+    }
+
+    async fn what_follows_a_batch_and_what_is_run_again_by_hand_is_told(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let _worker = stack.test_worker(&log).start().await?;
+        let mut listener = Listener::at(&producer, "").await?;
+        listener.hears(&producer).await?;
+        let batch = json!({"tasks": [{"kind": "test.work", "args": {}}], "then": {"kind": "test.then", "queue": "after", "args": {}}});
+        producer.api.raw_post("/v1/tasks/batch", &batch).await?.expect::<Value>(&[202])?;
+        let submitted = loop {
+            let (name, event) = listener.next().await?;
+            if name == "submitted" && event["kind"] == "test.then" {
+                break event;
+            }
+        };
+        assert_eq!((&submitted["state"], &submitted["queue"], &submitted["attempt"]), (&json!("accepted"), &json!("after"), &json!(0)));
+
+        let fails = json!({"kind": "test.work", "args": {"failures": 9}, "max_attempts": 1});
+        let id = producer.api.submit(&fails).await?.id;
+        listener.until(&id, "discarded").await?;
+        for (path, body) in [(format!("/v1/tasks/{id}/retry"), json!({})), ("/v1/tasks/retry".to_owned(), json!({"kind": "test.work"}))] {
+            producer.api.raw_post(&path, &body).await?.expect::<Value>(&[200, 202])?;
+            let mut told = listener.until(&id, "discarded").await?;
+            // Of two processes the later one's event may come first.
+            if position(&told, "replayed").is_none() {
+                told.extend(listener.until(&id, "replayed").await?);
+            }
+            let replayed = named(&told, "replayed").with_context(|| path.clone())?;
+            assert_eq!((&replayed["state"], &replayed["worker_id"]), (&json!("accepted"), &Value::Null));
+        }
         Ok(())
     }
 

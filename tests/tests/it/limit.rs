@@ -70,6 +70,37 @@ on_both_ledgers! {
         nothing_left(&stack.vhost).await
     }
 
+    async fn a_queues_limit_holds_while_tasks_come_and_go(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        set(&producer.api, "queue/narrow", json!({"max_running": 3})).await?;
+        let worker = || stack.test_worker(&log).env("TASKLANE_QUEUES", "default,narrow").env("TASKLANE_CONCURRENCY", 8);
+        let _workers = [worker().start().await?, worker().start().await?];
+        let of = |queue: &str| json!({"kind": "test.work", "queue": queue, "args": {"work_ms": 40}});
+        let batch: Vec<Value> = (0..120).map(|index| of(["narrow", "default"][index % 2])).collect();
+        let submitted = ids(&producer.api.submit_batch(&batch).await?);
+        // Back and forth, until nothing waits any more.
+        let mut moved = 0;
+        for [from, to] in [["narrow", "default"], ["default", "narrow"]].iter().cycle() {
+            let body = producer.api.raw_post(&format!("/v1/queues/{from}/move"), &json!({"to": to})).await?;
+            moved += body.expect::<Value>(&[200])?["moved"].as_u64().unwrap_or_default();
+            if producer.api.under_way().await?.is_empty() {
+                break;
+            }
+        }
+        ensure!(moved > 0, "nothing was moved");
+        check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
+        let mut queues: BTreeMap<String, String> = BTreeMap::new();
+        for start in log.starts()? {
+            queues.insert(start.task, start.queue.unwrap_or_default());
+        }
+        let runs = runs(&log, None)?;
+        let most = most_at_once(runs.iter().filter(|(id, ..)| queues[id] == "narrow"));
+        ensure!((1..=3).contains(&most), "{most} runs of the queue at once");
+        nothing_left(&stack.vhost).await
+    }
+
     async fn who_has_no_limit_does_not_wait_for_those_who_have(ledger) {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;

@@ -86,7 +86,10 @@ pub async fn retiring_abandons_at_once(ledger: &dyn Ledger) {
 /// The rescue has all it needs to decide.
 pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
-    let ids = recorded(ledger, 4, |task| (task.kind, task.max_attempts) = (kind("pay.out"), 7)).await;
+    let ids = recorded(ledger, 4, |task| {
+        (task.kind, task.queue, task.max_attempts) = (kind("pay.out"), queue("payments"), 7);
+    });
+    let ids = ids.await;
     for &id in &ids {
         let request = ClaimRequest {
             id,
@@ -103,6 +106,7 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
     let expected = ids.iter().map(|&id| Abandoned {
         id,
         kind: kind("pay.out"),
+        queue: queue("payments"),
         fence: Fence(1),
         worker: holder,
         attempt: 1,

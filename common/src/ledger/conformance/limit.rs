@@ -21,12 +21,12 @@ fn most(running: u32) -> Bounds {
     Bounds { max_running: Some(running), ..Bounds::default() }
 }
 
-async fn set(ledger: &dyn Ledger, scope: &str, bounds: Bounds) {
+pub(super) async fn set(ledger: &dyn Ledger, scope: &str, bounds: Bounds) {
     ledger.set_limit(scope.parse().unwrap(), bounds).await.unwrap();
 }
 
 /// Lets go what can, however many rounds that takes.
-async fn release(ledger: &dyn Ledger) -> u32 {
+pub(super) async fn release(ledger: &dyn Ledger) -> u32 {
     let (mut after, mut tasks) = (None, 0);
     loop {
         let released = ledger.release_held(after, 3).await.unwrap();
@@ -38,7 +38,7 @@ async fn release(ledger: &dyn Ledger) -> u32 {
 }
 
 /// Those that a relay would publish now, in the order in which they were let go is not told by it.
-async fn due(ledger: &dyn Ledger) -> BTreeSet<TaskId> {
+pub(super) async fn due(ledger: &dyn Ledger) -> BTreeSet<TaskId> {
     ledger.fetch_due(100, HOUR).await.unwrap().into_iter().map(|due| due.id).collect()
 }
 
@@ -262,30 +262,6 @@ pub async fn keys_have_their_turns(ledger: &dyn Ledger) {
     assert_eq!((order[0], order[3]), (urgent, oldest));
     let keys: String = order.iter().map(|id| expected[id]).collect();
     assert_eq!(keys, "abcabaaa");
-}
-
-/// No more start than the rate lets, the others wait for as long as it tells, and a rest gives a burst.
-pub async fn a_rate_spreads_the_starts(ledger: &dyn Ledger) {
-    let rate = Rate { tasks: 2, per_ms: 3_600_000, burst: 3 };
-    set(ledger, "kind:test.work", Bounds { rate: Some(rate), ..Bounds::default() }).await;
-    let holder = worker(ledger).await;
-    let ids = recorded(ledger, 5, |_| {}).await;
-    for id in &ids[..3] {
-        run(ledger, *id, holder, complete()).await;
-    }
-    for id in &ids[3..] {
-        assert_eq!(refused(ledger, *id, holder).await, Refusal::Limited, "the burst is used up");
-    }
-    let released = ledger.release_held(None, 10).await.unwrap();
-    assert_eq!((released.tasks, released.next), (0, None));
-    let wait = released.wait.unwrap();
-    assert!(wait > Duration::from_secs(1_700) && wait <= Duration::from_secs(1_800), "{wait:?}");
-    let faster = Rate { tasks: 10, per_ms: 1_000, burst: 1 };
-    set(ledger, "kind:test.work", Bounds { rate: Some(faster), ..Bounds::default() }).await;
-    until("the rate to let one start", async || (release(ledger).await == 1).then_some(())).await;
-    run(ledger, ids[3], holder, complete()).await;
-    until("the rate to let the other start", async || (release(ledger).await == 1).then_some(())).await;
-    run(ledger, ids[4], holder, complete()).await;
 }
 
 /// What is past does not add up, and what runs or is on its way keeps its place.

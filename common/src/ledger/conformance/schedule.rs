@@ -111,6 +111,27 @@ pub async fn a_change_replaces_what_was_read(ledger: &dyn Ledger) {
     assert_eq!(now(ledger, "a").await, second);
 }
 
+/// Who has read the definition of before pauses nothing, so that what another has changed since is not taken back.
+pub async fn a_pause_keeps_what_another_has_changed(ledger: &dyn Ledger) {
+    let read = made(ledger, "a", 100).await;
+    let changed = Definition { jitter_ms: 7, ..definition() };
+    let replaced = Some(read.revision);
+    let other = ScheduleChange { name: name("a"), replaces: replaced, definition: changed, next: NextTick::Stays };
+    let other = applied(ledger.change_schedule(other).await.unwrap());
+    let pause = |of: &Schedule| ScheduleChange {
+        name: name("a"),
+        replaces: Some(of.revision),
+        definition: Definition { paused: true, ..of.definition.clone() },
+        next: NextTick::Paused,
+    };
+    assert_eq!(ledger.change_schedule(pause(&read)).await.unwrap(), Changed::Overtaken);
+    assert_eq!(now(ledger, "a").await, other);
+    let paused = applied(ledger.change_schedule(pause(&other)).await.unwrap());
+    assert_eq!((paused.definition.jitter_ms, paused.definition.paused, paused.next_at), (7, true, None));
+    // A tick that was read before the pause is not fired any more.
+    assert_eq!(ledger.fire(firing(&other, &[100], 110)).await.unwrap(), Fired::Overtaken);
+}
+
 /// What was deleted is gone, and its tasks are not.
 pub async fn a_deleted_schedule_leaves_its_tasks(ledger: &dyn Ledger) {
     let schedule = made(ledger, "a", 100).await;

@@ -51,7 +51,7 @@ const END_LEASES: &str = "UPDATE workers SET dead = true WHERE NOT dead AND expi
 /// A claim that commits after this look is found by the next one.
 const ABANDONED: &str = "
 SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee,
-       t.cancel_requested_at IS NOT NULL
+       t.cancel_requested_at IS NOT NULL, t.queue
 FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id
 WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
 LIMIT $1";
@@ -114,7 +114,7 @@ pub(super) async fn cancelling(connections: &Connections, worker: WorkerId) -> R
     Ok(rows.into_iter().map(|(id, fence)| (TaskId(id), Fence(fence))).collect())
 }
 
-type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool);
+type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool, String);
 
 pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<Vec<Abandoned>, Fault> {
     let mut lent = connections.lend().await?;
@@ -122,10 +122,11 @@ pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<V
     let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     lent.keep();
     let abandoned = rows.into_iter().map(|row| {
-        let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested) = row;
+        let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested, queue) = row;
         Ok(Abandoned {
             id: TaskId(id),
             kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
+            queue: QueueName::parse(&queue).map_err(Fault::corrupt)?,
             fence: Fence(fence),
             worker: WorkerId(worker),
             attempt,

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::claim::{Looked, grant};
 use super::read::{id_of, parsed};
 use crate::clock::{millis, wall_ms};
-use crate::ledger::limiting::KEPT_FOR;
+use crate::ledger::limiting::{KEPT_FOR, let_go_us};
 use crate::ledger::{Claim, ClaimRequest, LimitSet, Refusal, Released};
 use crate::limit::admission::{Gate, Gates};
 use crate::limit::{Bounds, LIMITS_MAX, Limit, Origin, Rate, Scope};
@@ -225,19 +225,22 @@ impl<'c> Look<'c> {
                 "SELECT EXISTS (SELECT 1 FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by = ?1)",
             )?
             .query_row([&text], |row| row.get(0))?;
-        (gate.used, gate.kept) = self.taken(&text)?;
+        self.count_taken(&text, &mut gate)?;
         // Only who finds no room looks whether all of it is still taken.
         if gate.room(self.gates.now_us) == 0 && self.sweep(&text)? > 0 {
-            (gate.used, gate.kept) = self.taken(&text)?;
+            self.count_taken(&text, &mut gate)?;
         }
         Ok(Some(gate))
     }
 
-    /// The places taken, and those of them that are kept.
-    fn taken(&self, scope: &str) -> rusqlite::Result<(u32, u32)> {
-        self.db
-            .prepare_cached("SELECT count(*), count(*) - count(fence) FROM limit_places WHERE scope = ?1")?
-            .query_row([scope], |row| Ok((row.get(0)?, row.get(1)?)))
+    /// Counts the places taken and those of them that are kept, and looks when the last of these was.
+    fn count_taken(&self, scope: &str, gate: &mut Gate) -> rusqlite::Result<()> {
+        let sql = "SELECT count(*), count(*) - count(fence), max(iif(fence IS NULL, kept_until, NULL))
+             FROM limit_places WHERE scope = ?1";
+        let (used, kept, until): (u32, u32, Option<i64>) =
+            self.db.prepare_cached(sql)?.query_row([scope], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        (gate.used, gate.kept, gate.let_go_us) = (used, kept, until.map(let_go_us));
+        Ok(())
     }
 
     fn sweep(&self, scope: &str) -> rusqlite::Result<usize> {
@@ -318,7 +321,7 @@ impl Look<'_> {
         for _ in 0..budget {
             // Without a limit any more they all go.
             let gate = self.gates.by_scope.get(&scope);
-            if gate.is_some_and(|gate| gate.room(self.gates.now_us) == 0) {
+            if gate.is_some_and(|gate| gate.room_to_go(self.gates.now_us) == 0) {
                 break;
             }
             let Some((id, key, scopes)) = self.next_held(text, &turn)? else { break };
@@ -378,8 +381,8 @@ impl Look<'_> {
 
     fn keep_places(&self, id: TaskId, scopes: &[Scope]) -> rusqlite::Result<()> {
         let now = self.gates.now_us / 1_000;
-        let until = now + millis(KEPT_FOR);
         for scope in scopes {
+            let until = self.gates.let_go_ms(scope) + millis(KEPT_FOR);
             self.db
                 .prepare_cached("INSERT OR REPLACE INTO limit_places (scope, task_id, kept_until) VALUES (?1, ?2, ?3)")?
                 .execute(params![scope.to_string(), id.0.as_bytes().as_slice(), until])?;

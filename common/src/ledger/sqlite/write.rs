@@ -12,7 +12,8 @@ use crate::ledger::{
 };
 use crate::state::{Event, State, next};
 use crate::task::{
-    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, Lane, Priority, TaskId, WorkerId, truncate,
+    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, Lane, Priority, QueueName, TaskId, WorkerId,
+    truncate,
 };
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
@@ -211,7 +212,8 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
     db.prepare_cached("UPDATE workers SET dead = 1 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)")?
         .execute(params![boot_id, boot_ms()])?;
     let mut statement = db.prepare_cached(
-        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL
+        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL,
+             queue
          FROM tasks
          WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)
          LIMIT ?1",
@@ -220,6 +222,7 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
         Ok(Abandoned {
             id: id_of(row, 0)?,
             kind: super::read::parsed(row, 1, Kind::parse)?,
+            queue: super::read::parsed(row, 9, QueueName::parse)?,
             fence: Fence(row.get(2)?),
             worker: WorkerId(id_of(row, 3)?.0),
             attempt: row.get(4)?,

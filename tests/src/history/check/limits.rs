@@ -25,6 +25,8 @@ pub enum Scope {
     Kind(String),
     /// The tasks of each concurrency key that begins so, for themselves.
     Keys(String),
+    /// All tasks of a queue together, for as long as they are in it.
+    Queue(String),
 }
 
 /// What a limit bounds.
@@ -50,11 +52,22 @@ const ROUNDING: Duration = Duration::from_millis(1);
 const TOLERANCE: f64 = 1e-6;
 
 impl Scope {
-    /// Whose places or starts the task shares with which others; none, if the limit is not for it.
-    pub(super) fn of<'t>(&self, task: &'t FinalTask) -> Option<&'t str> {
+    /// With which others the task shares starts in the end; none, if the limit is not for it.
+    fn of<'t>(&self, task: &'t FinalTask) -> Option<&'t str> {
         match self {
             Self::Kind(kind) => (task.kind == *kind).then_some(task.kind.as_str()),
             Self::Keys(begin) => task.concurrency_key.as_deref().filter(|key| key.starts_with(begin)),
+            // A cancelled one may have come to another queue since its last start.
+            Self::Queue(queue) => (task.queue == *queue && task.state != "cancelled").then_some(task.queue.as_str()),
+        }
+    }
+
+    /// With which others a run of the task shares places; none, if the limit is not for it.
+    pub(super) fn of_run<'t>(&self, task: &'t FinalTask, ran: &'t Ran) -> Option<&'t str> {
+        match self {
+            // Between its runs a task may come to another queue.
+            Self::Queue(queue) => ran.queue.as_deref().filter(|told| told == queue),
+            Self::Kind(_) | Self::Keys(_) => self.of(task),
         }
     }
 }
@@ -64,6 +77,7 @@ impl fmt::Display for Limit {
         match &self.scope {
             Scope::Kind(kind) => write!(f, "kind/{kind}")?,
             Scope::Keys(begin) => write!(f, "key/{begin}*")?,
+            Scope::Queue(queue) => write!(f, "queue/{queue}")?,
         }
         match self.bound {
             Bound::Running(_) => f.write_str(" at once"),
@@ -74,29 +88,43 @@ impl fmt::Display for Limit {
 
 /// Was no limit exceeded?
 pub(super) fn check(evidence: &Evidence, runs: &Runs<'_>, freezes: &Freezes, verdict: &mut Verdict) {
+    let all = held(&evidence.tasks, runs);
     for limit in &evidence.limits {
-        let mut scopes: BTreeMap<&str, Vec<&FinalTask>> = BTreeMap::new();
-        for task in &evidence.tasks {
-            if let Some(name) = limit.scope.of(task) {
-                scopes.entry(name).or_default().push(task);
+        let ran = by_scope(all.iter(), |held| limit.scope.of_run(held.task, held.ran));
+        let mut usage = Usage { runs: ran.values().map(Vec::len).sum(), ..Usage::default() };
+        let all_used: Vec<Usage> = match limit.bound {
+            Bound::Running(allowed) => {
+                ran.iter().map(|(name, held)| check_running((name, allowed), held, freezes, verdict)).collect()
             }
-        }
-        let mut usage = Usage::default();
-        for (name, tasks) in scopes {
-            let used = match limit.bound {
-                Bound::Running(allowed) => check_running((name, allowed), &held(&tasks, runs), freezes, verdict),
-                Bound::Rate { tasks: rate, per, burst } => check_rate((name, rate, per, burst), &tasks, verdict),
-            };
-            let ran = tasks.iter().filter_map(|task| runs.get(task.id.as_str()));
-            usage.runs += ran.map(Vec::len).sum::<usize>();
+            Bound::Rate { tasks: rate, per, burst } => {
+                let tasks = by_scope(evidence.tasks.iter(), |task| limit.scope.of(task));
+                tasks.iter().map(|(name, tasks)| check_rate((name, rate, per, burst), tasks, verdict)).collect()
+            }
+        };
+        for used in all_used {
             (usage.most, usage.allowed) = (usage.most.max(used.most), used.allowed);
         }
         verdict.counts.limits.insert(limit.to_string(), usage);
     }
 }
 
+/// Those that a limit is for, each with those that it shares with.
+fn by_scope<'t, T>(
+    all: impl Iterator<Item = &'t T>,
+    of: impl Fn(&'t T) -> Option<&'t str>,
+) -> BTreeMap<&'t str, Vec<&'t T>> {
+    let mut scopes: BTreeMap<&str, Vec<&T>> = BTreeMap::new();
+    for one in all {
+        if let Some(name) = of(one) {
+            scopes.entry(name).or_default().push(one);
+        }
+    }
+    scopes
+}
+
 /// A run in its place.
 struct Held<'r> {
+    task: &'r FinalTask,
     ran: &'r Ran,
     /// Until when it is surely in its place, unless its process stood still; none for one that goes on.
     until: Option<Duration>,
@@ -105,7 +133,7 @@ struct Held<'r> {
 }
 
 /// The runs of tasks, in the order of their starts.
-fn held<'r>(tasks: &[&FinalTask], runs: &'r Runs<'_>) -> Vec<Held<'r>> {
+fn held<'r>(tasks: &'r [FinalTask], runs: &'r Runs<'_>) -> Vec<Held<'r>> {
     let mut all = Vec::new();
     for task in tasks {
         let ran = runs.get(task.id.as_str()).map_or(&[][..], Vec::as_slice);
@@ -117,7 +145,7 @@ fn held<'r>(tasks: &[&FinalTask], runs: &'r Runs<'_>) -> Vec<Held<'r>> {
                 // Of one without any end the next start of its task tells that it was given up.
                 false => run.over().or_else(|| ran.get(at + 1).map(|next| next.began)),
             };
-            all.push(Held { ran: run, until, kept });
+            all.push(Held { task, ran: run, until, kept });
         }
     }
     all.sort_by_key(|held| held.ran.began);
@@ -141,7 +169,12 @@ impl Held<'_> {
 }
 
 /// Whenever one started, no more than allowed were in their places.
-fn check_running((name, allowed): (&str, usize), held: &[Held<'_>], freezes: &Freezes, verdict: &mut Verdict) -> Usage {
+fn check_running(
+    (name, allowed): (&str, usize),
+    held: &[&Held<'_>],
+    freezes: &Freezes,
+    verdict: &mut Verdict,
+) -> Usage {
     let mut going: Vec<&Held<'_>> = Vec::new();
     let mut most = 0;
     for starting in held {

@@ -11,6 +11,8 @@ pub(super) struct Ran {
     pub(super) run: Run,
     /// The number of the change that its args are of.
     pub(super) edition: u64,
+    /// The queue from which its task came, where that is told.
+    pub(super) queue: Option<String>,
     pub(super) process: i32,
     pub(super) began: Duration,
     /// Its own last line: when and how.
@@ -61,10 +63,10 @@ pub(super) fn runs(history: &[Line]) -> (Runs<'_>, Vec<&Line>) {
     let mut deaths: BTreeMap<i32, Vec<Duration>> = BTreeMap::new();
     for line in history {
         match &line.op {
-            Op::Start { run, edition } => {
-                let (process, began, edition) = (line.pid, line.at, *edition);
-                let ran = Ran { run: run.clone(), edition, process, began, ended: None, killed: None, effect: false };
-                runs.entry(&run.task).or_default().push(ran);
+            Op::Start { run, edition, queue } => {
+                let of_task = runs.entry(&run.task).or_default();
+                let (run, queue, edition, process, began) = (run.clone(), queue.clone(), *edition, line.pid, line.at);
+                of_task.push(Ran { run, edition, queue, process, began, ended: None, killed: None, effect: false });
             }
             Op::Gone { process, .. } => deaths.entry(*process).or_default().push(line.at),
             _ => {}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{Evidence, FinalTask, Line, Op, Runs, Verdict};
+use super::{Evidence, FinalTask, Line, Op, Ran, Runs, Verdict};
 
 /// How the faults begin in whose time nothing starts: no broker, no ledger, no queue, no other worker.
 pub const ABSENCES: [&str; 7] =
@@ -18,12 +18,12 @@ pub(super) fn count(evidence: &Evidence, runs: &Runs<'_>, verdict: &mut Verdict)
         .iter()
         .filter_map(|line| if let Op::Edit(edit) = &line.op { Some(edit.task.as_str()) } else { None })
         .collect();
-    let waits = |task: &FinalTask| {
-        edited.contains(task.id.as_str()) || evidence.limits.iter().any(|limit| limit.scope.of(task).is_some())
-    };
+    let waits =
+        |task: &FinalTask, next: &Ran| evidence.limits.iter().any(|limit| limit.scope.of_run(task, next).is_some());
     let counts = &mut verdict.counts;
-    for task in evidence.tasks.iter().filter(|task| !task.is_once() && !waits(task)) {
-        for pair in runs.get(task.id.as_str()).map_or(&[][..], Vec::as_slice).windows(2) {
+    for task in evidence.tasks.iter().filter(|task| !task.is_once() && !edited.contains(task.id.as_str())) {
+        let ran = runs.get(task.id.as_str()).map_or(&[][..], Vec::as_slice);
+        for pair in ran.windows(2).filter(|pair| !waits(task, &pair[1])) {
             let (Some(killed), next) = (pair[0].killed, pair[1].began) else { continue };
             // Whoever stood still before it was killed was given up by then.
             let Some(took) = next.checked_sub(killed) else { continue };

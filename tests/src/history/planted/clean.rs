@@ -6,6 +6,7 @@ use super::*;
 pub(super) fn clean() -> Evidence {
     let mut evidence = unlimited();
     limits::keep(&mut evidence);
+    limits::keep_queues(&mut evidence);
     edits::keep(&mut evidence);
     evidence
 }

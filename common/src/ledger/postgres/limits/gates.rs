@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{count_of, rate_of, scope_of};
 use crate::clock::millis;
-use crate::ledger::limiting::KEPT_FOR;
+use crate::ledger::limiting::{KEPT_FOR, let_go_us};
 use crate::ledger::postgres::fault::Fault;
 use crate::ledger::postgres::rows::codes_for;
 use crate::limit::Scope;
@@ -32,7 +32,7 @@ WHERE ($1::text[] IS NULL OR p.scope = ANY($1)) AND NOT EXISTS (
 const GATES: &str = "
 SELECT s.scope, l.max_running, l.rate_tasks, l.rate_per_ms, l.rate_burst, COALESCE(g.next_us, 0), COALESCE(g.turn, ''),
        EXISTS (SELECT 1 FROM tasks t WHERE t.state = 0 AND t.due_at IS NULL AND t.limited_by = s.scope),
-       p.used, p.kept
+       p.used, p.kept, p.kept_until
 FROM UNNEST($1::text[]) AS s (scope)
 CROSS JOIN LATERAL (
     SELECT * FROM limits l
@@ -42,7 +42,8 @@ CROSS JOIN LATERAL (
     LIMIT 1
 ) l
 CROSS JOIN LATERAL (
-    SELECT count(*) AS used, count(*) - count(p.fence) AS kept FROM limit_places p WHERE p.scope = s.scope
+    SELECT count(*) AS used, count(*) - count(p.fence) AS kept, max(p.kept_until) FILTER (WHERE p.fence IS NULL) AS kept_until
+    FROM limit_places p WHERE p.scope = s.scope
 ) p
 LEFT JOIN limit_gates g ON g.scope = s.scope";
 
@@ -180,6 +181,7 @@ impl Look {
                 crowded: row.try_get(7)?,
                 used: u32::try_from(row.try_get::<i64, _>(8)?).unwrap_or(u32::MAX),
                 kept: u32::try_from(row.try_get::<i64, _>(9)?).unwrap_or(u32::MAX),
+                let_go_us: row.try_get::<Option<i64>, _>(10)?.map(let_go_us),
             };
             if gate.take_back(self.gates.now_us) {
                 self.changed.insert(scope.clone());

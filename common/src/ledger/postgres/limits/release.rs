@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::gates::{Look, Places, hold, scopes_of};
 use super::scope_of;
+use crate::clock::millis;
 use crate::ledger::Released;
+use crate::ledger::limiting::KEPT_FOR;
 use crate::ledger::postgres::connections::Connections;
 use crate::ledger::postgres::fault::Fault;
 use crate::limit::Scope;
@@ -108,7 +110,7 @@ impl Look {
     /// Lets tasks of one scope go, its concurrency keys in turn; tells how many.
     async fn release_from(&mut self, connection: &mut PgConnection, scope: &Scope, budget: u32) -> Result<u32, Fault> {
         // Without a limit any more they all go.
-        let room = self.gates.by_scope.get(scope).map_or(u32::MAX, |gate| gate.room(self.gates.now_us));
+        let room = self.gates.by_scope.get(scope).map_or(u32::MAX, |gate| gate.room_to_go(self.gates.now_us));
         let wanted = room.min(budget);
         if wanted == 0 {
             return Ok(0);
@@ -121,7 +123,8 @@ impl Look {
             let scopes = self.gates.limited(scopes.into_iter());
             match self.gates.let_go(&scopes) {
                 Ok(()) => {
-                    scopes.iter().for_each(|scope| places.push(scope, id, None, Some(self.kept_until())));
+                    let until = |scope| Some(self.gates.let_go_ms(scope) + millis(KEPT_FOR));
+                    scopes.iter().for_each(|scope| places.push(scope, id, None, until(scope)));
                     free.push(id);
                 }
                 // It goes on waiting, elsewhere.
