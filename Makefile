@@ -55,8 +55,9 @@ prove: rust services ## minutes of random faults under load, then a check of all
 bench: export TASKS := $(TASKS)
 bench: export REPEATS := $(REPEATS)
 bench: export BYTES := $(BYTES)
+bench: export PLACES := $(PLACES)
 bench: export ROWS := $(ROWS)
-bench: rust services ## what this machine does, beside the broker alone (TASKS= REPEATS= BYTES= ROWS=e2e,drain,backlog…)
+bench: rust services ## what this machine does, beside the broker alone (TASKS= REPEATS= BYTES= PLACES= ROWS=e2e,drain,backlog…)
 	$(call say,build: producer$(,) worker and the measurement$(,) optimised)
 	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-tests --bins
 	$(call say,bench)

@@ -27,6 +27,12 @@ pub fn with_args_of(bytes: usize) {
     let _ = world::BYTES.set(bytes);
 }
 
+/// Says how many tasks a worker runs at once where a row does not say; once, and before anything is measured.
+pub fn with_places(places: usize) {
+    // Said twice, the first counts.
+    let _ = world::PLACES.set(places);
+}
+
 /// What one row has come to.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {

@@ -37,6 +37,9 @@ pub(super) const LATENCIES: usize = 300;
 /// How many bytes of args every task has; 256 where nobody says otherwise.
 pub(super) static BYTES: OnceLock<usize> = OnceLock::new();
 
+/// How many tasks a worker runs at once; 64 where nobody says otherwise.
+pub(super) static PLACES: OnceLock<usize> = OnceLock::new();
+
 /// The args of every task: their answer comes back as the result.
 pub(super) fn args() -> Value {
     let around = json!({"work_ms": 0, "answer": ""}).to_string().len();
@@ -75,7 +78,8 @@ impl World {
 
     pub(super) fn worker(&self) -> Start<Worker> {
         let worker = self.stack.worker().binary("test-worker").env("TASKLANE_LOG", "warn");
-        worker.env("TASKLANE_BUNDLE_MS", self.bundle_ms)
+        let places = PLACES.get().copied().unwrap_or(64);
+        worker.env("TASKLANE_BUNDLE_MS", self.bundle_ms).env("TASKLANE_CONCURRENCY", places)
     }
 
     pub(super) async fn hire(&mut self, count: usize) -> Result<()> {

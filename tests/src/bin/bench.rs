@@ -1,7 +1,7 @@
 //! Measures this machine: the broker alone, and Tasklane on both ledgers, in one run.
 //!
 //! ```text
-//! TASKS=30000 REPEATS=3 BYTES=256 ROWS=raw,e2e test-services -- bench
+//! TASKS=30000 REPEATS=3 BYTES=256 PLACES=64 ROWS=raw,e2e test-services -- bench
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
@@ -44,7 +44,12 @@ async fn bench() -> Result<()> {
     }
     let bytes = number("BYTES", 256)?;
     bench::with_args_of(bytes);
-    println!("{} tasks of {bytes} bytes, {} times each; median, half the width, ratio", plan.tasks, plan.repeats);
+    let places = number("PLACES", 64)?;
+    bench::with_places(places);
+    println!(
+        "workers of {places} places; {} tasks of {bytes} bytes, {} times each; median, half the width, ratio",
+        plan.tasks, plan.repeats
+    );
     let all = measure(plan, &asked).await?;
     let file = std::env::current_exe()?.with_file_name("bench.json");
     std::fs::write(&file, serde_json::to_vec_pretty(&all)?).with_context(|| file.display().to_string())?;
