@@ -73,6 +73,12 @@ struct Shared {
     filled: Condvar,
 }
 
+impl Inbox {
+    fn is_empty(&self) -> bool {
+        self.urgent.is_empty() && self.normal.is_empty()
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inbox> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
@@ -94,12 +100,18 @@ impl Shared {
         jobs.into_iter().rev().for_each(|job| inbox.normal.push_front(job));
     }
 
-    /// Blocks until writes wait; `None` when the ledger is closed and everything is written.
-    fn take(&self) -> Option<Vec<Job>> {
-        let mut inbox = self
+    /// Blocks until writes wait; false when the ledger is closed and everything is written.
+    fn wait(&self) -> bool {
+        let inbox = self
             .filled
-            .wait_while(self.lock(), |inbox| inbox.urgent.is_empty() && inbox.normal.is_empty() && !inbox.closed)
+            .wait_while(self.lock(), |inbox| inbox.is_empty() && !inbox.closed)
             .unwrap_or_else(PoisonError::into_inner);
+        !inbox.is_empty()
+    }
+
+    /// What goes into one transaction; nothing, if nobody waits for it any more.
+    fn take(&self) -> Vec<Job> {
+        let mut inbox = self.lock();
         let mut batch: Vec<_> = inbox.urgent.drain(..).collect();
         let mut rows = 0;
         while let Some(job) = inbox.normal.pop_front() {
@@ -113,7 +125,7 @@ impl Shared {
                 break;
             }
         }
-        (!batch.is_empty() || !inbox.closed).then_some(batch)
+        batch
     }
 }
 
@@ -190,12 +202,13 @@ async fn answer_batches(mut committed: mpsc::UnboundedReceiver<Vec<Job>>) {
 }
 
 fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::UnboundedSender<Vec<Job>>) {
-    while let Some(mut batch) = shared.take() {
-        if batch.is_empty() {
-            continue;
-        }
+    while shared.wait() {
+        // The lock first: whatever comes while another process writes goes along. And with it a transaction that reads and then
+        // writes meets no lock that it must not wait for.
+        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let mut batch = shared.take();
         metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
-        match commit(connection, &mut batch) {
+        match begun.and_then(|()| commit(connection, &mut batch)) {
             Ok(written) => {
                 shared.put_back(batch.split_off(written));
                 match batch.len() {
@@ -207,8 +220,8 @@ fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::Unb
             // A write that cannot succeed must not take its neighbours along.
             Err(error) if !is_busy(&error) => {
                 for mut job in batch {
-                    let outcome = commit(connection, std::slice::from_mut(&mut job));
-                    job.write.answer(outcome.map(|_| ()).map_err(|error| failure(&error)));
+                    let outcome = commit_alone(connection, &mut job);
+                    job.write.answer(outcome.map_err(|error| failure(&error)));
                 }
             }
             Err(error) => batch.into_iter().for_each(|job| job.write.answer(Err(failure(&error)))),
@@ -216,10 +229,14 @@ fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::Unb
     }
 }
 
-/// Commits the batch, or as much of its beginning as there is time for; answers how many writes that were.
-fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> {
-    // IMMEDIATE takes the write lock first: a transaction that reads and then writes could meet a lock it must not wait for.
+fn commit_alone(connection: &Connection, job: &mut Job) -> rusqlite::Result<()> {
     connection.execute_batch("BEGIN IMMEDIATE")?;
+    commit(connection, std::slice::from_mut(job)).map(drop)
+}
+
+/// Commits the batch in the transaction that has begun, or as much of its beginning as there is time for; answers how many writes
+/// that were.
+fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> {
     let applied = apply(connection, batch);
     match applied.and_then(|written| connection.execute_batch("COMMIT").map(|()| written)) {
         Ok(written) => Ok(written),
