@@ -28,7 +28,7 @@ const TENANTS: u32 = 3;
 /// The queue of which only so many run at once: tasks are edited and moved into it and out of it. More than come in, with
 /// their usual times, and less than an outage piles up.
 const NARROW: &str = QUEUES[1];
-const NARROW_RUNNING: usize = 12;
+const NARROW_RUNNING: usize = 40;
 
 /// How many submissions have a key: so few that what an outage has piled up is done in time afterwards.
 const KEYED: f64 = 0.05;
