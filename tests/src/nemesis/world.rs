@@ -44,6 +44,9 @@ const UP_LIMIT: Duration = Duration::from_secs(60);
 /// leave it dead for ever.
 const SETTLING: Duration = Duration::from_secs(4);
 
+/// Tasks share messages as long as one place works them off in this time: some do, when they come together or pile up.
+const BUNDLE: Duration = Duration::from_secs(2);
+
 /// How long a program told to stop finishes what runs: shorter than some tasks, so that they are interrupted.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -234,6 +237,7 @@ impl Settings {
             .env("TASKLANE_LEDGER_URL", self.ledger)
             .env("TASKLANE_MAX_CRASHES", PATIENCE)
             .env("TASKLANE_SHUTDOWN_GRACE_MS", GRACE.as_millis())
+            .env("TASKLANE_BUNDLE_MS", BUNDLE.as_millis())
             // A backtrace of a panic reads debug information that stays in memory, and memory is measured.
             .env("RUST_BACKTRACE", 0)
             .at(self.addr)
