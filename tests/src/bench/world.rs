@@ -37,7 +37,7 @@ pub(super) const LATENCIES: usize = 300;
 /// How many bytes of args every task has; 256 where nobody says otherwise.
 pub(super) static BYTES: OnceLock<usize> = OnceLock::new();
 
-/// How many tasks a worker runs at once; 64 where nobody says otherwise.
+/// How many tasks a worker runs at once; 256 where nobody says otherwise.
 pub(super) static PLACES: OnceLock<usize> = OnceLock::new();
 
 /// The args of every task: their answer comes back as the result.
@@ -78,7 +78,7 @@ impl World {
 
     pub(super) fn worker(&self) -> Start<Worker> {
         let worker = self.stack.worker().binary("test-worker").env("TASKLANE_LOG", "warn");
-        let places = PLACES.get().copied().unwrap_or(64);
+        let places = PLACES.get().copied().unwrap_or(256);
         worker.env("TASKLANE_BUNDLE_MS", self.bundle_ms).env("TASKLANE_CONCURRENCY", places)
     }
 

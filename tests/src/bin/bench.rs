@@ -1,7 +1,7 @@
 //! Measures this machine: the broker alone, and Tasklane on both ledgers, in one run.
 //!
 //! ```text
-//! TASKS=30000 REPEATS=3 BYTES=256 PLACES=64 ROWS=raw,e2e test-services -- bench
+//! TASKS=30000 REPEATS=3 BYTES=256 PLACES=256 ROWS=raw,e2e test-services -- bench
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
@@ -44,7 +44,7 @@ async fn bench() -> Result<()> {
     }
     let bytes = number("BYTES", 256)?;
     bench::with_args_of(bytes);
-    let places = number("PLACES", 64)?;
+    let places = number("PLACES", 256)?;
     bench::with_places(places);
     println!(
         "workers of {places} places; {} tasks of {bytes} bytes, {} times each; median, half the width, ratio",
