@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
@@ -146,7 +147,7 @@ impl Api {
             concurrency: 4,
             version: "1.2.3".to_owned(),
         };
-        self.app.gate.ledger().register(record, std::time::Duration::from_secs(60)).await.unwrap();
+        self.app.gate.ledger().register(record, Duration::from_secs(60)).await.unwrap();
         id
     }
 }

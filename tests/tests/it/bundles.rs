@@ -46,7 +46,7 @@ on_both_ledgers! {
         let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
         let mut submitted = learn(&stack, &producer, &log).await?;
         // Two at once, so that some have ended and some not begun when it dies.
-        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 200})).await?;
+        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 1_000})).await?;
         submitted.extend(bundled);
         let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
         started_at(&log, victim.process.pid(), 4, LIMIT).await?;
@@ -89,8 +89,8 @@ on_both_ledgers! {
         let log = stack.operation_log()?;
         let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
         let mut submitted = learn(&stack, &producer, &log).await?;
-        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 0, "n": 7})).await?;
-        stack.ledger.execute("DELETE FROM tasks WHERE id = (SELECT max(id) FROM tasks)").await?;
+        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 0, "answer": 7})).await?;
+        stack.ledger.execute("DELETE FROM tasks WHERE id = (SELECT id FROM tasks ORDER BY id DESC LIMIT 1)").await?;
         let lost = bundled.last().context("tasks were submitted")?.clone();
         submitted.extend(bundled);
         submitted.remove(&lost);
@@ -101,7 +101,7 @@ on_both_ledgers! {
         check_completed(&ended, &submitted)?;
         let letter = eventually(LIMIT, "the dead letter", async || Ok(stack.vhost.take("tasklane.dead").await?.pop()));
         let letter = letter.await?;
-        assert_eq!(serde_json::from_slice::<Value>(&letter.data)?["n"], 7, "it lies there by itself");
+        assert_eq!(serde_json::from_slice::<Value>(&letter.data)?["answer"], 7, "it lies there by itself");
         assert_eq!(letter.properties.message_id().as_ref().map(ToString::to_string), Some(lost));
         nothing_left(&stack.vhost).await
     }
