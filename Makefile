@@ -20,7 +20,7 @@ say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 # How long each fuzz target runs.
 SECONDS := 60
 
-.PHONY: help demo test prove bench check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
+.PHONY: help demo test prove bench count check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
 
 help: ## this list
 	@echo 'Tasklane: a task queue on RabbitMQ.'
@@ -62,6 +62,13 @@ bench: rust services ## what this machine does, beside the broker alone (TASKS= 
 	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-tests --bins
 	$(call say,bench)
 	"$${CARGO_TARGET_DIR:-target}/release/test-services" -- "$${CARGO_TARGET_DIR:-target}/release/bench"
+
+count: rust services ## instructions that one task takes, by program, whatever else the machine does (needs valgrind)
+	@command -v valgrind >/dev/null || { echo 'valgrind is missing: your package manager has it' >&2; exit 1; }
+	$(call say,build: producer$(,) worker and the count$(,) optimised)
+	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-tests --bins
+	$(call say,count)
+	"$${CARGO_TARGET_DIR:-target}/release/test-services" -- "$${CARGO_TARGET_DIR:-target}/release/count-instructions"
 
 check: rust tools-check ## formatting, lints, documentation, dependencies, spelling, scripts
 	$(call say,check: Cargo.lock is current)

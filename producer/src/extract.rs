@@ -40,6 +40,11 @@ pub fn object<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T, JsonFault>
         serde_json::from_slice::<IgnoredAny>(text).map_err(|error| JsonFault::Syntax(error.to_string()))?;
         return Err(JsonFault::Shape(FieldError::new("", "must be a JSON object")));
     }
+    // The place of a fault is followed only when there is one: it costs as much again as reading.
+    serde_json::from_slice(text).or_else(|_| object_or_place(text))
+}
+
+fn object_or_place<'de, T: Deserialize<'de>>(text: &'de [u8]) -> Result<T, JsonFault> {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

@@ -51,9 +51,12 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/docs", get(move || docs::serve("text/html; charset=utf-8", page.clone())))
         .fallback(async || ApiError::UnknownPath)
         .method_not_allowed_fallback(async || ApiError::UnknownMethod)
-        .layer(from_fn(observe::limit_time))
-        .layer(CatchPanicLayer::custom(observe::answer_panic))
-        .layer(from_fn_with_state(Arc::clone(&app), observe::observe))
+        // Together, the outermost first: each by itself would be boxed, and cloned for every request.
+        .layer((
+            from_fn_with_state(Arc::clone(&app), observe::observe),
+            CatchPanicLayer::custom(observe::answer_panic),
+            from_fn(observe::limit_time),
+        ))
         .with_state(app)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod growth;
 pub mod http;
+pub mod instructions;
 pub mod raw;
 pub mod rows;
 mod world;

@@ -1,5 +1,6 @@
 //! One test's world: a vhost, a ledger, and the producers and workers that share them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::marker::PhantomData;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -24,6 +25,8 @@ use crate::vhost::Vhost;
 
 /// How long a producer or worker may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(30);
+/// How long one that is started [under](Start::under) another program may take.
+const SLOW_READY_LIMIT: Duration = Duration::from_secs(180);
 
 /// How long the lease of a [`Stack::test_worker`] lives without renewal.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
@@ -95,6 +98,7 @@ impl Stack {
 #[derive(Debug)]
 pub struct Start<P> {
     binary: String,
+    under: Vec<String>,
     env: Vec<(String, String)>,
     args: Vec<String>,
     config: Option<String>,
@@ -106,9 +110,10 @@ pub struct Start<P> {
 
 impl<P> Clone for Start<P> {
     fn clone(&self) -> Self {
-        let Self { binary, env, args, config, addr, log, place, program } = self;
+        let Self { binary, under, env, args, config, addr, log, place, program } = self;
         Self {
             binary: binary.clone(),
+            under: under.clone(),
             env: env.clone(),
             args: args.clone(),
             config: config.clone(),
@@ -124,6 +129,7 @@ impl<P: Program> Start<P> {
     fn new(stack: &Stack) -> Self {
         let start = Self {
             binary: P::BINARY.to_owned(),
+            under: Vec::new(),
             env: Vec::new(),
             args: Vec::new(),
             config: None,
@@ -179,10 +185,18 @@ impl<P: Program> Start<P> {
         self
     }
 
+    /// Starts it by a program that looks into it, such as valgrind, given with its arguments.
+    #[must_use]
+    pub fn under(mut self, command: &[&str]) -> Self {
+        self.under = command.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
     /// Starts the program and waits until it says that it is ready.
     pub async fn start(self) -> Result<P> {
+        let limit = if self.under.is_empty() { READY_LIMIT } else { SLOW_READY_LIMIT };
         let mut program = self.spawn()?;
-        program.ready(READY_LIMIT).await?;
+        program.ready(limit).await?;
         Ok(program)
     }
 
@@ -203,9 +217,13 @@ impl<P: Program> Start<P> {
 
     /// The program sees nothing of the environment and of the folder the tests run in.
     fn launch(self, addr: SocketAddr) -> Result<Launch> {
-        let mut launch = Launch::new(&self.binary, binary(&self.binary)?)
+        let own = binary(&self.binary)?;
+        let mut command = self.under.into_iter().map(OsString::from).chain([own.into()]);
+        let program = command.next().context("a command has a program")?;
+        let mut launch = Launch::new(&self.binary, program)
             .bare_env()
             .dir(&self.place)
+            .args(command)
             .args(self.args)
             .log_to(self.log)
             .env(P::ADDR_VARIABLE, addr.to_string())

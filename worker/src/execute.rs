@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use metrics::Counter;
 use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::{Happening, TaskEvent};
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Settled, Settlement, Transition};
@@ -18,6 +19,7 @@ use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
 use crate::handler::{Options, TaskContext};
 use crate::life::{Life, Stats};
+use crate::meters::KindMeters;
 use crate::run::{self, Run};
 use crate::transaction::Transaction;
 
@@ -67,7 +69,8 @@ async fn bundle(life: Arc<Life>, envelopes: Vec<Envelope>, delivery: Delivery, p
 
 /// Takes one task all the way.
 async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Permit) {
-    let Some(handler) = life.registry.get(&envelope.kind).cloned() else {
+    let known = life.registry.get(&envelope.kind).zip(life.meters.get(&envelope.kind));
+    let Some((handler, meters)) = known else {
         let delay = Box::pin(delay_elsewhere(&life, &envelope, &delivery)).await;
         return Box::pin(put_back(&life, &envelope, delivery, "no_handler", delay)).await;
     };
@@ -86,12 +89,13 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         Some(Claim::Refused(reason)) => return Box::pin(refused(reason, &envelope, delivery)).await,
         None => return delivery.give_back().await,
     };
-    observe_claim(&life, &envelope, &granted, &delivery);
+    observe_claim(&life, meters, &granted, &delivery);
     let run = prepare(&life, &envelope, &delivery.lane.queue, &granted, &options);
     let unwanted = run.unwanted.clone();
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
-    let ran = Ran { id, kind, queue: delivery.lane.queue.clone(), fence: granted.fence, attempt: granted.attempt };
+    let queue = delivery.lane.queue.clone();
+    let ran = Ran { id, kind, queue, fence: granted.fence, attempt: granted.attempt, completed: &meters.completed };
     let mut held = Some(delivery);
     let mut policy = policy(&life, &granted, options);
     let attempted = if policy.is_too_old() {
@@ -100,8 +104,10 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         Stats::add(&life.stats.started);
         life.events.tell(|| ran.event(&life, granted.started_at, (Happening::Started, State::Running)));
         let began = Instant::now();
-        let attempted = run::run(run, handler, args, &mut held).await;
-        policy.age = policy.age.saturating_add(began.elapsed());
+        let attempted = run::run(run, Arc::clone(handler), args, &mut held).await;
+        let took = began.elapsed();
+        meters.run_seconds.record(took.as_secs_f64());
+        policy.age = policy.age.saturating_add(took);
         attempted
     };
     drop(permit);
@@ -317,15 +323,16 @@ fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
 }
 
 /// A run whose outcome is to be written.
-struct Ran {
+struct Ran<'m> {
     id: TaskId,
     kind: Kind,
     queue: QueueName,
     fence: Fence,
     attempt: i32,
+    completed: &'m Counter,
 }
 
-impl Ran {
+impl Ran<'_> {
     /// What happened to it, for those who look.
     fn event(&self, life: &Life, at: Timestamp, (event, state): (Happening, State)) -> TaskEvent {
         let Self { id, attempt, .. } = *self;
@@ -336,7 +343,7 @@ impl Ran {
 
 /// Writes the outcome; whether the delivery may be acked. `in_doubt`: a transaction of the handler may have completed the
 /// task.
-async fn settle(life: &Life, ran: &Ran, transition: Transition, in_doubt: bool) -> bool {
+async fn settle(life: &Life, ran: &Ran<'_>, transition: Transition, in_doubt: bool) -> bool {
     let Ran { id, fence, .. } = *ran;
     let settlement = Settlement { id, fence, transition };
     let deadline = Instant::now() + SETTLE_LIMIT;
@@ -385,17 +392,16 @@ fn give_up(error: &LedgerError, deadline: Instant) -> bool {
     !error.is_retryable() || Instant::now() >= deadline
 }
 
-fn observe_claim(life: &Life, envelope: &Envelope, granted: &Granted, delivery: &Delivery) {
+fn observe_claim(life: &Life, meters: &KindMeters, granted: &Granted, delivery: &Delivery) {
     if let Some(queued_at) = granted.queued_at.filter(|_| !delivery.redelivered) {
         life.note_head(&delivery.lane, queued_at);
     }
     let waited = granted.started_at.duration_since(granted.run_at);
-    metrics::histogram!("tasklane_task_wait_seconds", "kind" => envelope.kind.as_str().to_owned())
-        .record(waited.as_secs_f64().max(0.0));
+    meters.wait_seconds.record(waited.as_secs_f64().max(0.0));
 }
 
 /// Counts and tells how a run has ended, once the ledger has it.
-fn has_ended(life: &Life, ran: &Ran, transition: &Transition) {
+fn has_ended(life: &Life, ran: &Ran<'_>, transition: &Transition) {
     let counter = match transition {
         Transition::Complete { .. } => &life.stats.completed,
         Transition::Retry { .. } | Transition::Snooze { .. } => &life.stats.retried,
@@ -405,12 +411,15 @@ fn has_ended(life: &Life, ran: &Ran, transition: &Transition) {
     };
     let outcome = Happening::of(transition).0.as_str();
     Stats::add(counter);
-    metrics::counter!("tasklane_tasks_settled_total", "kind" => ran.kind.as_str().to_owned(), "outcome" => outcome)
-        .increment(1);
+    match transition {
+        Transition::Complete { .. } => ran.completed.increment(1),
+        _ => metrics::counter!("tasklane_tasks_settled_total", "kind" => ran.kind.as_str().to_owned(), "outcome" => outcome)
+            .increment(1),
+    }
     life.events.tell(|| ran.event(life, Timestamp::now(), Happening::of(transition)));
 }
 
-fn log_outcome(ran: &Ran, transition: &Transition) {
+fn log_outcome(ran: &Ran<'_>, transition: &Transition) {
     let Ran { id, kind, attempt, .. } = ran;
     match transition {
         Transition::Retry { delay, error } => tracing::warn!(

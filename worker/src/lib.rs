@@ -12,6 +12,7 @@ pub mod registry;
 pub mod config;
 pub mod worker;
 pub mod life;
+pub mod meters;
 pub mod lease;
 pub mod consume;
 pub mod arbiter;

@@ -18,6 +18,7 @@ use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::lease::Lease;
 use crate::lookout::Stalled;
+use crate::meters::Meters;
 use crate::pause::Pauses;
 use crate::registry::Registry;
 
@@ -36,6 +37,8 @@ pub struct Life {
     pub events: Events,
     /// The settings.
     pub settings: Arc<Settings>,
+    /// The metrics of each kind.
+    pub meters: Meters,
     /// One permit a running task.
     pub permits: Arbiter,
     /// One permit: a suspect runs with no other suspect beside it.

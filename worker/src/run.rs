@@ -49,7 +49,6 @@ pub(crate) async fn run(
     let (cx, deadline) = (run.cx.clone(), run.cx.deadline);
     let custody = sleep_until(began + run.custody_after);
     tokio::pin!(custody);
-    let kind = run.cx.kind.as_str().to_owned();
     // A task of its own: a panic ends it alone, and it can be dropped when it must stop.
     let mut running = tokio::spawn(async move {
         let _guard = guard;
@@ -69,7 +68,6 @@ pub(crate) async fn run(
             }
         }
     };
-    metrics::histogram!("tasklane_task_run_seconds", "kind" => kind).record(began.elapsed().as_secs_f64());
     run.cx.transaction.judge(attempted)
 }
 

@@ -22,6 +22,7 @@ use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
+use crate::meters::Meters;
 use crate::pause::Pauses;
 use crate::process_group::ProcessGroups;
 use crate::registry::Registry;
@@ -165,6 +166,7 @@ impl Worker {
             publisher: publisher.clone(),
             events: events.clone(),
             settings: Arc::clone(&self.settings),
+            meters: Meters::of(self.registry.kinds()),
             permits: Arbiter::new(self.settings.concurrency.into()),
             suspects: Arc::new(Semaphore::new(1)),
             deliveries: TaskTracker::new(),

@@ -67,13 +67,21 @@ impl World {
 
     /// One whose tasks share messages.
     pub(super) async fn bundling(ledger: LedgerKind, workers: usize, bundle_ms: u64) -> Result<Self> {
-        let stack = Stack::new(ledger).await?;
-        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let producer = stack.producer().at(addr).env("TASKLANE_LOG", "warn").env("TASKLANE_BUNDLE_MS", bundle_ms);
-        let producer = producer.start().await?;
-        let mut world = Self { addr, producer, workers: Vec::new(), stack, bundle_ms };
+        let mut world = Self::with(ledger, |producer| producer.env("TASKLANE_BUNDLE_MS", bundle_ms)).await?;
+        world.bundle_ms = bundle_ms;
         world.hire(workers).await?;
         Ok(world)
+    }
+
+    /// One with a producer of its own settings, and without a worker.
+    pub(super) async fn with(
+        ledger: LedgerKind,
+        with: impl FnOnce(Start<Producer>) -> Start<Producer>,
+    ) -> Result<Self> {
+        let stack = Stack::new(ledger).await?;
+        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
+        let producer = with(stack.producer().at(addr).env("TASKLANE_LOG", "warn")).start().await?;
+        Ok(Self { addr, producer, workers: Vec::new(), stack, bundle_ms: 0 })
     }
 
     pub(super) fn worker(&self) -> Start<Worker> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::read::id_of;
 use super::write::cancel;
@@ -53,9 +53,10 @@ fn record_unique(db: &Connection, submission: &Submission, now: i64) -> rusqlite
 
 fn insert_all(db: &Connection, submission: &Submission, now: i64) -> rusqlite::Result<()> {
     let single = submission.tasks.len() == 1;
+    let mut insertion = Insertion::on(db)?;
     for (index, task) in submission.tasks.iter().enumerate() {
         let key = submission.idempotency.as_ref().map(|idempotency| row_key(&idempotency.key, index, single));
-        insert(db, task, now, submission, key)?;
+        insertion.insert(task, now, submission, key)?;
     }
     if let Some(group) = &submission.group {
         groups::insert(db, group, submission.tasks.len(), now)?;
@@ -89,46 +90,57 @@ fn recorded_before(db: &Connection, given: &Idempotency, tasks: usize) -> rusqli
     Ok(Some(Recorded::Replayed(ids?.into_iter().flatten().collect())))
 }
 
-fn insert(
-    db: &Connection,
-    task: &NewTask,
-    now: i64,
-    submission: &Submission,
-    key: Option<String>,
-) -> rusqlite::Result<()> {
-    let run_at = task.run_at.map_or(now, |at| at.as_millisecond().max(now));
-    let (state, due_at) =
-        if run_at > now { (State::Scheduled, run_at) } else { (State::Accepted, now + millis(submission.reserve)) };
-    let tags = (!task.tags.is_empty()).then(|| serde_json::json!(task.tags).to_string());
-    let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
-    db.prepare_cached(
-        "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
-             idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority, concurrency_key,
-             retried_from, result_ttl_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
-    )?
-    .execute(params![
-        task.id.0.as_bytes().as_slice(),
-        task.kind.as_str(),
-        task.queue.as_str(),
-        state.code(),
-        tags,
-        task.max_attempts,
-        now,
-        run_at,
-        due_at,
-        task.timeout.map(millis),
-        key,
-        hash,
-        task.traceparent,
-        task.unique.as_ref().map(|unique| &unique.key),
-        submission.group.as_ref().map(|group| group.id.0.as_bytes().as_slice()),
-        task.priority.code(),
-        task.concurrency_key,
-        task.retried_from.as_ref().map(|id| id.0.as_bytes().as_slice()),
-        task.result_ttl.map(millis),
-    ])?;
-    db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")?
-        .execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;
-    Ok(())
+/// The statements for a submission's rows, looked up once for all of them.
+struct Insertion<'c> {
+    task: CachedStatement<'c>,
+    args: CachedStatement<'c>,
+}
+
+impl<'c> Insertion<'c> {
+    fn on(db: &'c Connection) -> rusqlite::Result<Self> {
+        let task = db.prepare_cached(
+            "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
+                 idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority, concurrency_key,
+                 retried_from, result_ttl_ms)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+        )?;
+        Ok(Self { task, args: db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")? })
+    }
+
+    fn insert(
+        &mut self,
+        task: &NewTask,
+        now: i64,
+        submission: &Submission,
+        key: Option<String>,
+    ) -> rusqlite::Result<()> {
+        let run_at = task.run_at.map_or(now, |at| at.as_millisecond().max(now));
+        let (state, due_at) =
+            if run_at > now { (State::Scheduled, run_at) } else { (State::Accepted, now + millis(submission.reserve)) };
+        let tags = (!task.tags.is_empty()).then(|| serde_json::json!(task.tags).to_string());
+        let hash = submission.idempotency.as_ref().map(|idempotency| idempotency.fingerprint.as_slice());
+        self.task.execute(params![
+            task.id.0.as_bytes().as_slice(),
+            task.kind.as_str(),
+            task.queue.as_str(),
+            state.code(),
+            tags,
+            task.max_attempts,
+            now,
+            run_at,
+            due_at,
+            task.timeout.map(millis),
+            key,
+            hash,
+            task.traceparent,
+            task.unique.as_ref().map(|unique| &unique.key),
+            submission.group.as_ref().map(|group| group.id.0.as_bytes().as_slice()),
+            task.priority.code(),
+            task.concurrency_key,
+            task.retried_from.as_ref().map(|id| id.0.as_bytes().as_slice()),
+            task.result_ttl.map(millis),
+        ])?;
+        self.args.execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;
+        Ok(())
+    }
 }

@@ -25,7 +25,7 @@ pub(super) fn mark_queued(db: &Connection, published: &[Mark]) -> rusqlite::Resu
     // The fence refuses the mark of a publication that a claim has overtaken: the row may be retryable again,
     // and marking it queued would hide it from the relay although the broker has no message for it.
     let mut mark = db.prepare_cached(
-        "UPDATE tasks SET state = 2, queued_at = ?3, due_at = NULL WHERE id = ?1 AND fence = ?2 AND state IN (0, 1, 4)",
+        "UPDATE tasks SET state = 2, queued_at = ?3, due_at = NULL WHERE id = ?1 AND fence = ?2 AND (state < 2 OR state = 4)",
     )?;
     let now = wall_ms();
     for Mark { id, fence, ago } in published {
