@@ -21,6 +21,8 @@ pub struct Gate {
     pub next_us: i64,
     /// Whether tasks are held by it already, before which no other may go.
     pub crowded: bool,
+    /// Where the bucket stood before the first start of this transaction; none before that.
+    pub stood_us: Option<i64>,
 }
 
 /// For how much time ahead tasks are let go to whom the rate does not let start yet: as long as they may be on their way.
@@ -128,6 +130,7 @@ impl Gate {
             self.used = self.used.saturating_add(1);
         }
         if let Some(rate) = self.rate {
+            self.stood_us.get_or_insert(self.next_us);
             self.next_us = self.standing(now_us).saturating_add(rate.interval_us());
         }
     }
@@ -153,6 +156,17 @@ impl Gates {
             }
         }
         Ok(())
+    }
+
+    /// Moves this transaction's starts to when they were written. A connection may stall after the look, and until then a bucket
+    /// counts as refilled for whoever looks next, so that the starts would come together with theirs.
+    pub fn started_at(&mut self, at_us: i64) {
+        for gate in self.by_scope.values_mut() {
+            if let Some(stood) = gate.stood_us {
+                let late = stood.max(at_us) - stood.max(self.now_us);
+                gate.next_us = gate.next_us.saturating_add(late.max(0));
+            }
+        }
     }
 
     /// Lets a held task go: keeps a place in each of these scopes for it, or in none.
@@ -309,6 +323,23 @@ mod tests {
             gates.now_us = second * 1_000_000;
             assert_eq!(gates.let_go(&[key("a")]).is_ok(), second < 2, "{second}");
         }
+    }
+
+    #[test]
+    fn starts_that_are_written_late_are_counted_then() {
+        let rate = Rate { tasks: 5, per_ms: 1_000, burst: 5 };
+        let start_all = |gates: &mut Gates| (0..20).filter(|_| gates.start(&[key("a")], |_| false).is_ok()).count();
+        let mut gates = gates(0, [(key("a"), Gate { rate: Some(rate), ..Gate::default() })]);
+        assert_eq!(start_all(&mut gates), 5);
+        gates.started_at(3_000_000);
+        (gates.now_us, gates.by_scope.get_mut(&key("a")).unwrap().stood_us) = (3_010_000, None);
+        assert_eq!(start_all(&mut gates), 0, "the burst was used a moment ago");
+        // A bucket that stands ahead of both is where it was.
+        let gate = Gate { rate: Some(rate), next_us: 3_500_000, ..Gate::default() };
+        let mut ahead = Gates { now_us: 3_000_000, by_scope: [(key("a"), gate)].into() };
+        assert_eq!(ahead.start(&[key("a")], |_| false), Ok(()));
+        ahead.started_at(3_400_000);
+        assert_eq!(ahead.by_scope[&key("a")].next_us, 3_700_000);
     }
 
     #[test]

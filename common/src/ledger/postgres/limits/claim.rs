@@ -74,6 +74,10 @@ pub(in crate::ledger::postgres) async fn claim(
             task.scopes.iter().for_each(|scope| places.push(scope, *id, Some(granted.fence.0), None));
         }
     }
+    // One statement granted all, at one time.
+    if let Some((_, Claim::Granted(granted))) = granted.first() {
+        look.gates.started_at(granted.started_at.as_microsecond());
+    }
     places.take(&mut transaction).await?;
     look.write_rates(&mut transaction).await?;
     transaction.commit().await?;

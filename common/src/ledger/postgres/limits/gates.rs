@@ -182,6 +182,7 @@ impl Look {
                 used: u32::try_from(row.try_get::<i64, _>(8)?).unwrap_or(u32::MAX),
                 kept: u32::try_from(row.try_get::<i64, _>(9)?).unwrap_or(u32::MAX),
                 let_go_us: row.try_get::<Option<i64>, _>(10)?.map(let_go_us),
+                stood_us: None,
             };
             if gate.take_back(self.gates.now_us) {
                 self.changed.insert(scope.clone());
