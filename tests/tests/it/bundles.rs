@@ -47,9 +47,13 @@ on_both_ledgers! {
         let mut submitted = learn(&stack, &producer, &log).await?;
         // Two at once, so that some have ended and some not begun when it dies.
         let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 1_000})).await?;
-        submitted.extend(bundled);
         let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
-        started_at(&log, victim.process.pid(), 4, LIMIT).await?;
+        eventually(LIMIT, "four tasks of the bundle to start", async || {
+            let started = log.starts()?.into_iter().filter(|start| bundled.contains(&start.task)).count();
+            Ok((started >= 4).then_some(()))
+        })
+        .await?;
+        submitted.extend(bundled);
         victim.process.kill().await?;
 
         let _survivor = stack.test_worker(&log).start().await?;
