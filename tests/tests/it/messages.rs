@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::json;
-use tasklane_common::envelope::{VERSION, VERSION_HEADER};
+use tasklane_common::envelope::{BUNDLE_VERSION, VERSION, VERSION_HEADER};
 use tasklane_common::task::TaskId;
 use tasklane_common::topology::{DEAD_QUEUE, REASON_HEADER, TASKS_EXCHANGE};
 use tasklane_tests::api::Api;
@@ -48,7 +48,7 @@ async fn what_is_no_task_goes_to_the_dead_letters_and_disturbs_nobody() -> Resul
     let good = |id: &str| properties(id, VERSION);
     let rubbish: [(&str, BasicProperties, &[u8]); 7] = [
         ("foreign_message", BasicProperties::default(), b"hello"),
-        ("unknown_version", properties(&stranger, VERSION + 1), b"{}"),
+        ("unknown_version", properties(&stranger, BUNDLE_VERSION + 1), b"{}"),
         ("bad_message_id", good("seventeen"), b"{}"),
         ("bad_type", good(&stranger).with_type("no kind at all".into()), b"{}"),
         ("bad_body", good(&stranger), b"{\"unfinished\":"),
