@@ -1,5 +1,6 @@
 //! The suite on PostgreSQL, and what only a server can do to a ledger.
 
+mod cost;
 mod server;
 
 use std::time::{Duration, Instant};
