@@ -326,6 +326,9 @@ mod tests {
                         "fail" => return Err(HandlerError::discard("as told")),
                         "panic" => panic!("as told"),
                         "begin" => db.execute_batch("COMMIT"),
+                        "release" => {
+                            db.prepare_cached("RELEASE tasklane_work").and_then(|mut end| end.execute([])).map(|_| ())
+                        }
                         "pragma" => db.pragma_update(None, "synchronous", "OFF"),
                         "steal" => db.execute_batch("UPDATE tasks SET state = 5"),
                         "loop" => db.query_row(ENDLESS, [], |_| Ok(())),
@@ -380,6 +383,7 @@ mod tests {
             ("fail", "as told"),
             ("panic", "the handler panicked: as told"),
             ("begin", "a work must not begin or end a transaction: it is in one"),
+            ("release", "this savepoint is the ledger's"),
             ("pragma", "a work must not use pragmas: they would stay set for the ledger"),
             ("steal", "a work must not write to the ledger's own tables"),
             ("loop", "the work took longer than its 1 s, for which nobody else could write"),
