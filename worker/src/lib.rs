@@ -23,6 +23,7 @@ pub mod delivery;
 mod acks;
 pub mod execute;
 mod run;
+mod settle;
 mod transaction;
 pub mod decide;
 pub mod builtin;
