@@ -138,7 +138,54 @@ fn size_for(limit: Duration, run: Duration) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::publisher::Publication;
+    use crate::task::{Fence, Json, Priority, TaskId};
+
+    async fn job(queue: &str, kind: &str, bytes: usize) -> Job {
+        let publication = Publication {
+            id: TaskId::new(),
+            kind: Kind::parse(kind).unwrap(),
+            lane: Lane { queue: QueueName::parse(queue).unwrap(), priority: Priority::Normal },
+            args: Json::of(&"x".repeat(bytes)).unwrap(),
+            fence: Fence(0),
+            traceparent: None,
+            reply_to: None,
+        };
+        let room = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+        Job { publication, reply: None, _room: room }
+    }
+
+    #[tokio::test]
+    async fn what_goes_together_is_of_one_lane_and_kind_and_within_its_bounds() {
+        let bundles = Bundles { limit: Duration::from_secs(1), known: Arc::default() };
+        let queue = |name| QueueName::parse(name).unwrap();
+        let kind = |name| Kind::parse(name).unwrap();
+        bundles.lock().sizes = [((queue("a"), kind("short")), 3), ((queue("b"), kind("short")), 3)].into();
+        let mut jobs = Vec::new();
+        for (name, sort, bytes) in [
+            ("a", "short", 1),
+            ("a", "long", 1),
+            ("b", "short", 1),
+            ("a", "short", 1),
+            ("a", "long", 1),
+            ("a", "short", 1),
+            ("a", "short", 1),
+            ("b", "short", BYTES_MAX),
+            ("b", "short", 1),
+        ] {
+            jobs.push(job(name, sort, bytes).await);
+        }
+        let ids: Vec<TaskId> = jobs.iter().map(|job| job.publication.id).collect();
+        let of = |bundle: &Vec<Job>| -> Vec<usize> {
+            bundle.iter().map(|job| ids.iter().position(|id| *id == job.publication.id).unwrap()).collect()
+        };
+        let put_together: Vec<_> = bundles.of(jobs).iter().map(of).collect();
+        assert_eq!(put_together, [vec![0, 3, 5], vec![1], vec![2], vec![4], vec![6], vec![7], vec![8]]);
+        assert_eq!(bundles.wanted().len(), 2);
+    }
 
     #[test]
     fn a_bundle_is_what_one_place_does_in_time() {

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use lapin::protocol::basic::{AMQPProperties, gen_properties, parse_properties};
-use tasklane_common::envelope::{Envelope, EnvelopeError};
+use tasklane_common::envelope::{Envelope, EnvelopeError, Message};
 use tasklane_common::task::{Json, KIND_BYTES_MAX, Kind, TaskId};
 
 /// The broker's `frame_max`, which holds all properties of a message.
@@ -21,18 +21,27 @@ pub fn envelope(input: &[u8]) {
     if input.len() <= PARSED_BYTES_MAX
         && let Ok((body, properties)) = parse_properties(input)
     {
-        check(&Envelope::decode(&properties, body));
+        check(Message::decode(&properties, body));
     }
     let Ok(kind) = Kind::parse("report.build") else { return };
     let good = Envelope { id: TaskId::new(), kind, args: Json::null(), fence: None, traceparent: None, reply_to: None };
-    let decoded = Envelope::decode(&good.properties(), input);
+    let decoded = Message::decode(&good.properties(), input);
     assert_eq!(decoded.is_ok(), serde_json::from_slice::<&serde_json::value::RawValue>(input).is_ok(), "{decoded:?}");
-    check(&decoded);
+    check(decoded);
+    if let Ok((properties, _)) = Message::bundle(vec![good]) {
+        check(Message::decode(&properties, input));
+    }
 }
 
-fn check(decoded: &Result<Envelope, EnvelopeError>) {
+fn check(decoded: Result<Message, EnvelopeError>) {
     match decoded {
-        Ok(envelope) => check_way(envelope),
+        Ok(Message::Single(envelope)) => check_way(&envelope),
+        Ok(Message::Bundle(envelopes)) => {
+            assert!(!envelopes.is_empty());
+            let again =
+                Message::bundle(envelopes.clone()).map(|(properties, body)| Message::decode(&properties, &body));
+            assert!(matches!(again, Ok(Ok(Message::Bundle(same))) if same == envelopes), "a bundle changes on its way");
+        }
         Err(error) => assert!(error.to_string().len() < 256 && error.reason().len() < 32, "{error}"),
     }
 }

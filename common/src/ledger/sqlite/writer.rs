@@ -207,7 +207,9 @@ fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::Unb
         // writes meets no lock that it must not wait for.
         let begun = connection.execute_batch("BEGIN IMMEDIATE");
         let mut batch = shared.take();
-        metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
+        if !batch.is_empty() {
+            metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
+        }
         match begun.and_then(|()| commit(connection, &mut batch)) {
             Ok(written) => {
                 shared.put_back(batch.split_off(written));
