@@ -44,6 +44,29 @@ struct Shared {
     back: AtomicBool,
 }
 
+/// What becomes of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Acked,
+    GivenBack,
+}
+
+impl Shared {
+    fn among(count: usize) -> Arc<Self> {
+        Arc::new(Self { open: AtomicUsize::new(count), back: AtomicBool::new(false) })
+    }
+
+    /// Settles a share; what becomes of the message, if it was the last one: it is not acked before all are settled, and goes
+    /// back for each that did.
+    fn settle(&self, end: End) -> Option<End> {
+        if end == End::GivenBack {
+            self.back.store(true, Ordering::Release);
+        }
+        let last = self.open.fetch_sub(1, Ordering::AcqRel) == 1;
+        last.then(|| if self.back.load(Ordering::Acquire) { End::GivenBack } else { End::Acked })
+    }
+}
+
 impl Delivery {
     /// Takes over what lapin delivered.
     pub fn new(connection: Arc<Connection>, acks: Arc<Acks>, lane: Lane, message: lapin::message::Delivery) -> Self {
@@ -54,7 +77,7 @@ impl Delivery {
 
     /// A share for each of so many tasks of a bundle.
     pub fn shares(self, count: usize) -> impl Iterator<Item = Self> {
-        let shared = Arc::new(Shared { open: AtomicUsize::new(count), back: AtomicBool::new(false) });
+        let shared = Shared::among(count);
         let Self { connection, acks, tag, lane, redelivered, .. } = self;
         (0..count).map(move |_| Self {
             connection: Arc::clone(&connection),
@@ -72,11 +95,7 @@ impl Delivery {
     pub fn ack(self) {
         match &self.shared {
             None => self.acks.ack(self.tag),
-            Some(shared) => {
-                if shared.open.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    self.settle_bundle(shared.back.load(Ordering::Acquire));
-                }
-            }
+            Some(shared) => self.settle_bundle(shared.settle(End::Acked)),
         }
     }
 
@@ -85,20 +104,20 @@ impl Delivery {
     pub async fn give_back(self) {
         match &self.shared {
             None => self.acks.give_back(self.tag).await,
-            Some(shared) => {
-                shared.back.store(true, Ordering::Release);
-                self.ack();
-            }
+            Some(shared) => self.settle_bundle(shared.settle(End::GivenBack)),
         }
     }
 
-    /// Tells the broker what the shares of a bundle have come to.
-    fn settle_bundle(&self, back: bool) {
-        if !back {
-            return self.acks.ack(self.tag);
+    /// Tells the broker what the shares of a bundle have come to, if they have.
+    fn settle_bundle(&self, end: Option<End>) {
+        match end {
+            None => {}
+            Some(End::Acked) => self.acks.ack(self.tag),
+            Some(End::GivenBack) => {
+                let (acks, tag) = (Arc::clone(&self.acks), self.tag);
+                tokio::spawn(async move { acks.give_back(tag).await });
+            }
         }
-        let (acks, tag) = (Arc::clone(&self.acks), self.tag);
-        tokio::spawn(async move { acks.give_back(tag).await });
     }
 
     /// Puts a task of this message into the dead letters; one of a bundle by itself.
@@ -145,4 +164,22 @@ async fn publish_dead(
     // The message is safe: a channel that does not close goes with its connection.
     let _ = within("channel.close", channel.close(200, "done".into())).await;
     if confirmed { Ok(()) } else { Err(BrokerError::Ended("the broker refused the dead letter")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_settled_with_its_last_share_and_goes_back_for_any() {
+        use End::{Acked, GivenBack};
+        let settled = |ends: &[End]| {
+            let shared = Shared::among(ends.len());
+            ends.iter().map(|end| shared.settle(*end)).collect::<Vec<_>>()
+        };
+        assert_eq!(settled(&[Acked]), [Some(Acked)]);
+        assert_eq!(settled(&[Acked, Acked, Acked]), [None, None, Some(Acked)]);
+        assert_eq!(settled(&[GivenBack, Acked, Acked]), [None, None, Some(GivenBack)]);
+        assert_eq!(settled(&[Acked, GivenBack]), [None, Some(GivenBack)]);
+    }
 }

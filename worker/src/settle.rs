@@ -18,17 +18,17 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(60);
 
 /// A run whose outcome is to be written.
 pub(crate) struct Ran<'m> {
-    pub id: TaskId,
-    pub kind: Kind,
-    pub queue: QueueName,
-    pub fence: Fence,
-    pub attempt: i32,
-    pub completed: &'m Counter,
+    pub(crate) id: TaskId,
+    pub(crate) kind: Kind,
+    pub(crate) queue: QueueName,
+    pub(crate) fence: Fence,
+    pub(crate) attempt: i32,
+    pub(crate) completed: &'m Counter,
 }
 
 impl Ran<'_> {
     /// What happened to it, for those who look.
-    pub fn event(&self, life: &Life, at: Timestamp, (event, state): (Happening, State)) -> TaskEvent {
+    pub(crate) fn event(&self, life: &Life, at: Timestamp, (event, state): (Happening, State)) -> TaskEvent {
         let Self { id, attempt, .. } = *self;
         let (kind, queue, worker_id) = (self.kind.clone(), self.queue.clone(), Some(life.lease.worker()));
         TaskEvent { at, id, kind, queue, event, state, attempt, worker_id }

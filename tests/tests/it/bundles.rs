@@ -46,7 +46,7 @@ on_both_ledgers! {
         let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
         let mut submitted = learn(&stack, &producer, &log).await?;
         // Two at once, so that some have ended and some not begun when it dies.
-        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 1_000})).await?;
+        let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 300})).await?;
         let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
         eventually(LIMIT, "four tasks of the bundle to start", async || {
             let started = log.starts()?.into_iter().filter(|start| bundled.contains(&start.task)).count();
