@@ -24,6 +24,9 @@ pub const DEFAULT_FILE: &str = "tasklane.toml";
 /// The shortest retention: who waits for a task's end must find the task.
 pub const RETENTION_MS_MIN: u64 = 1_000;
 
+/// The longest that one place may take for a bundle: others have nothing to do for as long.
+pub const BUNDLE_MS_MAX: u64 = 60_000;
+
 /// Everything that `tasklane.toml` may hold, for every program. Unknown keys are errors.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -261,6 +264,12 @@ impl Common {
             return Err(ConfigError::setting(
                 "max_crashes",
                 format!("must be at least 1, but is {}", self.max_crashes),
+            ));
+        }
+        if self.bundle_ms > BUNDLE_MS_MAX {
+            return Err(ConfigError::setting(
+                "bundle_ms",
+                format!("must be at most {BUNDLE_MS_MAX}, but is {}", self.bundle_ms),
             ));
         }
         if self.retention_ms < RETENTION_MS_MIN {

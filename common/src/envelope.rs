@@ -86,12 +86,7 @@ impl Envelope {
         if let Some(traceparent) = &self.traceparent {
             headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
-        let properties = AMQPProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type(CONTENT_TYPE.into())
-            .with_message_id(self.id.to_string().into())
-            .with_type(self.kind.as_str().into())
-            .with_headers(headers);
+        let properties = properties_of(self.id, &self.kind, headers);
         match &self.reply_to {
             Some(queue) => properties.with_reply_to(queue.as_str().into()),
             None => properties,
@@ -154,12 +149,7 @@ impl Message {
         let first = envelopes.first().ok_or_else(|| serde::ser::Error::custom("a bundle without a task"))?;
         let mut headers = FieldTable::default();
         headers.insert(VERSION_HEADER.into(), AMQPValue::LongInt(BUNDLE_VERSION));
-        let properties = AMQPProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_content_type(CONTENT_TYPE.into())
-            .with_message_id(first.id.to_string().into())
-            .with_type(first.kind.as_str().into())
-            .with_headers(headers);
+        let properties = properties_of(first.id, &first.kind, headers);
         let parts: Vec<Part> = envelopes
             .into_iter()
             .map(|Envelope { id, fence, args, traceparent, reply_to, .. }| Part {
@@ -196,6 +186,15 @@ impl Message {
         };
         Ok(Self::Bundle(parts.into_iter().map(envelope).collect()))
     }
+}
+
+fn properties_of(id: TaskId, kind: &Kind, headers: FieldTable) -> AMQPProperties {
+    AMQPProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type(CONTENT_TYPE.into())
+        .with_message_id(id.to_string().into())
+        .with_type(kind.as_str().into())
+        .with_headers(headers)
 }
 
 fn version(properties: &AMQPProperties) -> Result<i64, EnvelopeError> {

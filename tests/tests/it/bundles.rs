@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::oplog::OperationLog;
 use tasklane_tests::stack::{Producer, Stack};
 use tasklane_tests::{eventually, on_both_ledgers};
@@ -23,10 +24,7 @@ const TASKS: usize = 40;
 
 on_both_ledgers! {
     async fn tasks_that_wait_together_share_messages_and_each_runs_once(ledger) {
-        let stack = Stack::new(ledger).await?;
-        let log = stack.operation_log()?;
-        let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
-        let mut submitted = learn(&stack, &producer, &log).await?;
+        let Bundling { stack, log, producer, mut submitted } = Bundling::new(ledger).await?;
         let (messages, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 0})).await?;
         assert!(messages <= 10, "{TASKS} tasks in {messages} messages");
         submitted.extend(bundled);
@@ -41,10 +39,7 @@ on_both_ledgers! {
     }
 
     async fn a_killed_workers_bundle_starts_again_elsewhere_without_what_had_ended(ledger) {
-        let stack = Stack::new(ledger).await?;
-        let log = stack.operation_log()?;
-        let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
-        let mut submitted = learn(&stack, &producer, &log).await?;
+        let Bundling { stack, log, producer, mut submitted } = Bundling::new(ledger).await?;
         // Two at once, so that some have ended and some not begun when it dies.
         let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 300})).await?;
         let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
@@ -68,10 +63,7 @@ on_both_ledgers! {
     }
 
     async fn what_has_no_room_goes_to_a_worker_that_has(ledger) {
-        let stack = Stack::new(ledger).await?;
-        let log = stack.operation_log()?;
-        let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
-        let mut submitted = learn(&stack, &producer, &log).await?;
+        let Bundling { stack, log, producer, mut submitted } = Bundling::new(ledger).await?;
         let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 3_000})).await?;
         submitted.extend(bundled);
         let narrow = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 1).start().await?;
@@ -89,10 +81,7 @@ on_both_ledgers! {
     }
 
     async fn a_task_that_the_ledger_does_not_know_leaves_its_bundle_alone(ledger) {
-        let stack = Stack::new(ledger).await?;
-        let log = stack.operation_log()?;
-        let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
-        let mut submitted = learn(&stack, &producer, &log).await?;
+        let Bundling { stack, log, producer, mut submitted } = Bundling::new(ledger).await?;
         let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 0, "answer": 7})).await?;
         stack.ledger.execute("DELETE FROM tasks WHERE id = (SELECT id FROM tasks ORDER BY id DESC LIMIT 1)").await?;
         let lost = bundled.last().context("tasks were submitted")?.clone();
@@ -108,6 +97,25 @@ on_both_ledgers! {
         assert_eq!(serde_json::from_slice::<Value>(&letter.data)?["answer"], 7, "it lies there by itself");
         assert_eq!(letter.properties.message_id().as_ref().map(ToString::to_string), Some(lost));
         nothing_left(&stack.vhost).await
+    }
+}
+
+/// A producer that makes bundles, and knows how short the kind is.
+struct Bundling {
+    stack: Stack,
+    log: OperationLog,
+    producer: Producer,
+    /// What was submitted for that.
+    submitted: BTreeSet<String>,
+}
+
+impl Bundling {
+    async fn new(ledger: LedgerKind) -> Result<Self> {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().env("TASKLANE_BUNDLE_MS", BUNDLE_MS).start().await?;
+        let submitted = learn(&stack, &producer, &log).await?;
+        Ok(Self { stack, log, producer, submitted })
     }
 }
 

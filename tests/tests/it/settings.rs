@@ -75,6 +75,7 @@ async fn a_bad_settings_file_is_refused_with_file_line_and_key() -> Result<()> {
         .env("TASKLANE_CONFIG", "/nowhere/tasklane.toml"));
     both!(stack, BAD_SETTINGS, &["--no-such-flag"], |start| start.arg("--no-such-flag"));
     both!(stack, BAD_SETTINGS, &["max_crashes", "at least 1"], |start| start.env("TASKLANE_MAX_CRASHES", 0));
+    both!(stack, BAD_SETTINGS, &["bundle_ms", "at most 60000"], |start| start.env("TASKLANE_BUNDLE_MS", u64::MAX));
     Ok(())
 }
 
