@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use reqwest::{Body, Client, RequestBuilder};
 use serde::Deserialize;
@@ -45,10 +46,10 @@ pub struct Task {
     pub result_expired: bool,
     pub errors: Vec<TaskError>,
     pub reason: Option<String>,
-    pub created_at: String,
-    pub run_at: Option<String>,
-    pub started_at: Option<String>,
-    pub finished_at: Option<String>,
+    pub created_at: Timestamp,
+    pub run_at: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
     pub worker_id: Option<String>,
     pub timeout_ms: Option<u64>,
     pub result_ttl_ms: Option<u64>,
@@ -71,7 +72,7 @@ impl Task {
 #[expect(missing_docs, reason = "the fields are those of the contract")]
 pub struct TaskError {
     pub attempt: u32,
-    pub at: String,
+    pub at: Timestamp,
     pub message: String,
     pub kind: String,
 }

@@ -93,10 +93,8 @@ pub async fn delays(ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
     let mut late = Vec::new();
     for task in accepted {
         let task = world.producer.api.get(&task.id).await?;
-        let time = |text: Option<String>| -> Result<i64> {
-            Ok(text.context("a completed task has its times")?.parse::<jiff::Timestamp>()?.as_millisecond())
-        };
-        late.push(Duration::from_millis((time(task.started_at)? - time(task.run_at)?).max(0).unsigned_abs()));
+        let (due, started) = task.run_at.zip(task.started_at).context("a completed task has its times")?;
+        late.push(started.duration_since(due).try_into().unwrap_or_default());
     }
     late.sort_unstable();
     let row = |unit, part| Row::of("due to start", Some(name), unit, vec![percentile(&late, part)]);

@@ -72,8 +72,11 @@ fn judge(edit: Edit, answer: &Answer, is_timed: bool) -> Result<Edit> {
             let task: Task = answer.expect(&[200])?;
             // Where it was started right behind the change, that run has it, too.
             let fence = Some(task.fence.saturating_sub(u64::from(STARTED.contains(&task.state.as_str()))));
-            let run_at = task.run_at.filter(|_| is_timed).map(|at| at.parse::<Timestamp>()).transpose()?;
-            let run_at = run_at.map(|at| Duration::try_from(at.duration_since(Timestamp::UNIX_EPOCH))).transpose()?;
+            let run_at = task
+                .run_at
+                .filter(|_| is_timed)
+                .map(|at| at.duration_since(Timestamp::UNIX_EPOCH).try_into())
+                .transpose()?;
             Ok(Edit { outcome: Answered::Ok, fence, run_at, ..edit })
         }
         400..=499 => Ok(Edit { outcome: Answered::Fail, ..edit }),

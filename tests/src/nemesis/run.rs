@@ -319,7 +319,6 @@ fn final_task(task: Task) -> Result<FinalTask> {
         "test.count" => Guarantee::Transactional,
         _ => Guarantee::AtLeastOnce,
     };
-    let started_at = task.started_at.map(|at| at.parse::<Timestamp>()).transpose()?;
     let follows = (task.kind == FOLLOW_UP).then(|| serde_json::from_value(task.args["group"].clone())).transpose()?;
     Ok(FinalTask {
         edition: task.args["edition"].as_u64().unwrap_or_default(),
@@ -332,7 +331,7 @@ fn final_task(task: Task) -> Result<FinalTask> {
         unique_key: task.unique_key,
         submitted_to: task.tags.get(QUEUE_TAG).cloned(),
         queue: task.queue,
-        started_at: started_at.map(|at| Duration::try_from(at.duration_since(Timestamp::UNIX_EPOCH))).transpose()?,
+        started_at: task.started_at.map(|at| at.duration_since(Timestamp::UNIX_EPOCH).try_into()).transpose()?,
         group: task.group_id,
         follows,
         id: task.id,

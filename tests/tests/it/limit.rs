@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tasklane_common::clock::since_boot;
-use tasklane_tests::api::Api;
+use tasklane_tests::api::{Api, Task};
 use tasklane_tests::on_both_ledgers;
 use tasklane_tests::oplog::{Entry, OperationLog, Step};
 use tasklane_tests::stack::Stack;
@@ -134,11 +134,8 @@ on_both_ledgers! {
         let submitted = ids(&producer.api.submit_batch(&tasks(50, "test.work", &json!({}))).await?);
         let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
         check_completed(&ended, &submitted)?;
-        let mut starts: Vec<i64> = Vec::new();
-        for task in &ended {
-            let at: jiff::Timestamp = task.started_at.as_deref().unwrap_or_default().parse()?;
-            starts.push(at.as_millisecond());
-        }
+        let started = |task: &Task| Some(task.started_at?.as_millisecond());
+        let mut starts = ended.iter().map(started).collect::<Option<Vec<_>>>().context("a task without a start")?;
         starts.sort_unstable();
         for (index, from) in starts.iter().enumerate() {
             for (more, until) in starts[index..].iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tasklane_tests::api::Api;
@@ -22,7 +22,7 @@ async fn completed(api: &Api, task: &Value) -> Result<String> {
 
 /// Waits until the task has been over for so long; a process that starts then prunes at once.
 async fn over_for(api: &Api, id: &str, time: Duration) -> Result<()> {
-    let finished: Timestamp = api.get(id).await?.finished_at.unwrap_or_default().parse()?;
+    let finished = api.get(id).await?.finished_at.context("it has not ended")?;
     eventually(LIMIT, "the task to be old", async || {
         Ok((Timestamp::now().duration_since(finished).as_millis() > time.as_millis().cast_signed()).then_some(()))
     })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use jiff::Timestamp;
 use serde_json::json;
 use tasklane_tests::api::{Api, Task};
@@ -23,8 +23,8 @@ async fn submit(api: &Api, kind: &str) -> Result<String> {
 
 /// How long the task waits after its newest failure, by the ledger's clock.
 fn wait_ms(task: &Task) -> Result<i64> {
-    let failed: Timestamp = task.errors.last().map_or("", |error| &error.at).parse()?;
-    let next: Timestamp = task.run_at.as_deref().unwrap_or_default().parse()?;
+    let failed = task.errors.last().context("no failure")?.at;
+    let next = task.run_at.context("no time to run at")?;
     Ok(next.as_millisecond() - failed.as_millisecond())
 }
 
@@ -50,8 +50,8 @@ on_both_ledgers! {
         })
         .await?;
         assert_eq!(wait_ms(&task)?, 70_000, "{task:#?}");
-        let first = task.errors[0].at.parse::<Timestamp>()?;
-        let second = task.started_at.as_deref().unwrap_or_default().parse::<Timestamp>()?;
+        let first = task.errors[0].at;
+        let second = task.started_at.context("it has not started")?;
         assert!(second.as_millisecond() - first.as_millisecond() >= 100, "{task:#?}");
         let task = producer.api.in_state(&linear, "retryable", LIMIT).await?;
         assert!((30_000..=60_000).contains(&wait_ms(&task)?), "{task:#?}");
@@ -91,7 +91,7 @@ on_both_ledgers! {
         let id = submit(&producer.api, "test.aging").await?;
         log.started(1, LIMIT).await?;
         worker.process.exited(LIMIT).await?;
-        let created: Timestamp = producer.api.get(&id).await?.created_at.parse()?;
+        let created = producer.api.get(&id).await?.created_at;
         eventually(LIMIT, "the task to be past its age", async || {
             let age = Timestamp::now().as_millisecond() - created.as_millisecond();
             Ok((age > 3_100).then_some(()))

@@ -32,7 +32,7 @@ async fn a_task_is_submitted_as_written_and_waited_for() -> Result<()> {
     let later = producer.api.get(&later).await?;
     assert_eq!((later.state.as_str(), later.queue.as_str()), ("scheduled", "mails"));
     let at = cli.submit(&["mail", "--at", "2130-01-31T08:00:00Z"]).await?;
-    assert_eq!(producer.api.get(&at).await?.run_at.as_deref(), Some("2130-01-31T08:00:00Z"));
+    assert_eq!(producer.api.get(&at).await?.run_at, Some("2130-01-31T08:00:00Z".parse()?));
 
     let said = cli.run(&["submit", "test.fail", "--wait", "40s"]).await?;
     assert_eq!(said.code, Some(1), "{said:#?}");
