@@ -63,9 +63,11 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
     let told = if app.events.wanted() { tasks.iter().map(submitted).collect() } else { Vec::new() };
-    app.intake.take(&parts(&tasks))?;
+    let taken = app.intake.take(parts(&tasks))?;
     let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
-    match app.gate.ask(app.gate.ledger().record(submission)).await? {
+    let recorded = app.gate.ask(app.gate.ledger().record(submission)).await;
+    drop(taken);
+    match recorded? {
         Recorded::New { at, existing } => {
             if !existing.is_empty() {
                 let left_out: HashSet<TaskId> = existing.iter().map(|(index, _)| queues[*index].0).collect();

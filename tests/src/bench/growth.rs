@@ -102,7 +102,7 @@ pub async fn scale(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row
     for _ in 0..plan.repeats {
         for (rates, workers) in rates.iter_mut().zip([1, 8]) {
             let mut world = World::new(ledger, 0).await?;
-            world.hire_as(workers, |worker| worker.env("TASKLANE_CONCURRENCY", WAITING)).await?;
+            world.hire_as(workers, |worker| worker.env("TASKLANE_CONCURRENCY", std::env::var("W").unwrap_or("4".into()))).await?;
             let tasks = workers * BATCH;
             let begun = Instant::now();
             tokio::try_join!(world.batches_of(&waits, tasks), world.until_completed(tasks as f64))?;
