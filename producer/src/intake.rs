@@ -132,7 +132,8 @@ impl Intake {
     /// What the ledger says.
     pub(crate) async fn look(&self, ledger: &dyn Ledger) -> Result<(), LedgerError> {
         // Before the count: what is recorded while it goes on may be part of it or not, and counts on until the next one.
-        let before: HashMap<_, _> = self.levels().iter().map(|(queue, level)| (queue.clone(), level.recorded)).collect();
+        let before: HashMap<_, _> =
+            self.levels().iter().map(|(queue, level)| (queue.clone(), level.recorded)).collect();
         let limits = ledger.limits().await?;
         let mut seen = HashMap::new();
         for Limit { scope, bounds, .. } in limits {
@@ -197,7 +198,9 @@ mod tests {
 
     #[test]
     fn what_does_not_drain_is_waited_for_at_most_a_minute() {
-        let ApiError::QueueFull { wait, .. } = intake(1, 1, None).take(vec![(queue(), 1)]).unwrap_err() else { panic!() };
+        let ApiError::QueueFull { wait, .. } = intake(1, 1, None).take(vec![(queue(), 1)]).unwrap_err() else {
+            panic!()
+        };
         assert_eq!(wait, RETRY_AFTER_MAX);
     }
 

@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     /// Waits until the running nodes see as many members as there are running nodes.
-    pub async fn complete(&self, limit: Duration) -> Result<()> {
+    async fn complete(&self, limit: Duration) -> Result<()> {
         let running: Vec<&Broker> = self.nodes.iter().filter(|node| node.process().is_ok()).collect();
         let what = format!("{} nodes to see each other", running.len());
         eventually(limit, &what, async || {

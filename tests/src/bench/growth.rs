@@ -1,27 +1,106 @@
-//! The rows about what changes: the ledger's size, the number of workers, who watches, who dies, and memory.
+//! The rows about what changes: the tasks' size, how many queues, kinds and workers there are, the ledger's size, who watches,
+//! who dies, and memory.
 
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::{Instant, interval};
 
 use super::world::{BATCH, LIMIT, WARM, WORKERS, World, megabytes, task};
 use super::{Plan, Row};
 use crate::ledger::{Ledger, LedgerKind};
+use crate::stack::{Start, Worker};
 use crate::wait::eventually;
 
 /// How long a task of the row `scale` waits.
 const WAIT_MS: u64 = 10;
-/// How many tasks a worker of that row runs at once: eight of them leave the cores room.
-const WAITING: usize = 4;
+/// How many tasks a worker of that row runs at once: eight of them shall leave two cores room.
+const WAITING: usize = 1;
+/// How many tasks each of its workers has.
+const SCALED: usize = 500;
 /// How many tasks run at once in the memory row.
 const AT_ONCE: usize = 1_000;
 
 /// How many rows go into a SQLite ledger at once.
 const PIECE: usize = 50_000;
+
+/// How many bytes of args one batch may have.
+const BATCH_BYTES: usize = 16 << 20;
+
+/// What the tasks of a measurement are like, and who runs them.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    bytes: usize,
+    queues: usize,
+    kinds: usize,
+    workers: usize,
+}
+
+/// What the others are compared with.
+const PLAIN: Shape = Shape { name: "plain", bytes: 256, queues: 1, kinds: 1, workers: WORKERS };
+
+const SHAPES: [Shape; 9] = [
+    Shape { name: "args 1 KiB", bytes: 1 << 10, ..PLAIN },
+    Shape { name: "args 16 KiB", bytes: 16 << 10, ..PLAIN },
+    Shape { name: "args 256 KiB", bytes: 256 << 10, ..PLAIN },
+    Shape { name: "8 queues", queues: 8, ..PLAIN },
+    Shape { name: "32 queues", queues: 32, ..PLAIN },
+    Shape { name: "16 kinds", kinds: 16, ..PLAIN },
+    Shape { name: "128 kinds", kinds: 128, ..PLAIN },
+    Shape { name: "4 workers", workers: 4, ..PLAIN },
+    Shape { name: "8 workers", workers: 8, ..PLAIN },
+];
+
+impl Shape {
+    /// Queues and kinds take turns.
+    fn batch(self) -> Vec<Value> {
+        let around = json!({"ballast": ""}).to_string().len();
+        let args = json!({"ballast": "x".repeat(self.bytes - around)});
+        let task = |n: usize| {
+            let (kind, queue) = (format!("test.work.{}", n % self.kinds), format!("bench{}", n % self.queues));
+            json!({"kind": kind, "queue": queue, "args": args})
+        };
+        (0..BATCH.min(BATCH_BYTES / self.bytes)).map(task).collect()
+    }
+
+    async fn world(self, ledger: LedgerKind) -> Result<World> {
+        let mut world = World::new(ledger, 0).await?;
+        let queues: Vec<_> = (0..self.queues).map(|n| format!("bench{n}")).collect();
+        let worker = |worker: Start<Worker>| {
+            worker.env("TASKLANE_QUEUES", queues.join(",")).env("TASKLANE_TEST_KINDS", self.kinds)
+        };
+        world.hire_as(self.workers, worker).await?;
+        Ok(world)
+    }
+}
+
+/// End to end by batch, of tasks that are larger, of more queues and kinds, and with more workers; each of them right behind
+/// a plain one.
+pub async fn shapes(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let plain = PLAIN.world(ledger).await?;
+    plain.end_to_end_of(&PLAIN.batch(), WARM).await?;
+    let mut rows = Vec::new();
+    for shape in SHAPES {
+        let world = shape.world(ledger).await?;
+        let (batch, plain_batch) = (shape.batch(), PLAIN.batch());
+        // Of large ones fewer are as much work.
+        let tasks = (plan.tasks * PLAIN.bytes.max(1 << 10) / shape.bytes.max(1 << 10)).max(2 * batch.len());
+        world.end_to_end_of(&batch, batch.len()).await?;
+        let (mut without, mut with) = (Vec::new(), Vec::new());
+        for _ in 0..plan.repeats {
+            without.push(plain.end_to_end_of(&plain_batch, plan.tasks).await?);
+            with.push(world.end_to_end_of(&batch, tasks).await?);
+        }
+        let without = Row::of(PLAIN.name, Some(name), "/s", without);
+        let with = Row::of(shape.name, Some(name), "/s", with).against(&without);
+        rows.extend([without, with]);
+    }
+    Ok(rows)
+}
 
 /// Rows that lie in the ledger: tasks of a paused queue, and finished ones.
 #[derive(Debug, Clone, Copy)]
@@ -102,8 +181,8 @@ pub async fn scale(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row
     for _ in 0..plan.repeats {
         for (rates, workers) in rates.iter_mut().zip([1, 8]) {
             let mut world = World::new(ledger, 0).await?;
-            world.hire_as(workers, |worker| worker.env("TASKLANE_CONCURRENCY", std::env::var("W").unwrap_or("4".into()))).await?;
-            let tasks = workers * BATCH;
+            world.hire_as(workers, |worker| worker.env("TASKLANE_CONCURRENCY", WAITING)).await?;
+            let tasks = workers * SCALED;
             let begun = Instant::now();
             tokio::try_join!(world.batches_of(&waits, tasks), world.until_completed(tasks as f64))?;
             rates.push(tasks as f64 / begun.elapsed().as_secs_f64());

@@ -42,8 +42,8 @@ pub(super) static PLACES: OnceLock<usize> = OnceLock::new();
 
 /// The args of every task: their answer comes back as the result.
 pub(super) fn args() -> Value {
-    let around = json!({"work_ms": 0, "answer": ""}).to_string().len();
     let bytes = BYTES.get().copied().unwrap_or(256);
+    let around = json!({"work_ms": 0, "answer": ""}).to_string().len();
     json!({"work_ms": 0, "answer": "x".repeat(bytes.saturating_sub(around))})
 }
 
@@ -121,8 +121,13 @@ impl World {
 
     /// Submits copies of a task in batches over a few connections.
     pub(super) async fn batches_of(&self, task: &Value, tasks: usize) -> Result<()> {
-        let body = serde_json::to_vec(&json!({"tasks": vec![task; BATCH]}))?;
-        let left = AtomicUsize::new(tasks.div_ceil(BATCH));
+        self.batches_like(&vec![task.clone(); BATCH], tasks).await
+    }
+
+    /// Submits copies of a batch over a few connections, until so many tasks or a few more are submitted.
+    async fn batches_like(&self, batch: &[Value], tasks: usize) -> Result<()> {
+        let body = serde_json::to_vec(&json!({"tasks": batch}))?;
+        let left = AtomicUsize::new(tasks.div_ceil(batch.len()));
         self.submit(BATCHERS, "/v1/tasks/batch", &body, &left).await
     }
 
@@ -152,6 +157,15 @@ impl World {
         let begun = Instant::now();
         let submit = async { if single { self.singles(tasks).await } else { self.batches(tasks).await } };
         tokio::try_join!(submit, self.until_completed(before + tasks as f64))?;
+        Ok(tasks as f64 / begun.elapsed().as_secs_f64())
+    }
+
+    /// Tasks a second of copies of a batch, about so many.
+    pub(super) async fn end_to_end_of(&self, batch: &[Value], tasks: usize) -> Result<f64> {
+        let tasks = tasks.next_multiple_of(batch.len());
+        let before = self.completed().await?;
+        let begun = Instant::now();
+        tokio::try_join!(self.batches_like(batch, tasks), self.until_completed(before + tasks as f64))?;
         Ok(tasks as f64 / begun.elapsed().as_secs_f64())
     }
 

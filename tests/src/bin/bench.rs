@@ -5,8 +5,9 @@
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
-//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `scale`, `takeover`, `overhead`, `memory`
-//! (2,000,000 submissions), and only when it is asked for `backlog` (1 M rows that wait and 10 M that have finished).
+//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `shapes` (larger tasks, more queues, kinds and
+//! workers), `scale`, `takeover`, `overhead`, `memory` (2,000,000 submissions), and only when it is asked for `backlog` (1 M rows
+//! that wait and 10 M that have finished).
 
 use std::process::ExitCode;
 
@@ -15,7 +16,8 @@ use tasklane_tests::bench::growth::{self, Backlog};
 use tasklane_tests::bench::{self, Plan, Row, rows};
 use tasklane_tests::ledger::LedgerKind;
 
-const ROWS: [&str; 10] = ["raw", "e2e", "drain", "delays", "due", "scale", "takeover", "overhead", "memory", "backlog"];
+const ROWS: [&str; 11] =
+    ["raw", "e2e", "drain", "delays", "due", "shapes", "scale", "takeover", "overhead", "memory", "backlog"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -90,6 +92,9 @@ async fn measure(plan: Plan, asked: &[&str]) -> Result<Vec<Row>> {
         }
         if wanted("due") {
             show(&mut all, rows::due_at_once(Plan { tasks: 100_000, ..plan }, ledger, name).await?);
+        }
+        if wanted("shapes") {
+            show(&mut all, growth::shapes(plan, ledger, name).await?);
         }
         if wanted("scale") {
             show(&mut all, growth::scale(plan, ledger, name).await?);

@@ -7,12 +7,13 @@
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::json;
-use tasklane_common::task::Guarantee;
+use tasklane_common::task::{Guarantee, Kind};
 use tasklane_tests::history::{Ending, Op, Run, Writer};
 use tasklane_worker::{Handler, HandlerError, Options, Outcome, TaskContext, sqlx};
 
@@ -82,6 +83,8 @@ struct Wish {
     snooze_ms: u64,
     /// The number of the change that these are of; 0 is the submission.
     edition: u64,
+    /// Only makes the args larger.
+    ballast: IgnoredAny,
     /// What it answers; by default, which run answers.
     answer: Option<serde_json::Value>,
 }
@@ -264,9 +267,18 @@ impl Handler for Exit {
     }
 }
 
+/// How many kinds `test.work.0` and so on there are, for measurements of many.
+fn more_kinds() -> usize {
+    std::env::var("TASKLANE_TEST_KINDS").ok().and_then(|count| count.parse().ok()).unwrap_or_default()
+}
+
 fn main() -> ExitCode {
     tasklane_worker::program::main(|handlers| {
         let limited = handlers.handler(Few).handler(Paced);
+        let limited = (0..more_kinds()).fold(limited, |handlers, n| match Kind::parse(&format!("test.work.{n}")) {
+            Ok(kind) => handlers.named(kind, Arc::new(AtLeastOnce)),
+            Err(error) => panic!("{error}"),
+        });
         limited.handler(AtLeastOnce).handler(Then).handler(AtMostOnce).handler(Count).handler(Exit)
     })
 }

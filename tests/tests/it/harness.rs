@@ -10,7 +10,6 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use rustix::process::{Pid, Signal, kill_process};
 use sqlx::{Connection, PgConnection};
 use tasklane_tests::broker::Broker;
-use tasklane_tests::cluster::Cluster;
 use tasklane_tests::ledger::Ledger;
 use tasklane_tests::postgres::Postgres;
 use tasklane_tests::process::{binary, is_alive};
@@ -172,22 +171,6 @@ async fn a_private_postgres_keeps_its_data_over_a_stop_and_a_crash() -> Result<(
     database.disconnect_all().await?;
     assert!(sqlx::query("SELECT 1").execute(&mut connection).await.is_err(), "the connection was ended");
     Ok(())
-}
-
-#[tokio::test]
-async fn three_nodes_form_a_cluster_that_survives_the_loss_of_one() -> Result<()> {
-    let mut cluster = Cluster::private(3).await?;
-    let vhost = cluster.nodes[0].vhost().await?;
-    vhost.bind("q", "amq.topic", "#").await?;
-    vhost.publish("amq.topic", "k", b"x", BasicProperties::default()).await?;
-    cluster.nodes[2].kill().await?;
-    eventually(LIMIT, "the rest to go on", async || {
-        vhost.publish("amq.topic", "k", b"y", BasicProperties::default()).await.map(Some)
-    })
-    .await?;
-    assert!(vhost.depth("q").await? >= Some(2));
-    cluster.nodes[2].start().await?;
-    cluster.complete(LIMIT).await
 }
 
 #[tokio::test]
