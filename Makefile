@@ -17,6 +17,10 @@ SCRIPTS := .ci/run rabbitmq/up rabbitmq/down rabbitmq/lib.sh $(wildcard scripts/
 
 say = @printf '\n\033[1m== %s\033[0m\n' "$(1)"
 
+# Tests with services wait more than they compute: three at a time even on two cores (.config/nextest.toml).
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $(CORES) > 3 ? $(CORES) : 3 )))
+
 # How long each fuzz target runs.
 SECONDS := 60
 

@@ -92,7 +92,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// so that a renewal still under way fails.
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError>;
 
-    /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`.
+    /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`. Raises their
+    /// fences: what was published before is told from what will be.
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;
 
     /// Lets go of tasks that [`Ledger::fetch_due`] took for a relay and that it could not publish: they are due again

@@ -7,7 +7,7 @@ use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::Happening;
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
 use tasklane_common::state::State;
-use tasklane_common::task::{Json, QueueName, TaskId};
+use tasklane_common::task::{Fence, Json, QueueName, TaskId};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -88,7 +88,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         Some(Claim::Refused(reason)) => return Box::pin(refused(reason, &envelope, delivery)).await,
         None => return delivery.give_back().await,
     };
-    observe_claim(&life, meters, &granted, &delivery);
+    observe_claim(&life, meters, &granted, envelope.fence, &delivery);
     let run = prepare(&life, &envelope, &delivery.lane.queue, &granted, &options);
     let unwanted = run.unwanted.clone();
     let transaction = run.cx.transaction.clone();
@@ -321,8 +321,11 @@ fn policy(life: &Life, granted: &Granted, options: Options) -> Policy {
     }
 }
 
-fn observe_claim(life: &Life, meters: &KindMeters, granted: &Granted, delivery: &Delivery) {
-    if let Some(queued_at) = granted.queued_at.filter(|_| !delivery.redelivered) {
+/// Of a task that was published again an earlier message has come, if its fence is not the last before the claim's; the row
+/// then tells when the later one was queued, which this one's place in the lane has nothing to do with.
+fn observe_claim(life: &Life, meters: &KindMeters, granted: &Granted, carried: Option<Fence>, delivery: &Delivery) {
+    let is_last_message = carried.is_some_and(|carried| carried.0 + 1 == granted.fence.0);
+    if let Some(queued_at) = granted.queued_at.filter(|_| is_last_message && !delivery.redelivered) {
         life.note_head(&delivery.lane, queued_at);
     }
     let waited = granted.started_at.duration_since(granted.run_at);

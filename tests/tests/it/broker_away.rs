@@ -274,6 +274,45 @@ on_both_ledgers! {
     }
 }
 
+on_both_ledgers! {
+    /// The first message of a task that was published twice comes when its row tells of the second.
+    async fn a_message_of_before_does_not_make_those_behind_it_count_as_lost(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let twice = producer.api.submit(&json!({"kind": "test.once"})).await?.id;
+        producer.api.in_state(&twice, "queued", LIMIT).await?;
+        let submitted = ids(&producer.api.submit_batch(&tasks(80, "test.work", &json!({"work_ms": 300}))).await?);
+        let queued = async |count: u64| {
+            let all = async || Ok((waiting(&producer.api, "default").await? == count).then_some(()));
+            eventually(LIMIT, &format!("{count} tasks to be queued"), all).await
+        };
+        queued(81).await?;
+        // As if they had been queued a minute ago, and the first of them had then been taken for lost.
+        stack.ledger.execute("UPDATE tasks SET queued_at = queued_at - 60000").await?;
+        let strand = "UPDATE tasks SET state = 0, due_at = queued_at, queued_at = NULL WHERE kind = 'test.once'";
+        stack.ledger.execute(strand).await?;
+        eventually(LIMIT, "a second message", async || {
+            Ok((stack.vhost.depth("tasklane.q.default").await? == Some(82)).then_some(()))
+        })
+        .await?;
+        queued(81).await?;
+
+        let worker = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 1).start().await?;
+        // In so many times 300 ms every process has looked twice.
+        log.started(45, LIMIT).await?;
+        let depth = stack.vhost.depth("tasklane.q.default").await?;
+        assert!(depth > Some(10), "{depth:?} were left: the test proves nothing");
+        for metrics in [producer.api.metrics().await?, worker.metrics().await?] {
+            assert_eq!(metrics.sum("tasklane_stranded_total", &[]), 0.0, "nothing was lost");
+        }
+        let all = submitted.into_iter().chain([twice]).collect();
+        check_completed(&producer.api.all_ended(81, LIMIT).await?, &all)?;
+        log.check_each_started_once(all.iter().map(String::as_str))?;
+        nothing_left(&stack.vhost).await
+    }
+}
+
 /// What the producer says of itself.
 async fn readiness(api: &Api) -> Result<Value> {
     api.raw_get("/readyz").await?.json()

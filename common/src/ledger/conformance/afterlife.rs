@@ -24,10 +24,10 @@ pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
     assert_eq!((task.state, task.attempt, task.max_attempts), (State::Accepted, 2, 3));
     assert_eq!((task.reason, task.finished_at, task.errors.len()), (None, None, 2));
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
-    assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(2))]);
+    assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(3))]);
     assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Accepted), "it waits already");
     let grant = granted(ledger, id, holder).await;
-    assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(3), 3, 3));
+    assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(4), 3, 3));
     ledger.retire(holder).await.unwrap();
     assert_eq!(ledger.abandoned(1).await.unwrap()[0].crashes, 0);
 }

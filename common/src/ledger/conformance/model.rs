@@ -473,6 +473,9 @@ impl<'a> World<'a> {
             let seen: Vec<_> = due.map(|due| (due.fence, due.lane.queue.as_str(), due.args.as_str())).collect();
             let is_due = |row: &Row| row.due == Some(Duration::ZERO);
             let before = rows.clone();
+            for row in rows.iter_mut().filter(|row| is_due(row)) {
+                row.fence.0 += 1;
+            }
             rows.retain(|row| seen == is_due(row).then_some((row.fence, row.queue, row.args.as_str())).as_slice());
             prop_assert!(!rows.is_empty(), "{before:#?} is due as {seen:?}");
             rows.iter_mut().filter(|row| is_due(row)).for_each(|row| row.due = Some(HOUR));

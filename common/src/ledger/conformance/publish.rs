@@ -60,7 +60,7 @@ pub async fn a_new_task_is_due_after_its_reserve(ledger: &dyn Ledger) {
         kind: task.kind.clone(),
         lane: Lane { queue: task.queue.clone(), priority: Priority::Normal },
         args: task.args.clone(),
-        fence: Fence(0),
+        fence: Fence(1),
         traceparent: Some("00-trace".to_owned()),
     };
     let tasks = vec![crate::task::NewTask { traceparent: expected.traceparent.clone(), ..task }];
@@ -79,7 +79,7 @@ pub async fn a_scheduled_task_is_due_at_its_time(ledger: &dyn Ledger) {
     let run_at = timestamp(wall_ms() + 300);
     let id = recorded(ledger, 1, |task| task.run_at = Some(run_at)).await[0];
     let due = until("a scheduled task", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
-    assert_eq!((due.id, due.fence), (id, Fence(0)));
+    assert_eq!((due.id, due.fence), (id, Fence(1)));
     mark_queued(ledger, vec![(id, due.fence)]).await.unwrap();
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.run_at), (State::Queued, run_at));
@@ -87,7 +87,8 @@ pub async fn a_scheduled_task_is_due_at_its_time(ledger: &dyn Ledger) {
     assert!(grant.started_at >= run_at);
 }
 
-/// Whoever fetched has its reserve; when it did not mark the task, the next one gets it.
+/// Whoever fetched has its reserve; when it did not mark the task, the next one gets it. Each publishes under a fence of
+/// its own, and only the last one's mark counts.
 pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
     let ids = recorded(ledger, 5, |_| {}).await;
     let worker = worker(ledger).await;
@@ -98,7 +99,7 @@ pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
     let first = ledger.fetch_due(2, reserve).await.unwrap();
     let rest = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!((first.len(), rest.len()), (2, 3));
-    assert!(first.iter().all(|due| due.fence == Fence(1)));
+    assert!(first.iter().all(|due| due.fence == Fence(2)));
     assert!(rest.iter().all(|due| !first.contains(due)), "{first:?} {rest:?}");
     let again = until("two tasks to come back", async || {
         let due = ledger.fetch_due(10, NOW).await.unwrap();
@@ -107,6 +108,11 @@ pub async fn what_was_fetched_is_hidden_and_comes_back(ledger: &dyn Ledger) {
     let (mut again, mut first) = (again.await, first);
     again.sort_by_key(|due| due.id);
     first.sort_by_key(|due| due.id);
+    mark_queued(ledger, first.iter().map(|due| (due.id, due.fence)).collect()).await.unwrap();
+    assert_eq!(get(ledger, first[0].id).await.state, State::Retryable, "somebody else publishes it now");
+    mark_queued(ledger, again.iter().map(|due| (due.id, due.fence)).collect()).await.unwrap();
+    assert_eq!(get(ledger, first[0].id).await.state, State::Queued);
+    first.iter_mut().for_each(|due| due.fence.0 += 1);
     assert_eq!(again, first);
 }
 
@@ -121,11 +127,11 @@ pub async fn what_was_fetched_in_vain_is_due_again(ledger: &dyn Ledger) {
     assert_eq!(fetched.len(), 5);
     let [kept, .., claimed, marked, put_back] = &ids[..] else { panic!("five tasks") };
     granted(ledger, *claimed, worker).await;
-    mark_queued(ledger, vec![(*marked, Fence(1))]).await.unwrap();
+    mark_queued(ledger, vec![(*marked, Fence(2))]).await.unwrap();
     ledger.put_back(*put_back, HOUR).await.unwrap();
-    let stale = (*kept, Fence(0));
-    let mut unpublished: Vec<_> = ids[1..].iter().map(|id| (*id, Fence(1))).collect();
-    unpublished.extend([stale, (TaskId::new(), Fence(1))]);
+    let stale = (*kept, Fence(1));
+    let mut unpublished: Vec<_> = ids[1..].iter().map(|id| (*id, Fence(2))).collect();
+    unpublished.extend([stale, (TaskId::new(), Fence(2))]);
     ledger.release(unpublished).await.unwrap();
     ledger.release(Vec::new()).await.unwrap();
     assert_eq!(ledger.next_due().await.unwrap(), Some(NOW));
@@ -134,7 +140,7 @@ pub async fn what_was_fetched_in_vain_is_due_again(ledger: &dyn Ledger) {
     assert_eq!(states, [State::Running, State::Queued, State::Retryable]);
     // What is due earlier stays so: another relay may have it already.
     let soon = Duration::from_millis(300);
-    ledger.release(vec![(ids[1], Fence(1))]).await.unwrap();
+    ledger.release(vec![(ids[1], Fence(3))]).await.unwrap();
     assert_eq!(ledger.fetch_due(10, soon).await.unwrap().len(), 1);
     until("the end of the second reserve", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
 }
@@ -158,7 +164,7 @@ pub async fn putting_back_raises_the_fence(ledger: &dyn Ledger) {
     ledger.put_back(quick, NOW).await.unwrap();
     ledger.put_back(slow, HOUR).await.unwrap();
     let due = until("a task put back", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
-    assert_eq!((due.id, due.fence), (quick, Fence(1)));
+    assert_eq!((due.id, due.fence), (quick, Fence(2)));
     let task = get(ledger, slow).await;
     assert_eq!((task.state, task.attempt), (State::Accepted, 0));
     let wait = ledger.next_due().await.unwrap().unwrap();

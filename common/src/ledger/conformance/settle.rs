@@ -58,7 +58,7 @@ pub async fn interrupting_gives_the_attempt_back_at_once(ledger: &dyn Ledger) {
     assert_eq!((task.state, task.attempt, task.fence), (State::Accepted, 0, Fence(1)));
     assert_eq!((task.errors, task.finished_at), (Vec::new(), None));
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
-    assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(task.id, Fence(1))]);
+    assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(task.id, Fence(2))]);
 }
 
 /// Cancelled, and why.

@@ -49,7 +49,8 @@ FROM clock, locked l
 WHERE t.id = l.id";
 
 /// Two relays: each skips the rows that the other has locked, and after the commit they are not due any more. A relay
-/// that dies between this and the mark loses nothing: its rows are due again when the reservation is over.
+/// that dies between this and the mark loses nothing: its rows are due again when the reservation is over. The raised fence
+/// tells the message to come from one that was published before.
 ///
 /// Rows that were locked but would make the answer too big are left as they are, due, for the next fetch.
 pub(super) const FETCH_DUE: &str = "
@@ -66,7 +67,7 @@ fitting AS MATERIALIZED (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY due_at, id) - size AS before FROM locked) sized
     WHERE before < $2
 )
-UPDATE tasks t SET due_at = clock.now + $3
+UPDATE tasks t SET due_at = clock.now + $3, fence = t.fence + 1
 FROM clock, fitting f
 WHERE t.id = f.id
 RETURNING t.id, t.kind, t.queue, t.priority, t.args, t.fence, t.traceparent";

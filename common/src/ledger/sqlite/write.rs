@@ -248,13 +248,14 @@ pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusql
                 kind: super::read::parsed(row, 1, Kind::parse)?,
                 lane: super::read::lane_of(row, 2, 3)?,
                 args: super::read::parsed(row, 4, |text| Json::parse(text.to_owned()))?,
-                fence: Fence(row.get(5)?),
+                fence: Fence(row.get::<_, i64>(5)? + 1),
                 traceparent: row.get(6)?,
             })
         })?
         .collect();
     let due = due?;
-    let mut reserve_row = db.prepare_cached("UPDATE tasks SET due_at = ?2 WHERE id = ?1")?;
+    // The raised fence tells the message to come from one that was published before.
+    let mut reserve_row = db.prepare_cached("UPDATE tasks SET due_at = ?2, fence = fence + 1 WHERE id = ?1")?;
     for task in &due {
         reserve_row.execute(params![task.id.0.as_bytes().as_slice(), now + millis(reserve)])?;
     }
