@@ -63,7 +63,7 @@ on_both_ledgers! {
             gone(leader).await?;
             gone(child).await?;
             let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
-            assert_eq!((done.attempt, done.fence, done.errors.len()), (2, 2, 1), "{done:#?}");
+            assert_eq!((done.attempt, done.fence, done.errors.len()), (2, 3, 1), "{done:#?}");
             let error = &done.errors[0];
             // `Killed` is what the shell says of a child that was killed.
             assert!(error.message.contains(told) || error.message.contains("Killed"), "{error:?}");

@@ -171,7 +171,7 @@ on_both_ledgers! {
         };
         check_completed(&ended, &submitted)?;
         assert!(copies >= submitted.len(), "{copies} copies: not even every first message was published again");
-        assert!(ended.iter().all(|task| task.attempt == 2 && task.fence == 2), "{ended:#?}");
+        assert!(ended.iter().all(|task| task.attempt == 2), "{ended:#?}");
         assert_eq!(log.starts()?.len(), 2 * submitted.len());
         log.check_fences_rise()?;
         log.check_no_overlap()?;
@@ -192,7 +192,7 @@ on_both_ledgers! {
         let second = stack.test_worker(&log).env("TASKLANE_CUSTODY_AFTER_MS", CUSTODY_AFTER_MS).start().await?;
         first.process.kill().await?;
         let done = producer.api.in_state(&long.id, "completed", LEASE_TTL * 3 + Duration::from_secs(2)).await?;
-        assert_eq!((done.attempt, done.fence), (2, 2));
+        assert_eq!((done.attempt, done.fence), (2, 3));
         assert_eq!(log.of(&long.id)?.iter().filter(|entry| entry.step == Step::Start).count(), 2);
         assert_eq!(held(&second).await?, 0.0, "the broker had nothing left to deliver again");
         nothing_left(&stack.vhost).await

@@ -66,8 +66,8 @@ on_both_ledgers! {
         assert!(summary.contains("1 discarded") && summary.contains("1 interrupted, 0 fenced"), "{summary}");
 
         let again = producer.api.in_state(&again.id, "completed", LIMIT).await?;
-        assert_eq!((again.attempt, again.fence, again.errors.len()), (1, 2, 0), "{again:#?}");
-        let takeover = log.of(&again.id)?.into_iter().find(|entry| entry.fence == 2).map(|entry| entry.at);
+        assert_eq!((again.attempt, again.fence, again.errors.len()), (1, 3, 0), "{again:#?}");
+        let takeover = log.of(&again.id)?.into_iter().find(|entry| entry.fence == again.fence).map(|entry| entry.at);
         assert!(takeover < Some(stopped_at + Duration::from_secs(2)), "{takeover:?}, stopped at {stopped_at:?}");
         let once = producer.api.in_state(&once.id, "discarded", LIMIT).await?;
         assert_eq!(once.reason.as_deref(), Some("interrupted"), "{once:#?}");
@@ -93,7 +93,7 @@ async fn a_second_signal_interrupts_at_once() -> Result<()> {
     assert!(summary.contains("1 interrupted"), "{summary}");
     let _other = stack.test_worker(&log).start().await?;
     let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
-    assert_eq!((done.attempt, done.fence), (1, 2));
+    assert_eq!((done.attempt, done.fence), (1, 3));
     Ok(())
 }
 
