@@ -1,9 +1,10 @@
 //! Words to all processes at once, over the control exchange: which runs somebody wants cancelled, which queues were
-//! paused or resumed, and that somebody looks at events.
+//! paused or resumed or have lost messages, and that somebody looks at events.
 //!
 //! They only save time, and may get lost: a worker acts on what the ledger says, and asks it now and then anyway; what is
 //! wanted of events is said again and again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -37,6 +38,9 @@ pub struct Word {
     /// These were paused or resumed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub queues: Vec<QueueName>,
+    /// Messages of these were lost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<QueueName>,
     /// Events shall be published for so long, in milliseconds.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub events_ms: u64,
@@ -79,6 +83,11 @@ impl Control {
         self.say(Word { queues: vec![queue], ..Word::default() });
     }
 
+    /// Tells the workers that messages of this queue were lost.
+    pub fn messages_lost(&self, queue: QueueName) {
+        self.say(Word { lost: vec![queue], ..Word::default() });
+    }
+
     /// Tells all processes that somebody looks at events, for so long.
     pub fn events_wanted(&self, time: Duration) {
         self.say(Word { events_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX), ..Word::default() });
@@ -92,18 +101,18 @@ impl Control {
 
 /// All of it in as few words as may be.
 fn words_of(batch: &mut Vec<Word>) -> Vec<Word> {
-    let (mut cancel, mut queues, mut events_ms) = (Vec::new(), Vec::new(), 0);
+    let (mut cancel, mut queues, mut lost, mut events_ms) = (Vec::new(), BTreeSet::new(), BTreeSet::new(), 0);
     for word in batch.drain(..) {
         cancel.extend(word.cancel);
         queues.extend(word.queues);
+        lost.extend(word.lost);
         events_ms = word.events_ms.max(events_ms);
     }
     let mut words: Vec<Word> =
         cancel.chunks(IDS_MAX).map(|ids| Word { cancel: ids.to_vec(), ..Word::default() }).collect();
-    if !queues.is_empty() || events_ms > 0 {
-        queues.sort_unstable();
-        queues.dedup();
-        words.push(Word { queues, events_ms, ..Word::default() });
+    if !queues.is_empty() || !lost.is_empty() || events_ms > 0 {
+        let [queues, lost] = [queues, lost].map(|names| names.into_iter().collect());
+        words.push(Word { queues, lost, events_ms, ..Word::default() });
     }
     words
 }
@@ -171,11 +180,20 @@ mod tests {
         let ids: Vec<_> = std::iter::repeat_with(TaskId::new).take(IDS_MAX + 1).collect();
         let of = |name: &str| Word { queues: vec![queue(name)], ..Word::default() };
         let wanted = |events_ms| Word { events_ms, ..Word::default() };
-        let mut batch =
-            vec![of("b"), wanted(7), Word { cancel: ids.clone(), ..Word::default() }, of("a"), of("b"), wanted(5)];
+        let lost = Word { lost: vec![queue("c")], ..Word::default() };
+        let mut batch = vec![
+            of("b"),
+            wanted(7),
+            Word { cancel: ids.clone(), ..Word::default() },
+            of("a"),
+            lost,
+            of("b"),
+            wanted(5),
+        ];
         let words = words_of(&mut batch);
         assert_eq!(words.iter().map(|word| word.cancel.len()).collect::<Vec<_>>(), [IDS_MAX, 1, 0]);
         assert_eq!((&words[2].queues[..], words[2].events_ms), (&[queue("a"), queue("b")][..], 7));
+        assert_eq!(words[2].lost, [queue("c")]);
         assert!(batch.is_empty() && words_of(&mut batch).is_empty());
     }
 

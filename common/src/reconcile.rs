@@ -9,17 +9,19 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::control::Control;
 use crate::ledger::{LedgerError, SharedLedger};
 use crate::publisher::Publisher;
 
 /// How often the queues are compared.
 const PERIOD: Duration = Duration::from_secs(5);
 /// How long a message may be on its way between the broker and a claim before it counts as lost.
-const SLACK: Duration = Duration::from_secs(15);
+pub const SLACK: Duration = Duration::from_secs(15);
 const ROUND_MAX: u32 = 1024;
 
 /// Reconciles until the shutdown.
 pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: CancellationToken) {
+    let control = Control::spawn(publisher.clone());
     let mut period = tokio::time::interval(PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -30,13 +32,13 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: Cancellat
         if !publisher.is_connected() {
             continue;
         }
-        if let Err(error) = round(&ledger, &publisher).await {
+        if let Err(error) = round(&ledger, &publisher, &control).await {
             tracing::warn!(%error, "queues cannot be compared with the ledger");
         }
     }
 }
 
-async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<(), LedgerError> {
+async fn round(ledger: &SharedLedger, publisher: &Publisher, control: &Control) -> Result<(), LedgerError> {
     let queued = ledger.queued_lanes().await?;
     if queued.is_empty() {
         return Ok(());
@@ -50,6 +52,7 @@ async fn round(ledger: &SharedLedger, publisher: &Publisher) -> Result<(), Ledge
         if stranded > 0 {
             metrics::counter!("tasklane_stranded_total").increment(stranded);
             tracing::warn!(queue = %lane, tasks = stranded, "the broker lost messages of queued tasks: publishing them again");
+            control.messages_lost(lane.queue);
         }
     }
     Ok(())

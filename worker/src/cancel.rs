@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use lapin::Connection;
 use tasklane_common::control;
+use tasklane_common::task::QueueName;
 use tokio::time::sleep;
 
 use crate::life::Life;
@@ -42,8 +43,12 @@ pub(crate) async fn listen(life: &Life, connection: &Connection) {
             if word.events_ms > 0 {
                 life.events.wanted_for(Duration::from_millis(word.events_ms));
             }
-            if word.queues.iter().any(|queue| life.settings.queues.contains(queue)) {
+            let ours = |queues: &[QueueName]| queues.iter().any(|queue| life.settings.queues.contains(queue));
+            if ours(&word.queues) {
                 life.pauses.look_soon();
+            }
+            if ours(&word.lost) {
+                life.messages_lost.notify_one();
             }
         };
         let Err(error) = control::listen(connection, life.lease.worker().0, heard).await;

@@ -16,6 +16,7 @@ use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, B
 use lapin::types::FieldTable;
 use lapin::{Channel, Connection, Consumer};
 use tasklane_common::broker::{self, BrokerError, Generations, within};
+use tasklane_common::reconcile;
 use tasklane_common::task::Lane;
 use tasklane_common::topology::broker_queue;
 use tokio::time::{Instant, interval, interval_at, sleep_until, timeout};
@@ -59,6 +60,7 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     let outcome = tokio::select! {
         outcome = consume_all(life, &connection, &acks) => outcome,
         () = cancel::listen(life, &connection) => Ok(()),
+        () = messages_lost(life) => Ok(()),
         () = life.ended.cancelled() => Ok(()),
     };
     // The last acks are on their way; a delivery that still runs has one of these tasks for as long.
@@ -70,6 +72,23 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     // generation, or the next life, waits for this one's end.
     let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
     outcome
+}
+
+/// Returns when messages were lost that the consumers of this generation may have been sent.
+///
+/// When a queue is deleted and declared anew before a consumer's channel has heard of it, RabbitMQ consumes the new one in
+/// that consumer's name and drops what it is handed (`rabbit_channel`: the queue's state is removed after the recovery).
+/// Nobody else can see such a consumer, and its end gives everything back.
+async fn messages_lost(life: &Life) {
+    let began = Instant::now();
+    loop {
+        life.messages_lost.notified().await;
+        // Messages count as lost so long after they were published: younger consumers have nothing to do with them.
+        if began.elapsed() >= reconcile::SLACK && !life.draining.is_cancelled() {
+            tracing::warn!("messages were lost, perhaps between the broker and this worker: connecting anew");
+            return;
+        }
+    }
 }
 
 async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>, acks: &TaskTracker) -> Result<(), BrokerError> {

@@ -59,6 +59,8 @@ pub struct Life {
     pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
     /// Is notified when the ledger has something for [`crate::cancel`].
     pub asked: Notify,
+    /// Is notified when messages of a queue of this worker were lost.
+    pub messages_lost: Notify,
     /// Wakes the loops that wait for what happens in this life.
     pub nudges: Arc<Nudges>,
     /// The queues that somebody has paused.

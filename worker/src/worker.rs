@@ -177,6 +177,7 @@ impl Worker {
             claimed: Mutex::new(HashSet::new()),
             runs: Mutex::new(HashMap::new()),
             asked: Notify::new(),
+            messages_lost: Notify::new(),
             nudges: Arc::clone(&self.nudges),
             pauses: Pauses::default(),
             heads: Mutex::new(HashMap::new()),

@@ -1,4 +1,5 @@
-//! A broker that takes its messages back while their tasks run, or brings every one of them twice.
+//! A broker that takes its messages back while their tasks run, brings every one of them twice, or has a queue deleted
+//! and declared anew behind its consumers' backs.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -49,6 +50,38 @@ on_both_ledgers! {
         assert_eq!(log.matches("the worker has entered the ledger").count(), 1, "{log}");
         assert_eq!(worker.process.has_exited()?, None);
         nothing_left(&stack.vhost).await
+    }
+
+    async fn a_queue_declared_anew_before_a_consumers_channel_hears_of_its_end_is_consumed_all_the_same(ledger) {
+        let broker = Broker::private().await?;
+        let stack = Stack::on(broker.node(), ledger).await?;
+        let log = stack.operation_log()?;
+        let producer = stack.producer().start().await?;
+        let mut worker = stack.test_worker(&log).start().await?;
+        let before = ids(&producer.api.submit_batch(&tasks(3, "test.work", &json!({}))).await?);
+        producer.api.all_ended(before.len(), LIMIT).await?;
+
+        // As if the process of the channel was given no time.
+        let (vhost, queue) = (&stack.vhost, "tasklane.q.default");
+        let suspend = format!(
+            "[sys:suspend(P) || R <- ets:tab2list(consumer_created), \
+             {{{{resource, <<\"{}\">>, queue, <<\"{queue}\">>}}, P, _}} <- [element(1, R)]].",
+            vhost.name()
+        );
+        ensure!(broker.ctl(&["eval", &suspend]).await?.trim() == "[ok]", "one channel consumes {queue}");
+        vhost.delete_queue(queue).await?;
+        vhost.bind(queue, TASKS_EXCHANGE, "default.#").await?;
+        broker.ctl(&["eval", "[sys:resume(P) || P <- rabbit_channel:list_local()]."]).await?;
+
+        let submitted = ids(&producer.api.submit_batch(&tasks(20, "test.work", &json!({}))).await?);
+        worker.process.logged("messages were lost", LIMIT).await?;
+        let all: BTreeSet<_> = before.union(&submitted).cloned().collect();
+        check_completed(&producer.api.all_ended(all.len(), LIMIT).await?, &all)?;
+        log.check_each_started_once(all.iter().map(String::as_str))?;
+        // What nobody has acked comes back with the end of the worker.
+        worker.process.terminate()?;
+        worker.process.exited(LIMIT).await?;
+        nothing_left(vhost).await
     }
 
     async fn tasks_run_once_though_every_message_comes_twice(ledger) {
