@@ -1,6 +1,7 @@
 //! Measurements: each row several times in one run, beside what the broker alone can do on the same machine at the same
 //! time, so that the ratios hold where the figures do not.
 
+pub mod cost;
 pub mod growth;
 pub mod http;
 pub mod instructions;

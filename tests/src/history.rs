@@ -224,7 +224,7 @@ impl Writer {
         let line = Line { at: since_boot(), wall_s: Some(wall.as_secs_f64()), pid, op };
         let mut text = serde_json::to_string(&line)?;
         text.push('\n');
-        // One write with O_APPEND: lines of several processes do not mix.
+        // One write with O_APPEND: lines of several processes do not mix, but that of one killed in it may be cut.
         (&self.file).write_all(text.as_bytes()).context("appending to the history")?;
         if self.synced {
             fdatasync(&self.file).context("syncing the history")?;
@@ -251,9 +251,27 @@ pub fn tail(path: &Path, bytes: u64) -> Result<Vec<Line>> {
 }
 
 /// Reads the text of a history.
+///
+/// A process that is killed in its write may leave the beginning of a line, which counts as not written; the next line, if
+/// there is one, begins behind it.
 pub fn parse(text: &str) -> Result<Vec<Line>> {
-    text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("history: {line:?}"))).collect()
+    let mut lines = Vec::new();
+    for line in text.split_inclusive('\n') {
+        let parsed = match (serde_json::from_str(line), line.rfind(LINE_BEGINS)) {
+            (Err(_), Some(at @ 1..)) => serde_json::from_str(&line[at..]),
+            (parsed, _) => parsed,
+        };
+        match parsed {
+            Ok(parsed) => lines.push(parsed),
+            Err(_) if !line.ends_with('\n') => {}
+            Err(error) => return Err(error).with_context(|| format!("history: {line:?}")),
+        }
+    }
+    Ok(lines)
 }
+
+/// How every line of a [`Writer`] begins.
+const LINE_BEGINS: &str = "{\"at_s\":";
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
 fn is_zero(number: &u64) -> bool {
@@ -290,6 +308,17 @@ mod tests {
         let lines = read(&path)?;
         assert_eq!(lines.iter().map(|line| line.op.clone()).collect::<Vec<_>>(), ops);
         assert!(lines.iter().all(|line| line.at + Duration::from_micros(1) >= before && line.wall_s.is_some()));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_of_its_line_counts_as_not_written() -> Result<()> {
+        let whole = r#"{"at_s":2.5,"pid":42,"op":"healed","what":"a"}"#;
+        for cut in [r#"{"a"#, r#"{"at_s":"#, r#"{"at_s":2.1,"pid":41,"op":"sta"#, r#"{"a{"at_s"#] {
+            assert_eq!(parse(&format!("{cut}{whole}"))?, parse(whole)?, "{cut}");
+        }
+        assert_eq!(parse(&format!("{whole}\n{}", &whole[..20]))?, parse(whole)?, "at the end of the file");
+        assert!(parse("{\"at_s\":2.5,\"pid\":42,\"op\":\"heal\n").is_err(), "a whole line that says nothing");
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
-//! (with latency), `drain` (with accept), `delays`, `due` (100,000 at once), `shapes` (larger tasks, more queues, kinds and
+//! (with latency), `cost` (µs of processor time a task in each program), `drain` (with accept), `delays`, `due` (100,000 at once), `shapes` (larger tasks, more queues, kinds and
 //! workers), `scale`, `takeover`, `overhead`, `memory` (2,000,000 submissions), and only when it is asked for `backlog` (1 M rows
 //! that wait and 10 M that have finished).
 
@@ -13,11 +13,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use tasklane_tests::bench::growth::{self, Backlog};
-use tasklane_tests::bench::{self, Plan, Row, rows};
+use tasklane_tests::bench::{self, Plan, Row, cost, rows};
 use tasklane_tests::ledger::LedgerKind;
 
-const ROWS: [&str; 11] =
-    ["raw", "e2e", "drain", "delays", "due", "shapes", "scale", "takeover", "overhead", "memory", "backlog"];
+const ROWS: [&str; 12] =
+    ["raw", "e2e", "cost", "drain", "delays", "due", "shapes", "scale", "takeover", "overhead", "memory", "backlog"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -76,6 +76,9 @@ async fn measure(plan: Plan, asked: &[&str]) -> Result<Vec<Row>> {
                     row.against(other)
                 }),
             );
+        }
+        if wanted("cost") {
+            show(&mut all, cost::cost(plan, ledger, name).await?);
         }
         if wanted("drain") {
             let measured = rows::drain(plan, ledger, name).await?;
