@@ -141,7 +141,9 @@ async fn fill(ledger: &Ledger, Backlog { queued, finished }: Backlog) -> Result<
                 for (state, rows) in [(2, queued), (5, finished)] {
                     // In pieces: the other processes have leases to renew.
                     for from in (0..rows).step_by(PIECE) {
-                        db.execute(SQLITE_ROWS, (state, from, rows.min(from + PIECE as i64)))?;
+                        let numbers = (state, from, rows.min(from + PIECE as i64));
+                        db.execute(SQLITE_ROWS, numbers)?;
+                        db.execute(SQLITE_ARGS, numbers)?;
                     }
                 }
                 anyhow::Ok(())
@@ -159,19 +161,27 @@ async fn fill(ledger: &Ledger, Backlog { queued, finished }: Backlog) -> Result<
     Ok(())
 }
 
-/// `?1` is the state, and the rows have the numbers from `?2` up to `?3`.
+/// `?1` is the state, and the rows have the numbers from `?2` up to `?3`. What waits was queued in an hour: without messages it
+/// would soon count as lost.
 const SQLITE_ROWS: &str = "
 INSERT INTO tasks (id, kind, queue, state, max_attempts, created_at, run_at, queued_at, started_at, finished_at)
 WITH RECURSIVE n (n) AS (SELECT ?2 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?3)
-SELECT unhex(format('018d%012x%016x', ?1, n)), 'test.work', 'parked', ?1, 5, 1000, 1000, 1000,
-       iif(?1 = 5, 1000, NULL), iif(?1 = 5, unixepoch() * 1000, NULL)
+SELECT unhex(format('018d%012x%016x', ?1, n)), 'test.work', 'parked', ?1, 5, 1000, 1000,
+       iif(?1 = 5, 1000, (unixepoch() + 3600) * 1000), iif(?1 = 5, 1000, NULL), iif(?1 = 5, unixepoch() * 1000, NULL)
 FROM n";
+
+/// The args of these rows.
+const SQLITE_ARGS: &str = "
+INSERT INTO task_args (id, args)
+WITH RECURSIVE n (n) AS (SELECT ?2 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < ?3)
+SELECT unhex(format('018d%012x%016x', ?1, n)), '{}' FROM n";
 
 /// `$1` is the state, `$2` the number of rows.
 const POSTGRES_ROWS: &str = "
 INSERT INTO tasks (id, kind, queue, state, args, max_attempts, created_at, run_at, queued_at, started_at, finished_at)
 SELECT ('018d' || lpad(to_hex($1), 12, '0') || lpad(to_hex(n), 16, '0'))::uuid, 'test.work', 'parked', $1::smallint, '{}',
-       5, 1000, 1000, 1000, CASE WHEN $1 = 5 THEN 1000 END, CASE WHEN $1 = 5 THEN tasklane_now() END
+       5, 1000, 1000, CASE WHEN $1 = 5 THEN 1000 ELSE tasklane_now() + 3600000 END, CASE WHEN $1 = 5 THEN 1000 END,
+       CASE WHEN $1 = 5 THEN tasklane_now() END
 FROM generate_series(1, $2) n";
 
 /// Tasks that wait 10 ms, by one worker and by eight: one that is bound by its own places, and the same eight times.
