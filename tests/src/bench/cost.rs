@@ -5,21 +5,37 @@ use std::fs;
 
 use anyhow::{Context, Result};
 
-use super::world::{WARM, WORKERS, World};
+use super::raw::Raw;
+use super::world::{WARM, WORKERS, World, args};
 use super::{Plan, Row};
 use crate::ledger::LedgerKind;
+use crate::stack::Stack;
 
 /// Programs that take less of a task's time, in µs, are left out.
 const LEAST: f64 = 0.5;
 
-/// End to end by batch: the µs of processor time that one task takes in each program, and in all of them.
+/// The broker alone: the µs of processor time that one message takes in each program, published and consumed.
+pub async fn raw_cost(plan: Plan) -> Result<Vec<Row>> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let raw = Raw::on(&stack.vhost).await?;
+    let body = serde_json::to_vec(&args())?;
+    raw.both(WARM, &body).await?;
+    measure(plan, None, || raw.both(plan.tasks, &body)).await
+}
+
+/// End to end by batch: the µs of processor time that one task takes in each program.
 pub async fn cost(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
     let world = World::new(ledger, WORKERS).await?;
     world.end_to_end(WARM, false).await?;
+    measure(plan, Some(name), || world.end_to_end(plan.tasks, false)).await
+}
+
+/// A row for all programs together, and one for each of them.
+async fn measure(plan: Plan, ledger: Option<&str>, work: impl AsyncFn() -> Result<f64>) -> Result<Vec<Row>> {
     let mut measured: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for _ in 0..plan.repeats {
         let before = used()?;
-        world.end_to_end(plan.tasks, false).await?;
+        work().await?;
         let mut all = 0.0;
         for (program, after) in used()? {
             let taken = (after - before.get(&program).unwrap_or(&0.0)) * 1e6 / plan.tasks as f64;
@@ -28,7 +44,7 @@ pub async fn cost(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>
         }
         measured.entry("processors".to_owned()).or_default().push(all);
     }
-    let rows = measured.into_iter().rev().map(|(program, measured)| Row::of(&program, Some(name), "µs/task", measured));
+    let rows = measured.into_iter().rev().map(|(program, measured)| Row::of(&program, ledger, "µs/task", measured));
     Ok(rows.filter(|row| row.median >= LEAST).collect())
 }
 
@@ -84,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_processs_time_is_read() {
+    fn the_time_of_a_process_is_read() {
         let stat = "7 (a (b) c) S 3 7 7 0 -1 4194560 1 0 0 0 25 17 9 9 20 0 1 0 5 6 7";
         assert_eq!(parse(stat), Some(Process { program: "a (b) c".to_owned(), parent: 3, ticks: 42 }));
     }

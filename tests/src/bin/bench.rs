@@ -5,9 +5,9 @@
 //! ```
 //!
 //! The table goes to standard output, and all figures as JSON into `bench.json` beside the binaries. The rows: `raw`, `e2e`
-//! (with latency), `cost` (µs of processor time a task in each program), `drain` (with accept), `delays`, `due` (100,000 at once), `shapes` (larger tasks, more queues, kinds and
-//! workers), `scale`, `takeover`, `overhead`, `memory` (2,000,000 submissions), and only when it is asked for `backlog` (1 M rows
-//! that wait and 10 M that have finished).
+//! (with latency), `cost` (µs of processor time a task in each program), `drain` (with accept), `delays`, `due` (100,000 at
+//! once), `shapes` (larger tasks, more queues, kinds and workers), `scale`, `takeover`, `overhead`, `memory` (2,000,000
+//! submissions), and only when it is asked for `backlog` (1 M rows that wait and 10 M that have finished).
 
 use std::process::ExitCode;
 
@@ -66,6 +66,9 @@ async fn measure(plan: Plan, asked: &[&str]) -> Result<Vec<Row>> {
     // Each pair side by side, so that both had the same machine.
     let [raw, raw_drain, raw_latency] = rows::raw(plan).await?;
     show(&mut all, [raw.clone(), raw_drain.clone(), raw_latency.clone()]);
+    if wanted("cost") {
+        show(&mut all, cost::raw_cost(plan).await?);
+    }
     for (ledger, name) in [(LedgerKind::Sqlite, "SQLite"), (LedgerKind::Postgres, "PostgreSQL")] {
         if wanted("e2e") {
             let measured = rows::end_to_end(plan, ledger, name).await?;
