@@ -41,6 +41,10 @@ pub struct File {
     pub log: Option<String>,
     /// How log lines look.
     pub log_format: Option<LogFormat>,
+    /// The OpenTelemetry collector that is sent traces.
+    pub otlp_url: Option<String>,
+    /// Which part of the traces that begin here is sent.
+    pub trace_ratio: Option<f64>,
     /// Producer: where the HTTP API listens.
     pub http_addr: Option<String>,
     /// Producer: how often a task may start when its submission does not say.
@@ -123,6 +127,12 @@ pub struct CommonArgs {
     /// How log lines look [default: text]
     #[arg(long, env = "TASKLANE_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// The OpenTelemetry collector (OTLP over HTTP) that is sent traces [default: none, no traces]
+    #[arg(long, env = "TASKLANE_OTLP_URL", value_name = "URL")]
+    pub otlp_url: Option<String>,
+    /// Which part of the traces that begin here is sent, from 0 to 1 [default: 1]
+    #[arg(long, env = "TASKLANE_TRACE_RATIO", value_name = "RATIO")]
+    pub trace_ratio: Option<f64>,
     /// How long a shutdown waits for what is under way [default: 30000]
     #[arg(long, env = "TASKLANE_SHUTDOWN_GRACE_MS", value_name = "MS")]
     pub shutdown_grace_ms: Option<u64>,
@@ -150,6 +160,10 @@ pub struct Common {
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+    /// The OpenTelemetry collector that is sent traces; without one there are none.
+    pub otlp_url: Option<String>,
+    /// Which part of the traces that begin here is sent, from 0 to 1; those of a client go by its own decision. Defaults to 1.
+    pub trace_ratio: f64,
     /// How long a shutdown waits for what is under way.
     pub shutdown_grace_ms: u64,
     /// How many crashes of its worker a task may cause.
@@ -230,6 +244,8 @@ impl CommonArgs {
             management_url: self.management_url.clone().or_else(|| file.management_url.clone()),
             log: self.log.clone().or_else(|| file.log.clone()).unwrap_or_else(|| "info".to_owned()),
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
+            otlp_url: self.otlp_url.clone().or_else(|| file.otlp_url.clone()),
+            trace_ratio: self.trace_ratio.or(file.trace_ratio).unwrap_or(1.0),
             shutdown_grace_ms: self.shutdown_grace_ms.or(file.shutdown_grace_ms).unwrap_or(30_000),
             max_crashes: self.max_crashes.or(file.max_crashes).unwrap_or(3),
             retention_ms: self.retention_ms.or(file.retention_ms).unwrap_or(604_800_000),
@@ -259,6 +275,18 @@ impl Common {
             |url: &SecretString| ["http://", "https://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
         if self.management_url.as_ref().is_some_and(|url| !web(url) || url::Url::parse(url.expose_secret()).is_err()) {
             return Err(ConfigError::setting("management_url", "must be an address such as http://host:15672"));
+        }
+        if self.otlp_url.as_deref().is_some_and(|url| !is_collector(url)) {
+            return Err(ConfigError::setting(
+                "otlp_url",
+                "must be an address such as http://127.0.0.1:4318, without a password: OTEL_EXPORTER_OTLP_HEADERS has room for one",
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.trace_ratio) {
+            return Err(ConfigError::setting(
+                "trace_ratio",
+                format!("must be from 0 to 1, but is {}", self.trace_ratio),
+            ));
         }
         if self.max_crashes < 1 {
             return Err(ConfigError::setting(
@@ -312,6 +340,17 @@ impl File {
             }
         })
     }
+}
+
+/// An address to which a path can be added, and which may be logged.
+fn is_collector(url: &str) -> bool {
+    url::Url::parse(url).is_ok_and(|url| {
+        ["http", "https"].contains(&url.scheme())
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none()
+    })
 }
 
 /// Only what can be a key is told as one: a line that lacks its key may be an address, password and all.

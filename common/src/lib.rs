@@ -34,6 +34,7 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod telemetry;
+pub mod traces;
 pub mod shutdown;
 pub mod memory;
 pub mod doctor;

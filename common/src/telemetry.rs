@@ -1,4 +1,4 @@
-//! Logs and metrics, set up once by a program's `main`.
+//! Logs, traces and metrics, set up once by a program's `main`.
 
 use std::time::Duration;
 
@@ -7,10 +7,14 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Common, ConfigError, LogFormat};
+use crate::traces::{self, Traces};
 
 /// Bounds of the histograms of seconds: from half a millisecond to an hour.
 const SECONDS: [f64; 20] = [
@@ -54,19 +58,23 @@ impl Metrics {
     }
 }
 
-/// Starts logging to standard error.
+/// Starts logging to standard error, and making traces where they have a way to go.
 ///
 /// # Errors
 /// [`ConfigError::Setting`] when the filter cannot be read.
-pub fn init_logging(settings: &Common) -> Result<(), ConfigError> {
+pub fn init_logging(settings: &Common, traces: Option<&Traces>) -> Result<(), ConfigError> {
     let filter = EnvFilter::try_new(&settings.log)
         .map_err(|error| ConfigError::setting("log", format!("{error}; such as info or warn,tasklane_worker=debug")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_timer(SystemTime);
-    // A second initialisation, in a test, keeps the first.
-    let _ = match settings.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).try_init(),
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).try_init(),
+    // The fields of these spans are for the collector: nothing is written for them here.
+    let filter =
+        filter.and(filter_fn(|metadata| metadata.target() != traces::TARGET).with_max_level_hint(LevelFilter::TRACE));
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_timer(SystemTime);
+    let log = match settings.log_format {
+        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
+        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).boxed(),
     };
+    // A second initialisation, in a test, keeps the first.
+    let _ = tracing_subscriber::registry().with(log.with_filter(filter)).with(traces.map(Traces::layer)).try_init();
     Ok(())
 }
 

@@ -41,7 +41,7 @@ impl LocalWorker {
             let cores = std::thread::available_parallelism()?.get();
             settings.concurrency = u16::try_from(cores)?;
         }
-        telemetry::init_logging(&settings.common)?;
+        telemetry::init_logging(&settings.common, None)?;
         let registry = handlers.build()?;
         let kinds = registry.kinds();
         let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;

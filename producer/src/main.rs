@@ -12,6 +12,7 @@ use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::task::QueueName;
 use tasklane_common::telemetry::{self, Metrics};
+use tasklane_common::traces::Traces;
 use tasklane_producer::{Command, ProducerArgs, Settings, StartError, StopSummary, run};
 use tokio_util::sync::CancellationToken;
 
@@ -49,7 +50,8 @@ fn subject(settings: Settings) -> Subject {
 fn start(args: &ProducerArgs) -> anyhow::Result<ExitCode> {
     memory::give_back();
     let settings = args.resolve()?;
-    telemetry::init_logging(&settings.common)?;
+    let traces = Traces::begin(&settings.common, "tasklane-producer")?;
+    telemetry::init_logging(&settings.common, traces.as_ref())?;
     let metrics = Metrics::install()?;
     allow_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

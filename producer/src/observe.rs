@@ -9,10 +9,12 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::{ApiError, Cause, Problem};
+use crate::trace_context;
 
 /// Names a request, in both directions and in the log.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -20,12 +22,14 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The longest any request may take: the longest body, the longest wait, and the ledger's answers.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(150);
 
-pub(crate) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(request.headers());
     let method = known_method(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let mut response = next.run(request).await;
+    let span = trace_context::begin(&mut request, method, &route);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    trace_context::end(&span, response.status());
     write_problem(&mut response, &id);
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);

@@ -12,6 +12,7 @@ mod world;
 use std::fmt;
 use std::time::Duration;
 
+use anyhow::Result;
 use serde::Serialize;
 
 /// How much is measured.
@@ -72,6 +73,22 @@ impl Row {
         self.ratio = Some((self.median / other.median, other.name.clone()));
         self
     }
+}
+
+/// Measures rows several times, each time anew.
+///
+/// # Errors
+/// Where one measurement fails.
+pub async fn repeated(plan: Plan, measure: impl AsyncFn() -> Result<Vec<Row>>) -> Result<Vec<Row>> {
+    let mut all: Vec<Row> = measure().await?;
+    for _ in 1..plan.repeats {
+        for (row, anew) in all.iter_mut().zip(measure().await?) {
+            let Row { name, ledger, unit, mut measured, .. } = std::mem::replace(row, anew.clone());
+            measured.extend(anew.measured);
+            *row = Row::of(&name, ledger.as_deref(), unit, measured);
+        }
+    }
+    Ok(all)
 }
 
 impl fmt::Display for Row {

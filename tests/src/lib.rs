@@ -35,6 +35,7 @@ pub mod fuzz;
 
 pub mod bench;
 pub mod api;
+pub mod collector;
 pub mod history;
 pub mod metrics;
 pub mod nemesis;

@@ -8,8 +8,11 @@ use tasklane_common::events::Happening;
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, Json, QueueName, TaskId};
+use tasklane_common::traces::{self, TARGET};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until};
+use tracing::field::Empty;
+use tracing::{Span, info_span};
 
 use crate::arbiter::Permit;
 use crate::consume::PATIENCE;
@@ -94,7 +97,8 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
     let transaction = run.cx.transaction.clone();
     let Envelope { id, kind, args, reply_to, .. } = envelope;
     let queue = delivery.lane.queue.clone();
-    let ran = Ran { id, kind, queue, fence: granted.fence, attempt: granted.attempt, completed: &meters.completed };
+    let (fence, attempt, completed, span) = (granted.fence, granted.attempt, &meters.completed, run.span.clone());
+    let ran = Ran { id, kind, queue, fence, attempt, completed, span };
     let mut held = Some(delivery);
     let mut policy = policy(&life, &granted, options);
     let attempted = if policy.is_too_old() {
@@ -111,7 +115,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
     };
     drop(permit);
     // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
-    let Some(attempted) = attempted else { return };
+    let Some(attempted) = attempted else { return traces::fail(&ran.span, &"the lease was lost") };
     let committed = matches!(attempted, Attempted::Committed(_));
     let transition = decide(attempted, &policy, rand::random());
     log_outcome(&ran, &transition);
@@ -281,6 +285,7 @@ fn prepare<'a>(
 ) -> Run<'a> {
     let ceiling = options.timeout.unwrap_or(life.settings.task_timeout);
     let limit = granted.timeout.map_or(ceiling, |wished| wished.min(ceiling));
+    let span = span_of(envelope, queue, granted);
     let cx = TaskContext {
         id: envelope.id,
         kind: envelope.kind.clone(),
@@ -291,7 +296,7 @@ fn prepare<'a>(
         fence: granted.fence,
         deadline: Instant::now() + limit,
         cancellation: life.interrupt.child_token(),
-        traceparent: envelope.traceparent.clone(),
+        traceparent: traces::traceparent(&span).or_else(|| envelope.traceparent.clone()),
         result_bytes_max: life.settings.result_bytes_max,
         transaction: Transaction::new(life.ledger.clone()),
     };
@@ -303,7 +308,22 @@ fn prepare<'a>(
         custody_after: life.settings.custody_after,
         cx,
         limit,
+        span,
     }
+}
+
+/// A run's part of its trace. The names are OpenTelemetry's conventions for messaging, where they have one.
+fn span_of(envelope: &Envelope, queue: &QueueName, granted: &Granted) -> Span {
+    let span = info_span!(
+        target: TARGET, "process",
+        otel.name = %format_args!("process {}", envelope.kind), otel.kind = "consumer",
+        otel.status_code = Empty, otel.status_description = Empty,
+        messaging.system = "rabbitmq", messaging.operation.type = "process", messaging.destination.name = queue.as_str(),
+        messaging.message.id = %envelope.id, task.kind = envelope.kind.as_str(), task.attempt = granted.attempt,
+        task.fence = granted.fence.0, task.outcome = Empty,
+    );
+    traces::continue_from(&span, envelope.traceparent.as_deref());
+    span
 }
 
 /// What the end of a run is decided by; the age is that at the claim, by the ledger's clock.

@@ -35,6 +35,7 @@ use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
+use tasklane_common::traces::Traces;
 
 use crate::builtin;
 use crate::config::{Command, Settings, WorkerArgs};
@@ -72,10 +73,11 @@ where
     let prepared =
         args.common.read_file().map_err(anyhow::Error::from).and_then(|file| prepare(&args, &file, handlers, &groups));
     if args.command == Some(Command::Doctor) {
-        let subject = prepared.map(|(settings, registry)| subject(settings, &registry));
+        let subject = prepared.map(|(settings, registry, _)| subject(settings, &registry));
         return doctor::visit(&name(), args.json, subject.map_err(|error| format!("{error:#}")));
     }
-    let (settings, registry) = match prepared {
+    // What is left of the traces is sent when all else has ended.
+    let (settings, registry, _traces) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return fail(EXIT_SETTINGS, &error),
     };
@@ -94,11 +96,12 @@ fn prepare(
     file: &File,
     handlers: impl FnOnce(RegistryBuilder) -> RegistryBuilder,
     groups: &ProcessGroups,
-) -> anyhow::Result<(Settings, Registry)> {
+) -> anyhow::Result<(Settings, Registry, Option<Traces>)> {
     let settings = args.settings(file)?;
-    telemetry::init_logging(&settings.common)?;
+    let traces = Traces::begin(&settings.common, &name())?;
+    telemetry::init_logging(&settings.common, traces.as_ref())?;
     let registry = builtin::register(handlers(Registry::builder()), file, groups)?.build()?;
-    Ok((settings, registry))
+    Ok((settings, registry, traces))
 }
 
 /// What the doctor looks at in the name of this worker.

@@ -9,6 +9,7 @@ use tasklane_common::task::Json;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 use crate::decide::Attempted;
 use crate::delivery::Delivery;
@@ -30,6 +31,8 @@ pub(crate) struct Run<'a> {
     pub(crate) custody_after: Duration,
     pub(crate) cx: TaskContext,
     pub(crate) limit: Duration,
+    /// What is traced within the handler belongs to it.
+    pub(crate) span: Span,
 }
 
 type Answer = Result<Outcome, HandlerError>;
@@ -50,10 +53,11 @@ pub(crate) async fn run(
     let custody = sleep_until(began + run.custody_after);
     tokio::pin!(custody);
     // A task of its own: a panic ends it alone, and it can be dropped when it must stop.
-    let mut running = tokio::spawn(async move {
+    let handled = async move {
         let _guard = guard;
         handler.handle_json(args, &cx).await
-    });
+    };
+    let mut running = tokio::spawn(handled.instrument(run.span.clone()));
     let attempted = loop {
         tokio::select! {
             answer = &mut running => break Some(ended(answer)),

@@ -8,7 +8,9 @@ use tasklane_common::events::{Happening, TaskEvent};
 use tasklane_common::ledger::{LedgerError, Settled, Settlement, Transition};
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, Json, Kind, QueueName, TaskId};
+use tasklane_common::traces;
 use tokio::time::{Instant, sleep};
+use tracing::Span;
 
 use crate::execute::LEDGER_PAUSE;
 use crate::life::{Life, Stats};
@@ -24,6 +26,7 @@ pub(crate) struct Ran<'m> {
     pub(crate) fence: Fence,
     pub(crate) attempt: i32,
     pub(crate) completed: &'m Counter,
+    pub(crate) span: Span,
 }
 
 impl Ran<'_> {
@@ -57,6 +60,7 @@ pub(crate) async fn settle(life: &Life, ran: &Ran<'_>, transition: Transition, i
             Ok((Settled::Fenced, _)) => {
                 Stats::add(&life.stats.fenced);
                 metrics::counter!("tasklane_results_fenced_total").increment(1);
+                traces::fail(&ran.span, &"the result was refused");
                 tracing::warn!(task.id = %id, task.fence = %fence, "the result was refused: the task is not this worker's any more");
                 return true;
             }
@@ -96,6 +100,7 @@ pub(crate) fn has_ended(life: &Life, ran: &Ran<'_>, transition: &Transition) {
         Transition::Discard { .. } => &life.stats.discarded,
     };
     let outcome = Happening::of(transition).0.as_str();
+    ran.span.record("task.outcome", outcome);
     Stats::add(counter);
     match transition {
         Transition::Complete { .. } => ran.completed.increment(1),
@@ -107,6 +112,9 @@ pub(crate) fn has_ended(life: &Life, ran: &Ran<'_>, transition: &Transition) {
 
 pub(crate) fn log_outcome(ran: &Ran<'_>, transition: &Transition) {
     let Ran { id, kind, attempt, .. } = ran;
+    if let Transition::Retry { error, .. } | Transition::Discard { error, .. } = transition {
+        traces::fail(&ran.span, &error.message);
+    }
     match transition {
         Transition::Retry { delay, error } => tracing::warn!(
             task.id = %id, task.kind = %kind, task.attempt = attempt, error = %error.message, error.kind = error.kind.as_str(),

@@ -154,6 +154,7 @@ impl TestTask {
             custody_after: LEASE_TTL,
             cx,
             limit: self.timeout,
+            span: tracing::Span::current(),
         };
         // Nothing ends this lease.
         run(limits, Arc::clone(&self.handler), args, &mut None).await.unwrap_or(Attempted::Interrupted)

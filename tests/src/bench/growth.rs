@@ -11,6 +11,7 @@ use tokio::time::{Instant, interval};
 
 use super::world::{BATCH, LIMIT, WARM, WORKERS, World, megabytes, task};
 use super::{Plan, Row};
+use crate::collector::Collector;
 use crate::ledger::{Ledger, LedgerKind};
 use crate::stack::{Start, Worker};
 use crate::wait::eventually;
@@ -23,6 +24,9 @@ const WAITING: usize = 1;
 const SCALED: usize = 500;
 /// How many tasks run at once in the memory row.
 const AT_ONCE: usize = 1_000;
+
+/// After how many submissions that row looks at its producer.
+const SUBMITTED: [usize; 2] = [100_000, 1_000_000];
 
 /// How many rows go into a SQLite ledger at once.
 const PIECE: usize = 50_000;
@@ -225,22 +229,31 @@ pub async fn takeover(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<
     Ok(vec![Row::of("takeover", Some(name), "s", took)])
 }
 
-/// End to end by batch, with nobody looking and with everybody: metrics are fetched, tasks have traces, events are heard.
+/// End to end by batch: with nobody looking; with every request and every run traced, to a collector on this machine; and with
+/// events heard and metrics fetched besides.
 pub async fn overhead(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+    let collector = Collector::start().await?;
+    let traced = World::traced(ledger, WORKERS, &collector).await?;
     let world = World::new(ledger, WORKERS).await?;
-    world.end_to_end(WARM, false).await?;
-    let (mut plain, mut watched) = (Vec::new(), Vec::new());
+    for world in [&traced, &world] {
+        world.end_to_end(WARM, false).await?;
+    }
+    let (mut unwatched, mut spans, mut watched) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.repeats {
-        plain.push(world.end_to_end(plan.tasks, false).await?);
+        unwatched.push(world.end_to_end(plan.tasks, false).await?);
+        spans.push(traced.end_to_end(plan.tasks, false).await?);
         let rate = tokio::select! {
-            rate = world.end_to_end(plan.tasks, false) => rate?,
-            ended = watch(&world) => ended.and_then(|()| anyhow::bail!("the events have ended"))?,
+            rate = traced.end_to_end(plan.tasks, false) => rate?,
+            ended = watch(&traced) => ended.and_then(|()| anyhow::bail!("the events have ended"))?,
         };
         watched.push(rate);
     }
-    let plain = Row::of("unwatched", Some(name), "/s", plain);
-    let watched = Row::of("watched", Some(name), "/s", watched).against(&plain);
-    Ok(vec![plain, watched])
+    let runs = WARM + 2 * plan.repeats * plan.tasks;
+    let sent = collector.count() as f64 / runs as f64;
+    let unwatched = Row::of("unwatched", Some(name), "/s", unwatched);
+    let spans = Row::of("traced", Some(name), "/s", spans).against(&unwatched);
+    let watched = Row::of("watched", Some(name), "/s", watched).against(&unwatched);
+    Ok(vec![unwatched, spans, watched, Row::of("- spans a task", Some(name), "sent", vec![sent])])
 }
 
 /// Hears every event, and fetches every process's metrics each second.
@@ -262,7 +275,7 @@ async fn watch(world: &World) -> Result<()> {
 }
 
 /// The memory of an idle worker and of one with 1,000 tasks at once, and of a producer that takes ever more submissions.
-pub async fn memory(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+pub async fn memory(ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
     let row = |title: &str, measured| Row::of(title, Some(name), "MB", vec![measured]);
     let mut world = World::new(ledger, 0).await?;
     world.hire_as(1, |worker| worker.env("TASKLANE_CONCURRENCY", AT_ONCE)).await?;
@@ -278,7 +291,7 @@ pub async fn memory(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Ro
     world.until_completed(AT_ONCE as f64).await?;
     let body = serde_json::to_vec(&json!({"tasks": vec![task(); BATCH]}))?;
     let mut submitted = 0;
-    for until in [plan.tasks, 10 * plan.tasks, 20 * plan.tasks] {
+    for until in SUBMITTED {
         let batches = (until - submitted).div_ceil(BATCH);
         world.submit(1, "/v1/tasks/batch", &body, &AtomicUsize::new(batches)).await?;
         submitted = until;

@@ -103,13 +103,13 @@ pub async fn delays(ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
 
 /// Tasks that are all due at the same second: how many a second start, the most that wait in the broker at once, and the
 /// most memory that producer and worker take, in MB.
-pub async fn due_at_once(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
+pub async fn due_at_once(tasks: usize, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
     let world = World::new(ledger, 1).await?;
     world.end_to_end(WARM, false).await?;
-    let at = jiff::Timestamp::now() + Duration::from_secs(20 + plan.tasks as u64 / 5_000);
+    let at = jiff::Timestamp::now() + Duration::from_secs(20 + tasks as u64 / 5_000);
     let body = json!({"tasks": vec![json!({"kind": "test.work", "args": args(), "run_at": at.to_string()}); BATCH]});
     let body = serde_json::to_vec(&body)?;
-    world.submit(BATCHERS, "/v1/tasks/batch", &body, &AtomicUsize::new(plan.tasks.div_ceil(BATCH))).await?;
+    world.submit(BATCHERS, "/v1/tasks/batch", &body, &AtomicUsize::new(tasks.div_ceil(BATCH))).await?;
     let before = [megabytes(&world.producer.process)?, megabytes(&world.workers[0].process)?];
     ensure!(jiff::Timestamp::now() < at, "they were due before all were submitted");
     let (mut deepest, mut producer, mut worker) = (0, before[0], before[1]);
@@ -117,14 +117,14 @@ pub async fn due_at_once(plan: Plan, ledger: LedgerKind, name: &str) -> Result<V
         deepest = deepest.max(world.stack.vhost.depth("tasklane.q.default").await?.unwrap_or_default());
         producer = producer.max(megabytes(&world.producer.process)?);
         worker = worker.max(megabytes(&world.workers[0].process)?);
-        let done = world.completed().await? >= (WARM + plan.tasks) as f64;
+        let done = world.completed().await? >= (WARM + tasks) as f64;
         Ok(done.then_some(()))
     })
     .await?;
     let took = jiff::Timestamp::now().duration_since(at).as_secs_f64();
     let row = |title, unit, measured| Row::of(title, Some(name), unit, vec![measured]);
     Ok(vec![
-        row("due at once", "/s", plan.tasks as f64 / took),
+        row("due at once", "/s", tasks as f64 / took),
         row("- in the broker", "most", deepest.into()),
         row("- producer", "MB more", producer - before[0]),
         row("- worker", "MB more", worker - before[1]),

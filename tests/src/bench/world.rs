@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::http::Connection;
 use super::percentile;
+use crate::collector::Collector;
 use crate::ledger::LedgerKind;
 use crate::metrics::Metrics;
 use crate::port::free_port;
@@ -70,6 +71,14 @@ impl World {
         let mut world = Self::with(ledger, |producer| producer.env("TASKLANE_BUNDLE_MS", bundle_ms)).await?;
         world.bundle_ms = bundle_ms;
         world.hire(workers).await?;
+        Ok(world)
+    }
+
+    /// One whose programs send every span to the collector.
+    pub(super) async fn traced(ledger: LedgerKind, workers: usize, collector: &Collector) -> Result<Self> {
+        let url = format!("http://{}", collector.addr());
+        let mut world = Self::with(ledger, |producer| producer.env("TASKLANE_OTLP_URL", &url)).await?;
+        world.hire_as(workers, |worker| worker.env("TASKLANE_OTLP_URL", &url)).await?;
         Ok(world)
     }
 

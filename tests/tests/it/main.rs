@@ -37,4 +37,5 @@ mod pause;
 mod priority;
 mod shutdown;
 mod smoke;
+mod traces;
 mod transactional;

@@ -76,6 +76,8 @@ async fn a_bad_settings_file_is_refused_with_file_line_and_key() -> Result<()> {
     both!(stack, BAD_SETTINGS, &["--no-such-flag"], |start| start.arg("--no-such-flag"));
     both!(stack, BAD_SETTINGS, &["max_crashes", "at least 1"], |start| start.env("TASKLANE_MAX_CRASHES", 0));
     both!(stack, BAD_SETTINGS, &["bundle_ms", "at most 60000"], |start| start.env("TASKLANE_BUNDLE_MS", u64::MAX));
+    both!(stack, BAD_SETTINGS, &["trace_ratio", "from 0 to 1, but is 1.5"], |start| start
+        .env("TASKLANE_TRACE_RATIO", 1.5));
     Ok(())
 }
 
@@ -85,6 +87,10 @@ async fn a_bad_address_is_refused_without_its_password() -> Result<()> {
     both!(stack, BAD_SETTINGS, &["amqp_url", "must be"], |start| start
         .config(HANDLER)
         .env("TASKLANE_AMQP_URL", format!("http://user:{PASSWORD}@127.0.0.1")));
+    for url in ["127.0.0.1:4318".to_owned(), format!("http://user:{PASSWORD}@127.0.0.1:4318")] {
+        both!(stack, BAD_SETTINGS, &["otlp_url", "must be", "OTEL_EXPORTER_OTLP_HEADERS"], |start| start
+            .env("TASKLANE_OTLP_URL", &url));
+    }
     for url in [
         format!("mysql://user:{PASSWORD}@127.0.0.1/db"),
         format!("postgres://user:{PASSWORD}@127.0.0.1:port/db"),
