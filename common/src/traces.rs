@@ -88,6 +88,7 @@ impl Traces {
             .with_tracer(self.0.tracer("tasklane"))
             .with_location(false)
             .with_threads(false)
+            .with_target(false)
             .with_tracked_inactivity(false)
             .with_filter(LevelFilter::INFO)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, interval, sleep};
 
 use super::world::{BATCH, LIMIT, WARM, WORKERS, World, megabytes, task};
 use super::{Plan, Row};
@@ -27,6 +27,12 @@ const AT_ONCE: usize = 1_000;
 
 /// After how many submissions that row looks at its producer.
 const SUBMITTED: [usize; 2] = [100_000, 1_000_000];
+
+/// Which part of the traces is sent where not all are.
+const SAMPLED: f64 = 0.01;
+
+/// How long it rests before a look.
+const REST: Duration = Duration::from_secs(12);
 
 /// How many rows go into a SQLite ledger at once.
 const PIECE: usize = 50_000;
@@ -229,19 +235,21 @@ pub async fn takeover(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<
     Ok(vec![Row::of("takeover", Some(name), "s", took)])
 }
 
-/// End to end by batch: with nobody looking; with every request and every run traced, to a collector on this machine; and with
-/// events heard and metrics fetched besides.
+/// End to end by batch: with nobody looking; with some and with all requests and runs traced, to a collector on this machine;
+/// and with events heard and metrics fetched besides.
 pub async fn overhead(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
-    let collector = Collector::start().await?;
-    let traced = World::traced(ledger, WORKERS, &collector).await?;
+    let (collector, other) = (Collector::start().await?, Collector::start().await?);
     let world = World::new(ledger, WORKERS).await?;
-    for world in [&traced, &world] {
+    let sampled = World::traced(ledger, WORKERS, &other, SAMPLED).await?;
+    let traced = World::traced(ledger, WORKERS, &collector, 1.0).await?;
+    for world in [&world, &sampled, &traced] {
         world.end_to_end(WARM, false).await?;
     }
-    let (mut unwatched, mut spans, mut watched) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut unwatched, mut some, mut all, mut watched) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.repeats {
         unwatched.push(world.end_to_end(plan.tasks, false).await?);
-        spans.push(traced.end_to_end(plan.tasks, false).await?);
+        some.push(sampled.end_to_end(plan.tasks, false).await?);
+        all.push(traced.end_to_end(plan.tasks, false).await?);
         let rate = tokio::select! {
             rate = traced.end_to_end(plan.tasks, false) => rate?,
             ended = watch(&traced) => ended.and_then(|()| anyhow::bail!("the events have ended"))?,
@@ -251,9 +259,10 @@ pub async fn overhead(plan: Plan, ledger: LedgerKind, name: &str) -> Result<Vec<
     let runs = WARM + 2 * plan.repeats * plan.tasks;
     let sent = collector.count() as f64 / runs as f64;
     let unwatched = Row::of("unwatched", Some(name), "/s", unwatched);
-    let spans = Row::of("traced", Some(name), "/s", spans).against(&unwatched);
-    let watched = Row::of("watched", Some(name), "/s", watched).against(&unwatched);
-    Ok(vec![unwatched, spans, watched, Row::of("- spans a task", Some(name), "sent", vec![sent])])
+    let against = |title: &str, rates| Row::of(title, Some(name), "/s", rates).against(&unwatched);
+    let rows = [against("traced 1 %", some), against("traced", all), against("watched", watched)];
+    let sent = Row::of("- spans a task", Some(name), "sent", vec![sent]);
+    Ok([unwatched].into_iter().chain(rows).chain([sent]).collect())
 }
 
 /// Hears every event, and fetches every process's metrics each second.
@@ -295,8 +304,9 @@ pub async fn memory(ledger: LedgerKind, name: &str) -> Result<Vec<Row>> {
         let batches = (until - submitted).div_ceil(BATCH);
         world.submit(1, "/v1/tasks/batch", &body, &AtomicUsize::new(batches)).await?;
         submitted = until;
-        // What is under way has its own memory: it is done before the look.
+        // What is under way has its own memory, and what is over is given back within seconds.
         world.until_completed((AT_ONCE + until) as f64).await?;
+        sleep(REST).await;
         rows.push(row(&format!("after {until}"), megabytes(&world.producer.process)?));
     }
     Ok(rows)

@@ -74,11 +74,17 @@ impl World {
         Ok(world)
     }
 
-    /// One whose programs send every span to the collector.
-    pub(super) async fn traced(ledger: LedgerKind, workers: usize, collector: &Collector) -> Result<Self> {
+    /// One whose programs send this part of their traces to the collector.
+    pub(super) async fn traced(ledger: LedgerKind, workers: usize, collector: &Collector, ratio: f64) -> Result<Self> {
         let url = format!("http://{}", collector.addr());
-        let mut world = Self::with(ledger, |producer| producer.env("TASKLANE_OTLP_URL", &url)).await?;
-        world.hire_as(workers, |worker| worker.env("TASKLANE_OTLP_URL", &url)).await?;
+        let settings = [("TASKLANE_OTLP_URL", url), ("TASKLANE_TRACE_RATIO", ratio.to_string())];
+        let mut world = Self::with(ledger, |producer| {
+            settings.iter().fold(producer, |producer, (key, value)| producer.env(key, value))
+        })
+        .await?;
+        let traced =
+            |worker| settings.iter().fold(worker, |worker: Start<Worker>, (key, value)| worker.env(key, value));
+        world.hire_as(workers, traced).await?;
         Ok(world)
     }
 
