@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use opentelemetry::Key;
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_otlp::{Protocol, WithExportConfig, WithHttpConfig};
@@ -15,6 +16,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, SpanData, SpanExporter};
+use reqwest::blocking::Client;
 use reqwest::redirect;
 use tracing::level_filters::LevelFilter;
 use tracing::{Span, Subscriber};
@@ -32,7 +34,10 @@ pub const TARGET: &str = "tasklane::trace";
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the end of a program waits for the spans that are left.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The attribute that names the program.
+const SERVICE_NAME: Key = Key::from_static_str("service.name");
 
 /// The way to the collector; spans that are left are sent when it is dropped, outside of any runtime.
 #[derive(Debug)]
@@ -54,26 +59,24 @@ impl Traces {
     }
 
     fn to(url: &str, ratio: f64, service: &str) -> Result<Self, Box<dyn std::error::Error>> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client =
-            reqwest::blocking::Client::builder().timeout(EXPORT_TIMEOUT).redirect(redirect::Policy::none()).build()?;
         let exporter = opentelemetry_otlp::SpanExporter::builder()
             .with_http()
-            .with_http_client(client)
+            .with_http_client(client(url)?)
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(format!("{}/v1/traces", url.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
             .build()?;
-        let resource = Resource::builder();
-        // OpenTelemetry's own variable goes first, as everywhere.
-        let resource = match std::env::var_os("OTEL_SERVICE_NAME") {
-            Some(_) => resource,
-            None => resource.with_service_name(service.to_owned()),
+        let resource = Resource::builder().build();
+        let named = resource.get_ref(&SERVICE_NAME).map(ToString::to_string).unwrap_or_default();
+        // OpenTelemetry's own variables go first, as everywhere; without any it has no better name.
+        let resource = match named.is_empty() || named.starts_with("unknown_service") {
+            true => Resource::builder().with_service_name(service.to_owned()).build(),
+            false => resource,
         };
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(Told { exporter, url: url.to_owned(), failing: AtomicBool::new(false) })
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio))))
-            .with_resource(resource.build())
+            .with_resource(resource)
             .build();
         Ok(Self(provider))
     }
@@ -89,6 +92,7 @@ impl Traces {
             .with_location(false)
             .with_threads(false)
             .with_target(false)
+            .with_error_events_to_status(false)
             .with_tracked_inactivity(false)
             .with_filter(LevelFilter::INFO)
     }
@@ -99,6 +103,18 @@ impl Drop for Traces {
         if let Err(error) = self.0.shutdown_with_timeout(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "not all traces could be sent");
         }
+    }
+}
+
+/// A client for the collector: no redirects and no proxies from the environment, which would see its token.
+fn client(url: &str) -> reqwest::Result<Client> {
+    // Whoever came first has chosen; an error says just that.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = Client::builder().timeout(EXPORT_TIMEOUT).redirect(redirect::Policy::none()).no_proxy();
+    match url.starts_with("https:") {
+        true => client.build(),
+        // The system's certificates are many, or missing; nothing needs them here.
+        false => client.tls_certs_only([]).build(),
     }
 }
 
@@ -121,9 +137,14 @@ pub fn traceparent(span: &Span) -> Option<String> {
     carrier.remove(TRACEPARENT_HEADER)
 }
 
-/// Marks the span as failed.
+/// Marks the span as failed, unless it succeeds after all.
 pub fn fail(span: &Span, why: &dyn Display) {
     span.record("otel.status_code", "ERROR").record("otel.status_description", tracing::field::display(why));
+}
+
+/// Marks the span as a success, whatever was logged within it.
+pub fn succeed(span: &Span) {
+    span.record("otel.status_code", "OK");
 }
 
 /// An exporter whose failures are told once, when they begin and when they end, and counted.
@@ -150,10 +171,6 @@ impl<E: SpanExporter> SpanExporter for Told<E> {
         metrics::counter!("tasklane_spans_total", "outcome" => outcome).increment(spans);
         // Told and counted here: the SDK would log each batch.
         Ok(())
-    }
-
-    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
-        self.exporter.shutdown_with_timeout(timeout)
     }
 
     fn set_resource(&mut self, resource: &Resource) {

@@ -122,6 +122,21 @@ mod tests {
         assert_eq!(row.clone().against(&Row::of("b", None, "/s", vec![40.0])).ratio, Some((0.5, "b".to_owned())));
     }
 
+    #[tokio::test]
+    async fn a_row_that_is_measured_again_has_all_its_measurements() {
+        let measured = std::cell::Cell::new(0.0);
+        let measure = async || {
+            measured.set(measured.get() + 1.0);
+            Ok(vec![
+                Row::of("a", Some("b"), "MB", vec![measured.get()]),
+                Row::of("c", None, "s", vec![-measured.get()]),
+            ])
+        };
+        let rows = repeated(Plan { repeats: 3, tasks: 1 }, measure).await.unwrap();
+        let told: Vec<_> = rows.iter().map(|row| (row.name.as_str(), row.median, &row.measured[..])).collect();
+        assert_eq!(told, [("a", 2.0, &[1.0, 2.0, 3.0][..]), ("c", -2.0, &[-1.0, -2.0, -3.0][..])]);
+    }
+
     #[test]
     fn percentiles_are_of_what_was_measured() {
         let times: Vec<_> = (1..=100).map(Duration::from_millis).collect();

@@ -9,7 +9,8 @@ use anyhow::{Context, Result};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, State};
-use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
@@ -55,6 +56,8 @@ pub struct Collector {
 struct Arrived {
     count: AtomicUsize,
     spans: Mutex<Vec<Span>>,
+    /// The last `authorization`.
+    token: Mutex<String>,
 }
 
 impl Collector {
@@ -86,6 +89,11 @@ impl Collector {
         self.addr
     }
 
+    /// Whether the last that said one came with this `authorization`.
+    pub fn has_seen(&self, token: &str) -> bool {
+        *self.arrived.token.lock().unwrap_or_else(PoisonError::into_inner) == token
+    }
+
     /// How many spans have come.
     pub fn count(&self) -> usize {
         self.arrived.count.load(Ordering::Relaxed)
@@ -97,7 +105,10 @@ impl Collector {
     }
 }
 
-async fn take(State(arrived): State<Arc<Arrived>>, body: Bytes) -> StatusCode {
+async fn take(State(arrived): State<Arc<Arrived>>, headers: HeaderMap, body: Bytes) -> StatusCode {
+    if let Some(token) = headers.get(AUTHORIZATION).and_then(|token| token.to_str().ok()) {
+        token.clone_into(&mut arrived.token.lock().unwrap_or_else(PoisonError::into_inner));
+    }
     let Ok(request) = ExportTraceServiceRequest::decode(body) else { return StatusCode::BAD_REQUEST };
     let scopes = request.resource_spans.iter().flat_map(|of_service| &of_service.scope_spans);
     arrived.count.fetch_add(scopes.map(|scope| scope.spans.len()).sum(), Ordering::Relaxed);

@@ -103,7 +103,10 @@ pub(crate) fn has_ended(life: &Life, ran: &Ran<'_>, transition: &Transition) {
     ran.span.record("task.outcome", outcome);
     Stats::add(counter);
     match transition {
-        Transition::Complete { .. } => ran.completed.increment(1),
+        Transition::Complete { .. } => {
+            traces::succeed(&ran.span);
+            ran.completed.increment(1);
+        }
         _ => metrics::counter!("tasklane_tasks_settled_total", "kind" => ran.kind.as_str().to_owned(), "outcome" => outcome)
             .increment(1),
     }

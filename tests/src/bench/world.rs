@@ -21,7 +21,7 @@ use crate::stack::{Producer, Stack, Start, Worker};
 use crate::wait::eventually;
 
 /// How long one measurement may take.
-pub(super) const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(900);
 /// How many tasks one batch has.
 pub(super) const BATCH: usize = 1_000;
 /// How many connections submit batches.

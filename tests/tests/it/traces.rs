@@ -17,6 +17,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CLIENT_SPAN: &str = "b7ad6b7169203331";
 
+/// What a collector may ask for.
+const TOKEN: &str = "s3cr3t-T0ken";
+
 /// How long spans wait for others to be sent with, in milliseconds.
 const DELAY: &str = "OTEL_BSP_SCHEDULE_DELAY";
 
@@ -54,6 +57,21 @@ async fn spans(collector: &Collector, count: usize) -> Result<Vec<Span>> {
 
 fn named<'s>(spans: &'s [Span], name: &str) -> Vec<&'s Span> {
     spans.iter().filter(|span| span.name == name).collect()
+}
+
+#[tokio::test]
+async fn a_collectors_token_goes_to_the_collector_alone() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let collector = Collector::start().await?;
+    let settings = format!("{SETTINGS}\n[[command]]\nkind = \"test.env\"\nargv = [\"env\"]\n");
+    let producer = traced(stack.producer(), collector.addr()).start().await?;
+    let worker = traced(stack.worker().config(&settings), collector.addr());
+    let _worker = worker.env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization={TOKEN}")).start().await?;
+
+    let task = submit(&producer.api, "01", &json!({"kind": "test.env"})).await?;
+    let told = task.result.as_str().context("the command's environment")?;
+    assert!(told.contains("TRACEPARENT=") && !told.contains(TOKEN), "{told}");
+    eventually(LIMIT, "spans with the token", async || Ok(collector.has_seen(TOKEN).then_some(()))).await
 }
 
 on_both_ledgers! {
