@@ -177,3 +177,46 @@ impl<E: SpanExporter> SpanExporter for Told<E> {
         self.exporter.set_resource(resource);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use opentelemetry::trace::Status;
+    use tracing::field::Empty;
+    use tracing::{error, info_span, subscriber};
+    use tracing_subscriber::layer::SubscriberExt;
+
+    use super::*;
+
+    /// Keeps what comes.
+    #[derive(Debug, Clone, Default)]
+    struct Kept(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanExporter for Kept {
+        async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+            self.0.lock().unwrap().extend(batch);
+            Ok(())
+        }
+    }
+
+    /// The status with which a span ends within which an error was logged.
+    fn status(end: impl FnOnce(&Span)) -> Status {
+        let kept = Kept::default();
+        let traces = Traces(SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build());
+        subscriber::with_default(tracing_subscriber::registry().with(traces.layer()), || {
+            let span = info_span!(target: TARGET, "process", otel.status_code = Empty, otel.status_description = Empty);
+            span.in_scope(|| error!(error = "z: a line of a handler's log", "tried again"));
+            end(&span);
+        });
+        let spans = kept.0.lock().unwrap();
+        assert_eq!((spans.len(), spans[0].events.len()), (1, 1), "{spans:?}");
+        spans[0].status.clone()
+    }
+
+    #[test]
+    fn how_a_run_ended_goes_before_what_was_logged_within_it() {
+        assert_eq!(status(succeed), Status::Ok);
+        assert_eq!(status(|span| fail(span, &"a: the attempt failed")), Status::error("a: the attempt failed"));
+    }
+}
