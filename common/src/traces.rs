@@ -206,7 +206,9 @@ mod tests {
         let traces = Traces(SdkTracerProvider::builder().with_simple_exporter(kept.clone()).build());
         subscriber::with_default(tracing_subscriber::registry().with(traces.layer()), || {
             let span = info_span!(target: TARGET, "process", otel.status_code = Empty, otel.status_description = Empty);
-            span.in_scope(|| error!(error = "z: a line of a handler's log", "tried again"));
+            // Begins it, as the telling of it to a handler does.
+            assert!(traceparent(&span).is_some());
+            span.in_scope(|| error!(error = %"z: a line of a handler's log"));
             end(&span);
         });
         let spans = kept.0.lock().unwrap();
