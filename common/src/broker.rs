@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ExchangeKind};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,9 @@ pub const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The largest frame, to which larger bodies are cut: lapin keeps room for 64 of them a connection, which at the
 /// broker's 128 KiB would be 8 MiB.
-const FRAME_BYTES_MAX: u64 = 32 * 1024;
+pub const FRAME_BYTES_MAX: u64 = 32 * 1024;
+/// The largest frame that RabbitMQ agrees to, and so the most headers that another program's message has: they are not cut.
+pub const PEER_FRAME_BYTES_MAX: u64 = 128 * 1024;
 const RECONNECT: Backoff = Backoff { base_ms: 100, max_ms: 5_000 };
 /// A generation that lived so long was healthy: the next reconnection begins with the shortest wait again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -42,6 +45,18 @@ pub enum BrokerError {
     /// The connection or consumer ended without an error.
     #[error("{0}")]
     Ended(&'static str),
+}
+
+impl BrokerError {
+    /// Whether the broker has sent a frame larger than was agreed on, as RabbitMQ does with headers.
+    #[must_use]
+    pub fn is_frame_too_large(&self) -> bool {
+        match self {
+            Self::Amqp(error) => matches!(error.kind(), ErrorKind::ProtocolError(error)
+                if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR)),
+            Self::Timeout(_) | Self::Ended(_) => false,
+        }
+    }
 }
 
 /// What the broker says of a queue at this moment.
@@ -69,14 +84,28 @@ pub async fn within<T>(
 /// # Errors
 /// When the broker is not there, refuses, or does not answer in time.
 pub async fn connect(url: &SecretString, name: &str, heartbeat: Duration) -> Result<Connection, BrokerError> {
+    connect_with_frames(url, name, heartbeat, FRAME_BYTES_MAX).await
+}
+
+/// [`connect`], with another limit for frames, in bytes.
+///
+/// # Errors
+/// As of [`connect`].
+pub async fn connect_with_frames(
+    url: &SecretString,
+    name: &str,
+    heartbeat: Duration,
+    frame_bytes_max: u64,
+) -> Result<Connection, BrokerError> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
-    within("connect", Connection::connect(&with_defaults(url.expose_secret(), heartbeat), properties)).await
+    let url = with_defaults(url.expose_secret(), heartbeat, frame_bytes_max);
+    within("connect", Connection::connect(&url, properties)).await
 }
 
 /// Adds the heartbeat, in whole seconds, and the frame size, unless the address sets its own.
-fn with_defaults(url: &str, heartbeat: Duration) -> String {
+fn with_defaults(url: &str, heartbeat: Duration, frame_bytes_max: u64) -> String {
     let mut url = url.to_owned();
-    for (name, value) in [("heartbeat", heartbeat.as_secs().max(1)), ("frame_max", FRAME_BYTES_MAX)] {
+    for (name, value) in [("heartbeat", heartbeat.as_secs().max(1)), ("frame_max", frame_bytes_max)] {
         if !url.contains(&format!("{name}=")) {
             let separator = if url.contains('?') { '&' } else { '?' };
             url = format!("{url}{separator}{name}={value}");
@@ -203,9 +232,9 @@ mod tests {
 
     #[test]
     fn what_the_address_sets_stays() {
-        let ours = |url| with_defaults(url, Duration::from_millis(500));
-        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1&frame_max=32768");
+        let ours = |url| with_defaults(url, Duration::from_millis(500), 8192);
+        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1&frame_max=8192");
         assert_eq!(ours("amqp://h/%2f?frame_max=4096"), "amqp://h/%2f?frame_max=4096&heartbeat=1");
-        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60&frame_max=32768");
+        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60&frame_max=8192");
     }
 }

@@ -1,5 +1,7 @@
 //! The program `tasklane-producer`.
 
+mod allocator;
+
 use std::pin::pin;
 use std::process::ExitCode;
 

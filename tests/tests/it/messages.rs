@@ -73,6 +73,27 @@ async fn what_is_no_task_goes_to_the_dead_letters_and_disturbs_nobody() -> Resul
     nothing_left(&stack.vhost).await
 }
 
+/// A peer may fill a frame of 128 KiB, the broker's default, with headers: they are not cut as bodies are.
+#[tokio::test]
+async fn a_message_with_large_headers_goes_to_the_dead_letters_and_disturbs_nobody() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.test_worker(&log).start().await?;
+    let mut headers = FieldTable::default();
+    headers.insert("large".into(), AMQPValue::LongString("x".repeat(100 << 10).into()));
+    stack.vhost.publish("", DEFAULT_QUEUE, b"hello", BasicProperties::default().with_headers(headers)).await?;
+    eventually(LIMIT, "the dead letter", async || Ok((stack.vhost.depth(DEAD_QUEUE).await? == Some(1)).then_some(())))
+        .await?;
+    assert_eq!(dead_letters(&stack.vhost).await?, [("foreign_message".to_owned(), b"hello".to_vec())]);
+    let submitted = ids(&producer.api.submit_batch(&tasks(50, "test.work", &json!({}))).await?);
+    check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
+    log.check_each_started_once(submitted.iter().map(String::as_str))?;
+    let reconnects = worker.metrics().await?.sum("tasklane_broker_reconnects_total", &[("role", "consumer")]);
+    assert_eq!(reconnects, 1.0, "it has to agree on larger frames, once");
+    nothing_left(&stack.vhost).await
+}
+
 /// Takes the dead letters: reasons and bodies.
 async fn dead_letters(vhost: &Vhost) -> Result<Vec<(String, Vec<u8>)>> {
     let letter = |message: lapin::message::BasicGetMessage| {

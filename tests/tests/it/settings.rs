@@ -229,3 +229,13 @@ async fn an_idle_worker_is_small() -> Result<()> {
     }
     Ok(())
 }
+
+/// jemalloc passes over settings that it does not find, without a word.
+#[tokio::test]
+async fn the_producers_allocator_finds_its_settings() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let telling = stack.producer().env("_RJEM_MALLOC_CONF", "stats_print:true");
+    let settings =
+        ["opt.tcache: false", "opt.background_thread: true", "opt.dirty_decay_ms: 1000", "opt.muzzy_decay_ms: 0"];
+    refuses(telling.env("TASKLANE_TRACE_RATIO", 1.5), BAD_SETTINGS, &settings).await
+}
