@@ -26,7 +26,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(10);
 /// The largest frame, to which larger bodies are cut: lapin keeps room for 64 of them a connection, which at the
 /// broker's 128 KiB would be 8 MiB.
 pub const FRAME_BYTES_MAX: u64 = 32 * 1024;
-/// The largest frame that RabbitMQ agrees to, and so the most headers that another program's message has: they are not cut.
+/// The largest frame that RabbitMQ agrees to unless told otherwise, and so the most headers that another program's message has: they
+/// are not cut.
 pub const PEER_FRAME_BYTES_MAX: u64 = 128 * 1024;
 const RECONNECT: Backoff = Backoff { base_ms: 100, max_ms: 5_000 };
 /// A generation that lived so long was healthy: the next reconnection begins with the shortest wait again.
