@@ -215,8 +215,9 @@ on_both_ledgers! {
         assert!(!both.iter().any(|name| name.contains(&old_name)), "{old_name} lives again: {both:?}");
         let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
         check_completed(&ended, &submitted)?;
-        let second_run = json!({"pid": healthy.process.pid(), "fence": 3});
-        assert!(ended.iter().all(|task| task.result == second_run), "a late result has changed something: {ended:#?}");
+        let second_run = |fence| json!({"pid": healthy.process.pid(), "fence": fence});
+        let changed: Vec<_> = ended.iter().filter(|task| task.result != second_run(task.fence)).collect();
+        assert!(changed.is_empty(), "a late result has changed something: {changed:#?}");
 
         // It works again: the other one is stopped, so that whatever is done is done by it.
         healthy.process.terminate()?;
@@ -256,7 +257,8 @@ on_both_ledgers! {
         freeze_between_writes(&stack, &frozen)?;
         let _healthy = stack.test_worker(&log).start().await?;
         let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
-        assert_eq!(done.fence, 3, "claimed, published again by a relay, claimed");
+        // Its fence is 2 or 3: the second start comes with the first message, which the broker delivers again, or by a relay.
+        assert_eq!((done.attempt, done.errors.len()), (2, 1), "{done:#?}");
         frozen.process.thaw()?;
         let status = frozen.process.exited(LEASE_TTL).await?;
         assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
@@ -277,7 +279,7 @@ on_both_ledgers! {
         let gone_at = since_boot();
         assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
         producer.api.in_state(&task.id, "completed", LIMIT).await?;
-        let again = log.starts()?.into_iter().find(|start| start.fence == 3).context("a second start")?;
+        let again = log.starts()?.into_iter().find(|start| start.fence > 1).context("a second start")?;
         assert!(again.at > gone_at, "gone at {gone_at:?}, started again as {again:?}");
         Ok(())
     }
@@ -306,7 +308,7 @@ async fn a_grant_that_arrives_after_the_lease_is_lost_starts_nothing() -> Result
     // Its next life may have the task as well as anybody.
     let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
     let fences: Vec<u64> = log.starts()?.iter().filter(|run| run.task == task.id).map(|run| run.fence).collect();
-    assert_eq!((done.fence, fences), (3, vec![3]), "only the second grant has started anything: {done:#?}");
+    assert!(done.fence > 1 && fences == [done.fence], "only the second grant has started anything: {fences:?}, {done:#?}");
     Ok(())
 }
 

@@ -80,8 +80,8 @@ on_both_ledgers! {
         }
         frozen.process.thaw()?;
         let done = producer.api.in_state(&task, "completed", LIMIT).await?;
-        let fence = if ledger == LedgerKind::Sqlite { 1 } else { 3 };
-        assert_eq!((done.fence, &done.result), (fence, &json!(1)), "{done:#?}");
+        let attempt = if ledger == LedgerKind::Sqlite { 1 } else { 2 };
+        assert_eq!((done.attempt, &done.result), (attempt, &json!(1)), "{done:#?}");
         // What it has written by now, it has written for good: it works on, or its next life does.
         let later = ids(&producer.api.submit_batch(&tasks(20, "test.count", &json!({}))).await?);
         check_completed(&producer.api.all_ended(1 + later.len(), LIMIT).await?, &later)?;
