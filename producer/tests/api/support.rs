@@ -113,6 +113,22 @@ impl Api {
         answer.json()["id"].as_str().unwrap().parse().unwrap()
     }
 
+    /// Repeats a call for many tasks from where the last one ended, until all are done; each does at most 10,000.
+    pub(crate) async fn in_several_calls(&self, path: &str, mut body: Value, counted: &str, expected: u64) {
+        let (mut calls, mut done) = (0, 0);
+        loop {
+            let answer = self.post(path, body.to_string()).await.json();
+            let count = answer[counted].as_u64().unwrap();
+            assert!(count <= 10_000, "{answer}");
+            (calls, done) = (calls + 1, done + count);
+            body["cursor"] = answer["next_cursor"].clone();
+            if body["cursor"].is_null() {
+                break;
+            }
+        }
+        assert!(calls > 1 && done == expected, "{done} in {calls} calls");
+    }
+
     /// How many tasks there are, in any state.
     pub(crate) async fn count(&self) -> usize {
         self.get("/v1/tasks?limit=1000").await.json()["tasks"].as_array().unwrap().len()

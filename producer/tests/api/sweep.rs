@@ -66,19 +66,9 @@ async fn more_than_a_call_takes_are_moved_and_purged_by_several() {
         let tasks = vec![json!({"kind": "a"}); 4_000];
         assert_eq!(api.post("/v1/tasks/batch", json!({"tasks": tasks}).to_string()).await.status, 202);
     }
-    let first = post(&api, "/v1/queues/default/move", json!({"to": "other"})).await;
-    assert_eq!(first["moved"], 10_000);
-    let rest = json!({"to": "other", "cursor": first["next_cursor"]});
-    assert_eq!(post(&api, "/v1/queues/default/move", rest).await, json!({"moved": 2_000, "next_cursor": null}));
-    let mut cursor = Value::Null;
-    for _ in 0..2 {
-        cursor =
-            post(&api, "/v1/tasks/cancel", json!({"queue": "other", "cursor": cursor})).await["next_cursor"].take();
-    }
-    let first = post(&api, "/v1/tasks/purge", json!({"queue": "other"})).await;
-    assert_eq!(first["purged"], 10_000);
-    let rest = json!({"queue": "other", "cursor": first["next_cursor"]});
-    assert_eq!(post(&api, "/v1/tasks/purge", rest).await, json!({"purged": 2_000, "next_cursor": null}));
+    api.in_several_calls("/v1/queues/default/move", json!({"to": "other"}), "moved", 12_000).await;
+    api.in_several_calls("/v1/tasks/cancel", json!({"queue": "other"}), "cancelled", 12_000).await;
+    api.in_several_calls("/v1/tasks/purge", json!({"queue": "other"}), "purged", 12_000).await;
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use crate::nemesis::operator::Doubts;
 use crate::postgres::Postgres;
 use crate::process::Process;
 use crate::proxy::Proxy;
-use crate::stack::{LEASE_TTL, Program, Stack, Start, free_addr};
+use crate::stack::{Program, Stack, Start, free_addr};
 use crate::wait::eventually;
 
 /// The queues of a lane, which all workers consume.
@@ -197,8 +197,7 @@ impl Lane {
                     .env("TASKLANE_QUEUES", QUEUES.join(","))
                     .env("TASKLANE_TEST_OPLOG", self.history_file.display())
                     .env("TASKLANE_TEST_OPLOG_SYNC", 1)
-                    .env("TASKLANE_LEASE_TTL_MS", LEASE_TTL.as_millis())
-                    .env("TASKLANE_LEASE_RENEW_MS", LEASE_TTL.as_millis() / 6)
+                    .short_lease()
                     .config("backoff = { base_ms = 200, max_ms = 2000 }");
                 launcher(Settings { amqp, ledger, addr, log }.of(start), |worker| worker.process)
             }

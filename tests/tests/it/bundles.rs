@@ -42,7 +42,7 @@ on_both_ledgers! {
         let Bundling { stack, log, producer, mut submitted } = Bundling::new(ledger).await?;
         // Two at once, so that some have ended and some not begun when it dies.
         let (_, bundled) = submit_bundled(&stack, &producer, &json!({"work_ms": 300})).await?;
-        let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
+        let mut victim = stack.test_worker(&log).short_lease().env("TASKLANE_CONCURRENCY", 2).start().await?;
         eventually(LIMIT, "four tasks of the bundle to start", async || {
             let started = log.starts()?.into_iter().filter(|start| bundled.contains(&start.task)).count();
             Ok((started >= 4).then_some(()))

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use jiff::Timestamp;
 use serde_json::json;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{self, Settled, Settlement, Transition};
@@ -12,6 +13,7 @@ use tasklane_common::task::{Fence, Json};
 use tasklane_tests::api::{Accepted, Api, Task};
 use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::oplog::{Entry, OperationLog, Step};
+use tasklane_tests::process::Process;
 use tasklane_tests::proxy::{Direction, Proxy};
 use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
 use tasklane_tests::{eventually, on_both_ledgers, within};
@@ -37,10 +39,11 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut victim = stack.test_worker(&log).start().await?;
+        let mut victim = stack.test_worker(&log).short_lease().start().await?;
         let _survivor = stack.test_worker(&log).start().await?;
 
-        let batch = tasks(200, "test.work", &json!({"work_ms": 1000}));
+        // As many as run at once, so that the survivor has room when the lease has ended.
+        let batch = tasks(128, "test.work", &json!({"work_ms": 1000}));
         let submitted = ids(&producer.api.submit_batch(&batch).await?);
         let cut = kill_in_mid_run(&mut victim, &log).await?;
         let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
@@ -61,7 +64,7 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut victim = stack.test_worker(&log).start().await?;
+        let mut victim = stack.test_worker(&log).short_lease().start().await?;
         let _survivor = stack.test_worker(&log).start().await?;
 
         let batch = tasks(200, "test.once", &json!({"work_ms": 1000}));
@@ -183,7 +186,7 @@ on_both_ledgers! {
 /// Starts a worker again and again, as a service manager does. It only ends with an error.
 async fn supervise(stack: &Stack, log: &OperationLog) -> Result<()> {
     loop {
-        let mut worker = stack.test_worker(log).spawn()?;
+        let mut worker = stack.test_worker(log).short_lease().spawn()?;
         worker.process.exited(LIMIT).await?;
     }
 }
@@ -193,8 +196,8 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut frozen = stack.test_worker(&log).start().await?;
-        let batch = tasks(60, "test.work", &json!({"work_ms": 1500, "work_again_ms": 4000}));
+        let mut frozen = stack.test_worker(&log).short_lease().start().await?;
+        let batch = tasks(60, "test.work", &json!({"work_ms": 3000, "work_again_ms": 4000}));
         let submitted = ids(&producer.api.submit_batch(&batch).await?);
         log.started(submitted.len(), LIMIT).await?;
         freeze_between_writes(&stack, &frozen)?;
@@ -206,7 +209,7 @@ on_both_ledgers! {
         // that the worker hears of its lost lease before, they are offered in its stead.
         frozen.process.thaw()?;
         offer_late_results(&stack, &submitted).await?;
-        let both = eventually(LEASE_TTL, "the thawed worker to enter again", async || {
+        let both = eventually(LIMIT, "the thawed worker to enter again", async || {
             let names: BTreeSet<_> = producer.api.workers().await?.iter().map(|worker| worker["id"].to_string()).collect();
             Ok((names.len() == 2).then_some(names))
         })
@@ -250,7 +253,7 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut frozen = stack.test_worker(&log).start().await?;
+        let mut frozen = stack.test_worker(&log).short_lease().start().await?;
         let blocking = json!({"kind": "test.work", "args": {"blocks": true, "work_ms": 90_000, "work_again_ms": 50}});
         let task = producer.api.submit(&blocking).await?;
         log.started(1, LIMIT).await?;
@@ -260,7 +263,7 @@ on_both_ledgers! {
         // Its fence is 2 or 3: the second start comes with the first message, which the broker delivers again, or by a relay.
         assert_eq!((done.attempt, done.errors.len()), (2, 1), "{done:#?}");
         frozen.process.thaw()?;
-        let status = frozen.process.exited(LEASE_TTL).await?;
+        let status = frozen.process.exited(LIMIT).await?;
         assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
         Ok(())
     }
@@ -270,19 +273,27 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut blocked = stack.test_worker(&log).env("TOKIO_WORKER_THREADS", 1).start().await?;
+        let mut blocked = stack.test_worker(&log).short_lease().env("TOKIO_WORKER_THREADS", 1).start().await?;
         let blocking = json!({"kind": "test.work", "args": {"blocks": true, "work_ms": 90_000, "work_again_ms": 50}});
         let task = producer.api.submit(&blocking).await?;
         log.started(1, LIMIT).await?;
         let _healthy = stack.test_worker(&log).start().await?;
         let status = blocked.process.exited(LEASE_TTL * 3).await?;
-        let gone_at = since_boot();
+        let gone_at = logged_at(&blocked.process, "handlers could not be stopped")?;
         assert_eq!(status.code(), Some(EXIT_UNSTOPPABLE), "{status}");
         producer.api.in_state(&task.id, "completed", LIMIT).await?;
         let again = log.starts()?.into_iter().find(|start| start.fence > 1).context("a second start")?;
         assert!(again.at > gone_at, "gone at {gone_at:?}, started again as {again:?}");
         Ok(())
     }
+}
+
+/// When a process logged this, by the clock of the operation log.
+fn logged_at(process: &Process, text: &str) -> Result<Duration> {
+    let log = process.log();
+    let line = log.lines().find(|line| line.contains(text)).with_context(|| format!("it never logged {text:?}"))?;
+    let at: Timestamp = line.split_whitespace().next().context("a date")?.parse().with_context(|| line.to_owned())?;
+    Ok(since_boot().saturating_sub(Timestamp::now().duration_since(at).unsigned_abs()))
 }
 
 /// The wire to the ledger breaks just behind a claim, and is mended when it is too late to start.
@@ -295,7 +306,7 @@ async fn a_grant_that_arrives_after_the_lease_is_lost_starts_nothing() -> Result
     let server = url.socket_addrs(|| Some(5432))?;
     let wire = Proxy::to(*server.first().context("the database has an address")?).await?;
     url.set_port(Some(wire.addr().port())).map_err(|()| anyhow!("{url} takes no port"))?;
-    let cut_off = stack.test_worker(&log).env("TASKLANE_LEDGER_URL", &url).start().await?;
+    let cut_off = stack.test_worker(&log).short_lease().env("TASKLANE_LEDGER_URL", &url).start().await?;
     // Afterwards its claim is prepared: the next one is done when its bytes have gone out.
     let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
     producer.api.in_state(&warm.id, "completed", LIMIT).await?;
@@ -308,7 +319,10 @@ async fn a_grant_that_arrives_after_the_lease_is_lost_starts_nothing() -> Result
     // Its next life may have the task as well as anybody.
     let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
     let fences: Vec<u64> = log.starts()?.iter().filter(|run| run.task == task.id).map(|run| run.fence).collect();
-    assert!(done.fence > 1 && fences == [done.fence], "only the second grant has started anything: {fences:?}, {done:#?}");
+    assert!(
+        done.fence > 1 && fences == [done.fence],
+        "only the second grant has started anything: {fences:?}, {done:#?}"
+    );
     Ok(())
 }
 

@@ -83,8 +83,8 @@ async fn workers_whose_clocks_are_an_hour_off_share_the_work_and_keep_their_leas
     let (fast_clock, slow_clock) = (Clock::new(&fast_place)?, Clock::new(&slow_place)?);
     fast_clock.set(HOUR)?;
     slow_clock.set(-HOUR)?;
-    let fast = fast_clock.of(stack.test_worker(&log)).env("TASKLANE_CONCURRENCY", 4).start().await?;
-    let slow = slow_clock.of(stack.test_worker(&log)).env("TASKLANE_CONCURRENCY", 4).start().await?;
+    let fast = fast_clock.of(stack.test_worker(&log).short_lease()).env("TASKLANE_CONCURRENCY", 4).start().await?;
+    let slow = slow_clock.of(stack.test_worker(&log).short_lease()).env("TASKLANE_CONCURRENCY", 4).start().await?;
     check_clock(&fast.process, HOUR)?;
     check_clock(&slow.process, -HOUR)?;
 
@@ -115,7 +115,7 @@ on_both_ledgers! {
         let log = stack.operation_log()?;
         let clock = Clock::new(stack.place())?;
         let producer = clock.of(stack.producer()).start().await?;
-        let worker = |at_once| clock.of(stack.test_worker(&log)).env("TASKLANE_CONCURRENCY", at_once).start();
+        let worker = |at_once| clock.of(stack.test_worker(&log).short_lease()).env("TASKLANE_CONCURRENCY", at_once).start();
         let workers = [worker(4).await?, worker(4).await?];
         let mut submitted = ids(&[]);
         // Set back and forth. Longer than a lease, and more than run at once: some wait in the broker when it jumps.

@@ -10,7 +10,7 @@ use tasklane_tests::ledger::{Ledger, LedgerKind};
 use tasklane_tests::oplog::{OperationLog, Step};
 use tasklane_tests::process::Process;
 use tasklane_tests::proxy::{Direction, Method, Proxy, Side};
-use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
+use tasklane_tests::stack::{Stack, Worker};
 use tasklane_tests::{eventually, on_both_ledgers, services};
 
 use crate::load::{check_completed, ids, nothing_left, tasks};
@@ -155,17 +155,18 @@ async fn a_wire_to_the_ledger_cut_around_a_claim_or_a_result_loses_and_repeats_n
     let wire = Proxy::to(services::shared().await?.postgres_addr()?).await?;
     let Ledger::Postgres(database) = &stack.ledger else { anyhow::bail!("the ledger is in PostgreSQL") };
     let worker = stack.test_worker(&log).env("TASKLANE_LEDGER_URL", database.url_at(wire.addr())?).start().await?;
-    // Afterwards its statements are prepared: the next ones are done when their bytes have gone out.
-    let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
-    producer.api.in_state(&warm.id, "completed", LIMIT).await?;
-
-    let mut submitted = BTreeSet::from([warm.id]);
+    let mut submitted = BTreeSet::new();
     for moment in [Moment::BeforeClaim, Moment::BehindClaim, Moment::BeforeSettle, Moment::BehindSettle] {
+        // Afterwards its statements are prepared, and its connection counts as alive: the next ones are done when their
+        // bytes have gone out.
+        let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
+        producer.api.in_state(&warm.id, "completed", LIMIT).await?;
+        submitted.insert(warm.id);
         let task = cut_around(moment, &wire, &producer.api, &log).await.with_context(|| format!("{moment:?}"))?;
         wire.cut_all();
         wire.resume().await?;
-        // Within a lease: nobody needs to rescue it.
-        let done = producer.api.in_state(&task, "completed", LEASE_TTL).await.with_context(|| format!("{moment:?}"))?;
+        // Sooner than its lease ends: nobody needs to rescue it.
+        let done = producer.api.in_state(&task, "completed", AT_ONCE).await.with_context(|| format!("{moment:?}"))?;
         assert_eq!(done.attempt, 1, "{moment:?}: {done:#?}");
         submitted.insert(task);
     }
@@ -222,7 +223,7 @@ on_both_ledgers! {
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
         let wire = Proxy::to(stack.vhost.node().amqp).await?;
-        let mut worker = stack.test_worker(&log).env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire)).start().await?;
+        let mut worker = stack.test_worker(&log).short_lease().env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire)).start().await?;
         let mut submitted = ids(&producer.api.submit_batch(&tasks(5, "test.work", &json!({}))).await?);
         completed(&producer.api, &submitted, LIMIT).await?;
         for (number, silent) in (1..).zip([Direction::ToClient, Direction::ToServer]) {

@@ -33,7 +33,8 @@ async fn a_postgres_killed_twice_under_load_loses_and_doubles_nothing() -> Resul
     let (mut server, stack) = own_server().await?;
     let log = stack.operation_log()?;
     let mut producer = stack.producer().start().await?;
-    let mut workers = [stack.test_worker(&log).start().await?, stack.test_worker(&log).start().await?];
+    let mut workers =
+        [stack.test_worker(&log).short_lease().start().await?, stack.test_worker(&log).short_lease().start().await?];
     let load = PatientLoad::of(&producer.api, json!({"kind": "test.work", "args": {"work_ms": 100}}));
     for round in 1..=2 {
         log.started(round * 50, LIMIT).await?;
@@ -62,7 +63,8 @@ async fn a_postgres_that_stands_still_for_longer_than_a_lease_loses_and_doubles_
     let (server, stack) = own_server().await?;
     let log = stack.operation_log()?;
     let mut producer = stack.producer().start().await?;
-    let mut workers = [stack.test_worker(&log).start().await?, stack.test_worker(&log).start().await?];
+    let mut workers =
+        [stack.test_worker(&log).short_lease().start().await?, stack.test_worker(&log).short_lease().start().await?];
     let load = PatientLoad::of(&producer.api, json!({"kind": "test.work", "args": {"work_ms": 200}}));
     log.started(50, LIMIT).await?;
     server.freeze()?;
@@ -99,7 +101,7 @@ async fn a_full_disk_refuses_submissions_and_loses_and_doubles_nothing() -> Resu
     };
     let log = stack.operation_log()?;
     let mut producer = stack.producer().start().await?;
-    let mut worker = stack.test_worker(&log).start().await?;
+    let mut worker = stack.test_worker(&log).short_lease().start().await?;
     let args = json!({"work_ms": 100, "answer": "x".repeat(2000)});
     let load = PatientLoad::of(&producer.api, json!({"kind": "test.work", "args": args}));
     log.started(50, LIMIT).await?;

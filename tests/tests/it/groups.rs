@@ -13,6 +13,9 @@ use crate::load::tasks;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const MEMBERS: usize = 200;
+
+/// How many idle groups are timed.
+const GROUPS: usize = 5;
 /// How many of them fail for good.
 const FAILING: usize = 20;
 
@@ -46,7 +49,7 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let mut producer = stack.producer().start().await?;
-        let mut victim = stack.test_worker(&log).start().await?;
+        let mut victim = stack.test_worker(&log).short_lease().start().await?;
         let _survivor = stack.test_worker(&log).start().await?;
         let mut batch = tasks(MEMBERS - FAILING, "test.work", &json!({"work_ms": 300}));
         let failing = json!({"kind": "test.work", "args": {"failures": 9}, "max_attempts": 1});
@@ -84,17 +87,21 @@ on_both_ledgers! {
         let producer = stack.producer().start().await?;
         let _worker = stack.test_worker(&log).start().await?;
         let then = json!({"kind": "test.then", "args": {}});
-        let (ids, group) = submit(&producer.api, &tasks(2, "test.work", &json!({"work_ms": 100})), &then).await?;
-        for id in &ids {
-            producer.api.in_state(id, "completed", LIMIT).await?;
+        let mut took = Vec::new();
+        for _ in 0..GROUPS {
+            let (ids, group) = submit(&producer.api, &tasks(2, "test.work", &json!({"work_ms": 100})), &then).await?;
+            for id in &ids {
+                producer.api.in_state(id, "completed", LIMIT).await?;
+            }
+            let began = std::time::Instant::now();
+            let closed = closed(&producer.api, &group).await?;
+            let id = closed["then"]["id"].as_str().context("nothing follows")?;
+            eventually(LIMIT, "the follow-up's start", async || Ok(log.of(id)?.pop())).await?;
+            took.push(began.elapsed());
         }
-        let began = std::time::Instant::now();
-        let closed = closed(&producer.api, &group).await?;
-        let id = closed["then"]["id"].as_str().context("nothing follows")?;
-        eventually(LIMIT, "the follow-up's start", async || Ok(log.of(id)?.pop())).await?;
-        let took = began.elapsed();
         println!("followed after {took:?}");
-        assert!(took < Duration::from_secs(1), "{took:?}");
+        took.sort_unstable();
+        assert!(took[GROUPS / 2] < Duration::from_secs(1), "{took:?}");
         Ok(())
     }
 }

@@ -28,7 +28,8 @@ async fn a_vhost_is_the_tests_own_and_goes_with_its_guard() -> Result<()> {
     mine.bind("q", "amq.topic", "a.#").await?;
     let tap = mine.tap("amq.topic", "a.b").await?;
     mine.publish("amq.topic", "a.b", b"hello", BasicProperties::default()).await?;
-    assert_eq!(mine.depth("q").await?, Some(1));
+    eventually(LIMIT, "the message to be ready", async || Ok((mine.depth("q").await? == Some(1)).then_some(())))
+        .await?;
     assert_eq!(other.depth("q").await?, None);
     let taken = mine.take(&tap).await?;
     assert_eq!(taken.iter().map(|message| message.data.as_slice()).collect::<Vec<_>>(), [b"hello"]);

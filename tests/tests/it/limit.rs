@@ -44,7 +44,7 @@ on_both_ledgers! {
         let producer = stack.producer().start().await?;
         set(&producer.api, "key/customer:*", json!({"max_running": 2})).await?;
         set(&producer.api, "kind/test.work", json!({"max_running": 5})).await?;
-        let mut victim = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 16).start().await?;
+        let mut victim = stack.test_worker(&log).short_lease().env("TASKLANE_CONCURRENCY", 16).start().await?;
         let _survivor = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 16).start().await?;
         let of = |customer: usize| json!({"kind": "test.work", "concurrency_key": format!("customer:{customer}"), "args": {"work_ms": 40}});
         let batch: Vec<Value> = (0..160).map(|index| of(index % 4)).collect();

@@ -148,8 +148,9 @@ async fn a_worker_without_room_or_work_is_not_called_stalled() -> Result<()> {
     let producer = stack.producer().start().await?;
     let busy = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 1).start().await?;
     let idle = stack.test_worker(&log).env("TASKLANE_QUEUES", "idle").start().await?;
-    let long = json!({"work_ms": TOLD_WITHIN.as_millis()});
-    let submitted = ids(&producer.api.submit_batch(&tasks(2, "test.work", &long)).await?);
+    let mut batch = tasks(1, "test.work", &json!({"work_ms": (TOLD_WITHIN + Duration::from_secs(10)).as_millis()}));
+    batch.extend(tasks(1, "test.work", &json!({})));
+    let submitted = ids(&producer.api.submit_batch(&batch).await?);
     log.started(1, LIMIT).await?;
     let until = Instant::now() + TOLD_WITHIN - Duration::from_secs(2);
     let mut look = Instant::now();

@@ -164,7 +164,10 @@ on_both_ledgers! {
         assert_eq!(stack.vhost.take(&tap).await?.len(), 50, "the tap has seen every task");
         assert_eq!(stack.vhost.depth("tasklane.q.other").await?, Some(0));
         let refused = async |worker: &Worker| Ok::<_, anyhow::Error>(worker.metrics().await?.sum(REFUSED, &[]));
-        assert_eq!(refused(&first).await? + refused(&second).await?, 50.0, "every copy was refused");
+        eventually(LIMIT, "every copy to be refused", async || {
+            Ok((refused(&first).await? + refused(&second).await? >= 50.0).then_some(()))
+        })
+        .await?;
         nothing_left(&stack.vhost).await
     }
 
@@ -205,7 +208,7 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
-        let mut first = stack.test_worker(&log).env("TASKLANE_CUSTODY_AFTER_MS", CUSTODY_AFTER_MS).start().await?;
+        let mut first = stack.test_worker(&log).short_lease().env("TASKLANE_CUSTODY_AFTER_MS", CUSTODY_AFTER_MS).start().await?;
         let task = json!({"kind": "test.work", "args": {"work_ms": 60_000, "work_again_ms": 2000}});
         let long = producer.api.submit(&task).await?;
         log.started(1, LIMIT).await?;
@@ -213,7 +216,7 @@ on_both_ledgers! {
         let second = stack.test_worker(&log).env("TASKLANE_CUSTODY_AFTER_MS", CUSTODY_AFTER_MS).start().await?;
         first.process.kill().await?;
         let done = producer.api.in_state(&long.id, "completed", LEASE_TTL * 3 + Duration::from_secs(2)).await?;
-        assert_eq!((done.attempt, done.fence), (2, 3));
+        assert_eq!(done.attempt, 2, "{done:#?}");
         assert_eq!(log.of(&long.id)?.iter().filter(|entry| entry.step == Step::Start).count(), 2);
         assert_eq!(held(&second).await?, 0.0, "the broker had nothing left to deliver again");
         nothing_left(&stack.vhost).await
@@ -226,7 +229,7 @@ async fn a_long_task_that_left_the_broker_early_completes_once() -> Result<()> {
     let log = stack.operation_log()?;
     let producer = stack.producer().start().await?;
     let wire = Proxy::to(stack.vhost.node().amqp).await?;
-    let worker = stack.test_worker(&log).env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire));
+    let worker = stack.test_worker(&log).short_lease().env("TASKLANE_AMQP_URL", stack.vhost.url_through(&wire));
     let worker = worker.env("TASKLANE_CUSTODY_AFTER_MS", CUSTODY_AFTER_MS).start().await?;
     // Longer than a lease: renewals keep it.
     let work = json!({"work_ms": (LEASE_TTL * 2).as_millis()});
@@ -261,11 +264,11 @@ async fn what_a_busy_worker_cannot_take_goes_to_an_idle_one() -> Result<()> {
     let log = stack.operation_log()?;
     let producer = stack.producer().start().await?;
     let busy = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 2).start().await?;
-    let submitted = ids(&producer.api.submit_batch(&tasks(6, "test.work", &json!({"work_ms": 6000}))).await?);
+    let submitted = ids(&producer.api.submit_batch(&tasks(6, "test.work", &json!({"work_ms": 12_000}))).await?);
     started_at(&log, busy.process.pid(), 2, LIMIT).await?;
     let idle = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 4).start().await?;
     // The busy one has prefetched two more; it gives them back, long before it could have run them.
-    started_at(&log, idle.process.pid(), 4, Duration::from_secs(4)).await?;
+    started_at(&log, idle.process.pid(), 4, Duration::from_secs(8)).await?;
     check_completed(&producer.api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
     log.check_each_started_once(submitted.iter().map(String::as_str))?;
     nothing_left(&stack.vhost).await

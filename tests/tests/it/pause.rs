@@ -12,7 +12,7 @@ use tasklane_common::topology::CONTROL_EXCHANGE;
 use tasklane_tests::api::Api;
 use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::oplog::OperationLog;
-use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
+use tasklane_tests::stack::{Stack, Worker};
 use tasklane_tests::{eventually, on_both_ledgers};
 use tokio::time::{Instant, sleep_until};
 
@@ -88,7 +88,7 @@ on_both_ledgers! {
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
         let workers = [worker(&stack, &log).start().await?, worker(&stack, &log).start().await?];
-        let backlogged = ids(&producer.api.submit_batch(&tasks(300, "test.work", &json!({"work_ms": 50}))).await?);
+        let backlogged = ids(&producer.api.submit_batch(&tasks(300, "test.work", &json!({"work_ms": 200}))).await?);
         let load = Load::of(&producer.api, json!({"kind": "test.work", "args": {"work_ms": 20}}));
         log.started(60, LIMIT).await?;
 
@@ -124,7 +124,7 @@ on_both_ledgers! {
         let stack = Stack::new(ledger).await?;
         let log = stack.operation_log()?;
         let mut producer = stack.producer().start().await?;
-        let mut victim = worker(&stack, &log).start().await?;
+        let mut victim = worker(&stack, &log).short_lease().start().await?;
         let cut = producer.api.submit(&json!({"kind": "test.work", "args": {"work_ms": 60_000, "work_again_ms": 1}})).await?.id;
         producer.api.in_state(&cut, "running", LIMIT).await?;
         set(&producer.api, "pause").await?;
@@ -198,7 +198,7 @@ on_both_ledgers! {
         assert_eq!(log.starts()?.len(), 1);
         assert!(given_back(&[&worker]).await? <= f64::from(CONCURRENCY));
         set(&producer.api, "resume").await?;
-        producer.api.in_state(&id, "completed", 2 * LEASE_TTL).await?;
+        producer.api.in_state(&id, "completed", LIMIT / 3).await?;
         nothing_left(&stack.vhost).await
     }
 }

@@ -1,6 +1,7 @@
 //! What clients may do wrong, do twice, or do while the ledger is away; and where their tasks go.
 
 use std::collections::BTreeSet;
+use std::ops::RangeBounds;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -19,7 +20,7 @@ use crate::load::{ids, nothing_left, tasks};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// How soon a request is refused while the ledger is known to be away.
-const REFUSED_WITHIN: Duration = Duration::from_secs(1);
+const REFUSED_WITHIN: Duration = Duration::from_secs(3);
 
 /// How many clients send the same request at the same time.
 const CLIENTS: usize = 50;
@@ -210,7 +211,7 @@ async fn a_ledger_that_is_away_is_told_at_once_and_recovered_from() -> Result<()
     let (mut server, stack) = stoppable().await?;
     let log = stack.operation_log()?;
     let mut producer = stack.producer().start().await?;
-    let mut worker = stack.test_worker(&log).start().await?;
+    let mut worker = stack.test_worker(&log).short_lease().start().await?;
     let api = producer.api.clone();
     let mut submitted = ids(&api.submit_batch(&tasks(20, "test.work", &json!({"work_ms": 4000}))).await?);
     log.started(20, LIMIT).await?;
@@ -231,7 +232,7 @@ async fn a_ledger_that_is_away_is_told_at_once_and_recovered_from() -> Result<()
     assert_eq!(ended.len(), submitted.len(), "what was refused was not recorded");
     log.check_fences_rise()?;
     log.check_no_overlap()?;
-    went_on(&mut producer, &mut worker, 2)?;
+    went_on(&mut producer, &mut worker, 2..)?;
     nothing_left(&stack.vhost).await
 }
 
@@ -240,9 +241,7 @@ async fn running_tasks_outlast_a_short_absence_of_the_ledger() -> Result<()> {
     let (mut server, stack) = stoppable().await?;
     let log = stack.operation_log()?;
     let mut producer = stack.producer().start().await?;
-    // With the lease that a worker has by default.
-    let mut worker =
-        stack.worker().binary("test-worker").env("TASKLANE_TEST_OPLOG", log.file().display()).start().await?;
+    let mut worker = stack.test_worker(&log).start().await?;
     let api = producer.api.clone();
     let mut submitted = ids(&api.submit_batch(&tasks(20, "test.work", &json!({"work_ms": 1000}))).await?);
     log.started(20, LIMIT).await?;
@@ -255,7 +254,7 @@ async fn running_tasks_outlast_a_short_absence_of_the_ledger() -> Result<()> {
     submitted.extend(ids(&taken_again(&api).await?));
     crate::load::check_completed(&api.all_ended(submitted.len(), LIMIT).await?, &submitted)?;
     log.check_each_started_once(submitted.iter().map(String::as_str))?;
-    went_on(&mut producer, &mut worker, 1)?;
+    went_on(&mut producer, &mut worker, 1..=1)?;
     nothing_left(&stack.vhost).await
 }
 
@@ -313,10 +312,10 @@ async fn taken_again(api: &Api) -> Result<Vec<tasklane_tests::api::Accepted>> {
 }
 
 /// Neither program was started again; the worker has had so many names.
-fn went_on(producer: &mut Producer, worker: &mut Worker, names: usize) -> Result<()> {
+fn went_on(producer: &mut Producer, worker: &mut Worker, names: impl RangeBounds<usize>) -> Result<()> {
     assert_eq!((producer.process.has_exited()?, worker.process.has_exited()?), (None, None));
     let entered = worker.process.log().matches("the worker has entered the ledger").count();
-    assert_eq!(entered, names, "{}", worker.process.log());
+    assert!(names.contains(&entered), "{entered} names: {}", worker.process.log());
     Ok(())
 }
 

@@ -11,7 +11,8 @@ use tasklane_tests::stack::Stack;
 
 use crate::load::nothing_left;
 
-const LIMIT: Duration = Duration::from_secs(30);
+/// Longer than a relay keeps to itself what it has fetched and not published.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A task whose only attempt fails; another one of it would not.
 fn failing() -> Value {
@@ -56,13 +57,13 @@ on_both_ledgers! {
         let next = stack.producer().start().await?;
         let done = next.api.all_ended(30, LIMIT).await?;
         assert!(done.iter().all(|task| task.state == "completed" && task.attempt == 2), "{done:#?}");
-        let mut starts = done.iter().map(started).collect::<Result<Vec<_>>>()?;
-        starts.sort_unstable();
+        let mut times = done.iter().map(|task| task.run_at.context("a time")).collect::<Result<Vec<_>>>()?;
+        times.sort_unstable();
         for task in &done {
             assert!(started(task)? >= task.run_at.context("a time")?, "{task:#?}");
         }
-        let spread = starts[29].duration_since(starts[0]).as_secs_f64();
-        assert!(spread >= 2.5, "30 tasks, 10 a second, started within {spread} s");
+        let spread = times[29].duration_since(times[0]).as_secs_f64();
+        assert!(spread >= 2.8, "30 tasks, 10 a second, within {spread} s");
         nothing_left(&stack.vhost).await
     }
 }

@@ -117,7 +117,7 @@ async fn everything_can_be_looked_at() -> Result<()> {
     assert_eq!(queues.as_array().map(Vec::len), Some(2), "{queues}");
     let table = cli.ok(&["queues", "reports"]).await?;
     assert!(table.starts_with("QUEUE") && table.lines().count() == 2, "{table}");
-    let pictures = cli.ok(&["watch", "--every", "100ms", "--timeout", "250ms"]).await?;
+    let pictures = cli.ok(&["watch", "--every", "100ms", "--timeout", "3s"]).await?;
     assert!(pictures.matches("QUEUE").count() >= 2 && !pictures.contains('\u{1b}'), "{pictures}");
 
     let said = cli.run(&["workers"]).await?;
