@@ -40,10 +40,10 @@ on_both_ledgers! {
         let log = stack.operation_log()?;
         let producer = stack.producer().start().await?;
         let mut victim = stack.test_worker(&log).short_lease().start().await?;
-        let _survivor = stack.test_worker(&log).start().await?;
+        // With room for all when the lease has ended.
+        let _survivor = stack.test_worker(&log).env("TASKLANE_CONCURRENCY", 256).start().await?;
 
-        // As many as run at once, so that the survivor has room when the lease has ended.
-        let batch = tasks(128, "test.work", &json!({"work_ms": 1000}));
+        let batch = tasks(200, "test.work", &json!({"work_ms": 1000}));
         let submitted = ids(&producer.api.submit_batch(&batch).await?);
         let cut = kill_in_mid_run(&mut victim, &log).await?;
         let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
