@@ -31,7 +31,7 @@ pub enum StartError {
     #[error("cannot open the ledger: {0}")]
     Ledger(#[from] LedgerError),
     /// The address is taken, or not this machine's.
-    #[error("cannot listen on http_addr {addr}: {source}")]
+    #[error("cannot listen on http_addr {addr}: {source}; if it is taken, give another with --http-addr")]
     Listen {
         /// The setting.
         addr: String,

@@ -142,9 +142,9 @@ async fn surroundings(worker: &Worker, metrics_addr: Option<SocketAddr>) -> anyh
     let metrics = Metrics::install().context("cannot install the metrics")?;
     tokio::spawn(metrics.clone().upkeep());
     if let Some(addr) = metrics_addr {
-        let listener = tokio::net::TcpListener::bind(addr)
-            .await
-            .with_context(|| format!("cannot listen on metrics_addr {addr}"))?;
+        let listener = tokio::net::TcpListener::bind(addr).await.with_context(|| {
+            format!("cannot listen on metrics_addr {addr}; if it is taken, give another with --metrics-addr")
+        })?;
         let router = telemetry::health_router(metrics, worker.readiness());
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
