@@ -42,7 +42,7 @@ use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
-pub const SCHEMA_VERSION: i64 = 10;
+pub const SCHEMA_VERSION: i64 = 11;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);

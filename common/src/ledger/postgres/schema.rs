@@ -21,6 +21,7 @@ const MIGRATIONS: &[&str] = &[
     include_str!("../migrations/postgres/0008_limits.sql"),
     include_str!("../migrations/postgres/0009_failures.sql"),
     include_str!("../migrations/postgres/0010_retention.sql"),
+    include_str!("../migrations/postgres/0011_hardening.sql"),
 ];
 const _: () = assert!(MIGRATIONS.len() as i64 == SCHEMA_VERSION, "SCHEMA_VERSION counts the migrations");
 

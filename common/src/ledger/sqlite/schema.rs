@@ -20,6 +20,7 @@ const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
     include_str!("../migrations/sqlite/0008_limits.sql"),
     include_str!("../migrations/sqlite/0009_failures.sql"),
     include_str!("../migrations/sqlite/0010_retention.sql"),
+    include_str!("../migrations/sqlite/0011_hardening.sql"),
 ];
 
 /// The first release without the bug that can corrupt a WAL which two connections reset at once.
