@@ -27,7 +27,8 @@ const WORK_ROWS: usize = 16;
 const STEPS: std::ffi::c_int = 10_000;
 const SAVEPOINT: &str = "tasklane_work";
 /// The ledger's tables, which only the ledger writes.
-pub(super) const TABLES: [&str; 12] = [
+pub(super) const TABLES: [&str; 13] = [
+    "ledger",
     "limit_gates",
     "limit_places",
     "limits",
