@@ -31,7 +31,7 @@ pub const SCHEDULE_TAG: &str = "schedule";
 /// The tag of a fired task that tells its tick.
 pub const TICK_TAG: &str = "tick";
 
-/// Names a schedule: dot-separated words of `A-Z a-z 0-9 _ -`, at most [`NAME_BYTES_MAX`] bytes.
+/// Names a schedule: dot-separated words of `A-Z a-z 0-9 _ -`, at most 128 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, max_length = 128, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", examples("reports.nightly"))]

@@ -210,7 +210,7 @@ impl NewTask {
 /// A claim to be the only task with a key. Keys are one space for all kinds and queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unique {
-    /// The key, at most [`UNIQUE_KEY_BYTES_MAX`] bytes.
+    /// The key, at most 255 bytes.
     pub key: String,
     /// For how long after its recording the task holds the key, finished or not; `None` until it has finished.
     /// A task that is not kept any more holds nothing.
@@ -240,7 +240,7 @@ pub struct AttemptError {
     /// When it failed.
     #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
-    /// What happened, at most [`ERROR_BYTES_MAX`] bytes.
+    /// What happened, at most 4,096 bytes.
     pub message: String,
     /// Which sort of failure it was.
     pub kind: ErrorKind,
@@ -305,7 +305,7 @@ pub struct Task {
     pub result: Option<Json>,
     /// Whether the result was cleared because its `result_ttl_ms` after the task's end was over.
     pub result_expired: bool,
-    /// The newest failed attempts, oldest first, at most [`ERRORS_KEPT`].
+    /// The newest failed attempts, oldest first, at most 20.
     pub errors: Vec<AttemptError>,
     /// Why the task was cancelled or discarded, or why it shall be cancelled.
     pub reason: Option<String>,

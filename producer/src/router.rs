@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -43,12 +42,9 @@ struct Frame;
 pub fn router(app: Arc<App>) -> Router {
     let (admitted, operations, openapi) = parts();
     let admitted = admitted.layer(from_fn_with_state(app.admission.clone(), admission::admit));
-    let page = docs::page(&openapi);
-    let document = docs::document(&openapi);
     admitted
         .merge(operations)
-        .route("/openapi.json", get(move || docs::serve("application/json", document.clone())))
-        .route("/docs", get(move || docs::serve("text/html; charset=utf-8", page.clone())))
+        .merge(docs::routes(&openapi))
         .fallback(async || ApiError::UnknownPath)
         .method_not_allowed_fallback(async || ApiError::UnknownMethod)
         // Together, the outermost first: each by itself would be boxed, and cloned for every request.
@@ -66,18 +62,18 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
     parts().2
 }
 
-/// The routes of the work, those of the operation, and the document of both.
+/// The routes of the work, those of the operation, and the document of both, in the order in which people read it.
 fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
     let (admitted, work) = OpenApiRouter::with_openapi(Frame::openapi())
         .routes(routes!(submit::submit, list::list))
         .routes(routes!(batch::submit_batch))
-        .routes(routes!(group::group))
         .routes(routes!(status::status, edit::edit))
-        .routes(routes!(retry::retry))
-        .routes(routes!(retry_many::retry_many))
         .routes(routes!(cancel::cancel))
+        .routes(routes!(retry::retry))
         .routes(routes!(cancel_many::cancel_many))
+        .routes(routes!(retry_many::retry_many))
         .routes(routes!(purge::purge))
+        .routes(routes!(group::group))
         .routes(routes!(queues::list))
         .routes(routes!(queues::one))
         .routes(routes!(pause::pause))

@@ -33,13 +33,13 @@ pub enum NameError {
 
 /// Names the work: a stable string that the submitter and the handler agree on, such as `report.build`.
 ///
-/// Dot-separated words of `A-Z a-z 0-9 _ -`, at most [`KIND_BYTES_MAX`] bytes: it is part of a routing key.
+/// Dot-separated words of `A-Z a-z 0-9 _ -`, at most 128 bytes: it is part of a routing key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schema(value_type = String, max_length = 128, pattern = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", examples("report.build"))]
 pub struct Kind(Arc<str>);
 
-/// Names a queue, such as `default`: at most [`QUEUE_BYTES_MAX`] bytes of `a-z 0-9 _ -`.
+/// Names a queue, such as `default`: at most 64 bytes of `a-z 0-9 _ -`.
 ///
 /// It has no dots, since `<queue>.#` must match the routing keys of one queue only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]

@@ -1,14 +1,56 @@
-//! `/openapi.json`, and `/docs`: the same as a page to read, with nothing loaded from elsewhere.
+//! `/openapi.json`, and `/docs`: the same as a reference to read and try, with nothing loaded from elsewhere.
+//!
+//! The viewer is Scalar, whose script comes with its crate.
 
-use std::fmt::Write;
+use std::sync::LazyLock;
 
+use axum::Router;
 use axum::body::Bytes;
 use axum::http::{HeaderName, header};
-use serde_json::Value;
+use axum::routing::get;
 use utoipa::openapi::OpenApi;
 
-const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}\
-code{background:#8882;padding:.1em .3em;border-radius:.2em}dt{margin-top:1rem}dd{margin:0 0 0 1.5rem;white-space:pre-line}";
+const HTML: &str = "text/html; charset=utf-8";
+const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
+
+/// Scripts are ours and the viewer's; the viewer writes its styles into the page. Nothing goes to another host.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; connect-src 'self'; \
+                      img-src 'self' data:; font-src 'self' data:; form-action 'none'; base-uri 'none'; \
+                      frame-ancestors 'none'";
+
+/// Addresses are relative, so that the page works below any path of a proxy.
+const PAGE: &str = r#"<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Tasklane API</title>
+<link rel="icon" href="data:,">
+<style>body{margin:0}</style>
+<div id="reference"></div>
+<noscript>This reference needs JavaScript. The same for programs: <a href="openapi.json">openapi.json</a></noscript>
+<script src="docs/viewer.js"></script>
+<script src="docs/start.js"></script>
+</html>
+"#;
+
+/// The viewer brings fonts, a proxy, telemetry and an assistant of its makers' hosts: none is used.
+const START: &str = r#"Scalar.createApiReference('#reference', {
+  url: 'openapi.json',
+  agent: { disabled: true },
+  baseServerURL: new URL('.', location).href.replace(/\/$/, ''),
+  defaultHttpClient: { targetKey: 'shell', clientKey: 'curl' },
+  defaultOpenAllTags: false,
+  documentDownloadType: 'json',
+  hideClientButton: true,
+  mcp: { disabled: true },
+  showDeveloperTools: 'never',
+  telemetry: false,
+  withDefaultFonts: false,
+})
+"#;
+
+static VIEWER: LazyLock<Bytes> =
+    LazyLock::new(|| scalar_api_reference::get_asset("scalar.js").unwrap_or_default().into());
 
 /// The document as it is served and checked in.
 #[must_use]
@@ -19,50 +61,22 @@ pub fn document(openapi: &OpenApi) -> Bytes {
     text.into()
 }
 
-/// The page.
-#[must_use]
-pub fn page(openapi: &OpenApi) -> Bytes {
-    let document = serde_json::to_value(openapi).unwrap_or_default();
-    let mut page = format!(
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>\
-         <title>Tasklane API</title><style>{STYLE}</style><h1>Tasklane API</h1><p>{}</p>\
-         <p>The whole of it, for programs: <a href=/openapi.json>/openapi.json</a></p><dl>",
-        escape(text(&document["info"]["description"])),
-    );
-    for (path, methods) in document["paths"].as_object().into_iter().flatten() {
-        for (method, operation) in methods.as_object().into_iter().flatten() {
-            describe(&mut page, path, method, operation);
-        }
-    }
-    page.push_str("</dl></html>\n");
-    page.into()
+/// The document, the page that shows it, and the page's scripts.
+pub(crate) fn routes<S: Clone + Send + Sync + 'static>(openapi: &OpenApi) -> Router<S> {
+    let document = document(openapi);
+    Router::new()
+        .route("/openapi.json", get(async move || serve("application/json", document)))
+        .route("/docs", get(async || serve(HTML, Bytes::from_static(PAGE.as_bytes()))))
+        .route("/docs/start.js", get(async || serve(JAVASCRIPT, Bytes::from_static(START.as_bytes()))))
+        .route("/docs/viewer.js", get(async || serve(JAVASCRIPT, VIEWER.clone())))
 }
 
-/// Serves either.
-pub(crate) async fn serve(media_type: &'static str, content: Bytes) -> ([(HeaderName, &'static str); 2], Bytes) {
-    let policy = "default-src 'none'; style-src 'unsafe-inline'";
-    ([(header::CONTENT_TYPE, media_type), (header::CONTENT_SECURITY_POLICY, policy)], content)
-}
-
-fn describe(page: &mut String, path: &str, method: &str, operation: &Value) {
-    let named = operation["parameters"].as_array().into_iter().flatten().map(|parameter| text(&parameter["name"]));
-    let named: Vec<_> = named.map(|name| format!("<code>{}</code>", escape(name))).collect();
-    // Writing to a string does not fail.
-    let _ = write!(
-        page,
-        "<dt><code>{} {}</code> {}</dt><dd>{}\n{}</dd>",
-        method.to_uppercase(),
-        escape(path),
-        escape(text(&operation["summary"])),
-        escape(text(&operation["description"])),
-        if named.is_empty() { String::new() } else { format!("Parameters and headers: {}", named.join(", ")) },
-    );
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or_default()
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+fn serve(media_type: &'static str, content: Bytes) -> ([(HeaderName, &'static str); 4], Bytes) {
+    let headers = [
+        (header::CONTENT_TYPE, media_type),
+        (header::CONTENT_SECURITY_POLICY, POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+    ];
+    (headers, content)
 }
