@@ -6,6 +6,7 @@
 
 #[cfg(test)]
 pub mod conformance;
+mod caller;
 mod claiming;
 mod leasing;
 mod looking;
@@ -26,14 +27,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::Timestamp;
 
+pub use self::caller::{ACTOR_BYTES_MAX, Caller};
 pub use self::claiming::{Claim, ClaimRequest, Failure, Granted, Mark, Refusal, Settled, Settlement, Transition};
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
 pub use self::limiting::{LimitSet, Released};
-pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, QueueCounts, Worker};
+pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, Paused, QueueCounts, Worker};
 pub(crate) use self::looking::{PAGE_BYTES_MAX, RUNS_LOOKED_AT};
-pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage};
+pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
 use crate::limit::{Bounds, Limit, Scope};
@@ -126,11 +128,15 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
     /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
     /// holds it. Each task stands for itself; unknown ids are left out.
-    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
+    async fn replay_many(
+        &self,
+        replays: Vec<(TaskId, Duration)>,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, Replayed)>, LedgerError>;
 
     /// [`Ledger::replay_many`] of one, due at once.
-    async fn replay(&self, id: TaskId) -> Result<Replayed, LedgerError> {
-        let replayed = self.replay_many(vec![(id, Duration::ZERO)]).await?.pop();
+    async fn replay(&self, id: TaskId, caller: Caller) -> Result<Replayed, LedgerError> {
+        let replayed = self.replay_many(vec![(id, Duration::ZERO)], caller).await?.pop();
         Ok(replayed.map_or(Replayed::Unknown, |(_, replayed)| replayed))
     }
 
@@ -138,12 +144,17 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     ///
     /// Raises the fence, and voids all messages published under a lower one: [`Refusal::Outdated`]. They may still be in
     /// the broker, and say what held before.
-    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError>;
+    async fn edit(&self, id: TaskId, edit: Edit, caller: Caller) -> Result<Edited, LedgerError>;
 
     /// Cancels tasks for `reason`: a waiting one at once, and then no claim takes it any more; a running one when its
     /// worker, which asks by [`Ledger::cancelling`], has stopped it. The first to ask counts; each task stands for
     /// itself. The state of each before; unknown ids are left out.
-    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError>;
+    async fn cancel(
+        &self,
+        ids: Vec<TaskId>,
+        reason: String,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, State)>, LedgerError>;
 
     /// A worker's runs that somebody wants cancelled, until they have ended; cheap when there are none.
     ///
@@ -164,14 +175,20 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     ///
     /// Raises their fences, so that a late [`Ledger::mark_queued`] of a publication to the old queue changes nothing, and
     /// voids the messages in the old queue as [`Ledger::edit`] does.
-    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError>;
+    async fn move_tasks(
+        &self,
+        ids: Vec<TaskId>,
+        from: QueueName,
+        to: QueueName,
+        caller: Caller,
+    ) -> Result<u64, LedgerError>;
 
     /// Deletes those of these tasks that have finished, with their keys, before their retention is over; tells how many.
     async fn purge(&self, ids: Vec<TaskId>) -> Result<u64, LedgerError>;
 
     /// Pauses a queue, or lets it go on. After `Ok` of a pause no claim takes a task of the queue ([`Refusal::Paused`]);
     /// what runs goes on, and everything else does, too: recording, publishing, settling.
-    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError>;
+    async fn set_paused(&self, queue: QueueName, paused: bool, caller: Caller) -> Result<(), LedgerError>;
 
     /// The paused queues, by name; cheap.
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError>;

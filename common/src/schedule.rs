@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 pub use self::timetable::{Timetable, TimetableError};
 use crate::clock::timestamp;
-use crate::ledger::LedgerError;
+use crate::ledger::{LedgerError, Paused};
 use crate::task::{Kind, NameError, NewTask, TaskId};
 use crate::template::TaskTemplate;
 
@@ -137,6 +137,8 @@ pub struct Schedule {
     pub last_skipped: Option<Timestamp>,
     /// How many ticks it had.
     pub ticks: TickCounts,
+    /// Since when it is paused, and by whom; `None` when it is not.
+    pub paused: Option<Paused>,
     /// When it was made.
     pub created_at: Timestamp,
     /// When its definition last changed.
@@ -166,6 +168,23 @@ impl Definition {
             timestamp(tick.as_millisecond().saturating_add(offset))
         });
         task
+    }
+
+    /// The names of the fields in which another definition differs.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let Self { cron, timezone, task, catch_up, catch_up_max, overlap, jitter_ms, paused } = self;
+        let differs = [
+            (*cron != other.cron, "cron"),
+            (*timezone != other.timezone, "timezone"),
+            (*task != other.task, "task"),
+            (*catch_up != other.catch_up, "catch_up"),
+            (*catch_up_max != other.catch_up_max, "catch_up_max"),
+            (*overlap != other.overlap, "overlap"),
+            (*jitter_ms != other.jitter_ms, "jitter_ms"),
+            (*paused != other.paused, "paused"),
+        ];
+        differs.into_iter().filter(|(differs, _)| *differs).map(|(_, name)| name).collect()
     }
 
     /// As the ledgers keep it.

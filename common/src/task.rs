@@ -340,6 +340,36 @@ pub struct Task {
     pub limited_by: Option<String>,
     /// The failed task whose work it does with other args.
     pub retried_from: Option<TaskId>,
+    /// The newest call that changed it: a cancellation, a retry, an edit or a move; null when there was none.
+    pub last_change: Option<LastChange>,
+}
+
+/// The newest call that changed a task, and who made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LastChange {
+    /// What was done.
+    pub call: ChangeCall,
+    /// Who did it, as the client's `Tasklane-Actor` said; null when it did not.
+    pub by: Option<String>,
+    /// When.
+    #[schema(value_type = String, format = DateTime)]
+    pub at: Timestamp,
+    /// The request's `X-Request-Id`, under which the producer has logged it.
+    pub request_id: Option<String>,
+}
+
+/// The calls that change what was recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeCall {
+    /// It was cancelled, or its cancellation was asked for.
+    Cancel,
+    /// It was run again.
+    Retry,
+    /// Something about it was changed.
+    Edit,
+    /// It was given to another queue.
+    Move,
 }
 
 /// Cuts a text to at most `max` bytes at a character's border, marking the cut with an ellipsis.

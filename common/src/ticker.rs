@@ -150,7 +150,7 @@ impl Ticker {
             tracing::info!(schedule = %name, missed, "ticks have passed while nothing was there to fire them");
         }
         count("fired", fired);
-        count("missed", missed);
+        count_missed(missed);
         Ok(Done::Moved)
     }
 }
@@ -170,6 +170,11 @@ fn submitted(task: &NewTask) -> TaskEvent {
     }
 }
 
+/// Counts ticks that are not fired any more.
+pub fn count_missed(ticks: u32) {
+    count("missed", ticks);
+}
+
 fn count(outcome: &'static str, ticks: u32) {
     metrics::counter!("tasklane_schedule_ticks_total", "outcome" => outcome).increment(ticks.into());
 }
@@ -187,8 +192,8 @@ fn firing(schedule: &Schedule, watched: Watched) -> Result<Option<Firing>, Timet
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::conformance::schedule::definition;
-    use crate::ledger::{NextTick, ScheduleChange};
+    use crate::ledger::NextTick;
+    use crate::ledger::conformance::schedule::{anew, definition};
     use crate::publisher::Publisher;
     use crate::schedule::{CatchUp, Definition, ScheduleName, TickCounts};
 
@@ -214,8 +219,7 @@ mod tests {
         let definition = Definition { cron: "* * * * * *".to_owned(), catch_up: CatchUp::None, ..definition() };
         let (now, _) = ledger.schedule(name.clone()).await.unwrap();
         let tick = timestamp(now.as_millisecond() / 1_000 * 1_000 - 1_000);
-        let change = ScheduleChange { name: name.clone(), replaces: None, definition, next: NextTick::At(tick) };
-        ledger.change_schedule(change).await.unwrap();
+        ledger.change_schedule(anew("a", definition, NextTick::At(tick))).await.unwrap();
         let stands = async || ledger.schedule(name.clone()).await.unwrap().1.unwrap();
 
         let mut young = ticker(None);

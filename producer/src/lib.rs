@@ -28,6 +28,7 @@ pub mod template;
 pub mod scheduling;
 pub mod grouping;
 pub mod idempotency;
+pub mod caller;
 pub mod intake;
 mod trace_context;
 pub mod record;

@@ -36,6 +36,20 @@ pub fn query(text: Option<&str>) -> Result<ListQuery, ApiError> {
     Ok(query)
 }
 
+/// A filter as the log tells it.
+#[must_use]
+pub fn told(query: &ListQuery) -> String {
+    let ListQuery { state, kind, queue, tag, group, before: _, limit: _ } = query;
+    let parts = [
+        state.map(|state| format!("state={state}")),
+        kind.as_ref().map(|kind| format!("kind={kind}")),
+        queue.as_ref().map(|queue| format!("queue={queue}")),
+        tag.as_ref().map(|(key, value)| format!("tag={key}:{value}")),
+        group.map(|group| format!("group={group}")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
 /// Where the next page begins, as an opaque text.
 #[must_use]
 pub fn cursor(before: TaskId) -> String {

@@ -28,6 +28,10 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     let method = known_method(request.method());
     let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
     let span = trace_context::begin(&mut request, method, &route);
+    // One that the client has given may have been unfit.
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        request.headers_mut().insert(REQUEST_ID, value);
+    }
     let mut response = next.run(request).instrument(span.clone()).await;
     trace_context::end(&span, response.status());
     write_problem(&mut response, &id);

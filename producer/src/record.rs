@@ -199,5 +199,6 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         concurrency_key: task.concurrency_key,
         limited_by: None,
         retried_from: task.retried_from,
+        last_change: None,
     }
 }

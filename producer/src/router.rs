@@ -15,7 +15,7 @@ use crate::routes::{
     batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, pause_schedule,
     purge, put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
-use crate::{admission, observe};
+use crate::{admission, caller, observe};
 
 /// The document's frame; paths and schemas are collected from the routes.
 #[derive(OpenApi)]
@@ -93,5 +93,7 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .routes(routes!(health::ready))
         .routes(routes!(health::metrics))
         .split_for_parts();
-    (admitted, operations, work.merge_from(operation))
+    let mut document = work.merge_from(operation);
+    caller::document(&mut document);
+    (admitted, operations, document)
 }

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tasklane_common::ledger::NextTick;
-use tasklane_common::schedule::plan::CATCH_UP_MAX_MAX;
+use tasklane_common::ledger::{GivenUp, NextTick};
+use tasklane_common::schedule::plan::{CATCH_UP_MAX_MAX, due_ticks};
 use tasklane_common::schedule::{
     CATCH_UP_MAX_DEFAULT, CatchUp, Definition, JITTER_MS_MAX, Overlap, SCHEDULE_TAG, Schedule, ScheduleName, TICK_TAG,
     TickCounts, Timetable,
@@ -60,7 +60,8 @@ pub struct PutSchedule {
     /// Spreads the starts: each task waits up to so long after its tick, always as long for the same tick. Defaults to 0.
     #[schema(minimum = 0, maximum = 86_400_000, default = 0)]
     jitter_ms: Option<i64>,
-    /// Fires nothing for now; ticks in that time are not made up for. Defaults to `false`.
+    /// Fires nothing for now; ticks in that time are not made up for. Left out, it stays as it is, and a new schedule is
+    /// not paused.
     paused: Option<bool>,
 }
 
@@ -85,6 +86,11 @@ pub(crate) struct ScheduleView {
     jitter_ms: i64,
     /// Whether nothing is fired for now.
     paused: bool,
+    /// Since when it is paused; null when it is not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    paused_at: Option<Timestamp>,
+    /// Who paused it, as `Tasklane-Actor` said; null when it did not.
+    paused_by: Option<String>,
     /// The next five ticks; none while it is paused.
     #[schema(value_type = Vec<String>, format = DateTime)]
     next_runs: Vec<Timestamp>,
@@ -106,11 +112,27 @@ pub(crate) struct ScheduleView {
     updated_at: Timestamp,
 }
 
+/// A schedule's definition as a client asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Asked {
+    definition: Definition,
+    paused: Option<bool>,
+}
+
+impl Asked {
+    /// What holds when `old` held before: who does not speak of `paused` neither pauses nor resumes.
+    #[must_use]
+    pub fn after(&self, old: Option<&Definition>) -> Definition {
+        let paused = self.paused.unwrap_or_else(|| old.is_some_and(|old| old.paused));
+        Definition { paused, ..self.definition.clone() }
+    }
+}
+
 /// Reads the body of a PUT.
 ///
 /// # Errors
 /// [`ApiError::InvalidJson`], or [`ApiError::InvalidSchedule`] naming every fault.
-pub fn definition(body: &[u8], rules: &Rules) -> Result<Definition, ApiError> {
+pub fn asked(body: &[u8], rules: &Rules) -> Result<Asked, ApiError> {
     let asked: PutSchedule = extract::object(body).map_err(|fault| match fault {
         JsonFault::Syntax(message) => ApiError::InvalidJson(message),
         JsonFault::Shape(error) => ApiError::InvalidSchedule(vec![error]),
@@ -123,15 +145,18 @@ pub fn definition(body: &[u8], rules: &Rules) -> Result<Definition, ApiError> {
     let catch_up_max = within("catch_up_max", catch_up_max, 1, CATCH_UP_MAX_MAX.into(), &mut faults);
     let jitter_ms = within("jitter_ms", asked.jitter_ms.unwrap_or(0), 0, JITTER_MS_MAX, &mut faults);
     match (timetable, task, catch_up_max, jitter_ms) {
-        (Some(timetable), Some(task), Some(catch_up_max), Some(jitter_ms)) => Ok(Definition {
-            cron,
-            timezone: timetable.zone_name().to_owned(),
-            task,
-            catch_up: asked.catch_up.unwrap_or_default(),
-            catch_up_max: u32::try_from(catch_up_max).unwrap_or(CATCH_UP_MAX_DEFAULT),
-            overlap: asked.overlap.unwrap_or_default(),
-            jitter_ms,
-            paused: asked.paused.unwrap_or_default(),
+        (Some(timetable), Some(task), Some(catch_up_max), Some(jitter_ms)) => Ok(Asked {
+            paused: asked.paused,
+            definition: Definition {
+                cron,
+                timezone: timetable.zone_name().to_owned(),
+                task,
+                catch_up: asked.catch_up.unwrap_or_default(),
+                catch_up_max: u32::try_from(catch_up_max).unwrap_or(CATCH_UP_MAX_DEFAULT),
+                overlap: asked.overlap.unwrap_or_default(),
+                jitter_ms,
+                paused: false,
+            },
         }),
         _ => Err(ApiError::InvalidSchedule(faults)),
     }
@@ -155,6 +180,11 @@ fn within(path: &str, number: i64, min: i64, max: i64, faults: &mut Vec<FieldErr
     None
 }
 
+/// Whether a schedule whose definition becomes `new` goes on where it stands: expression and zone stay, and neither is paused.
+fn stays(old: &Definition, new: &Definition) -> bool {
+    !old.paused && !new.paused && old.cron == new.cron && old.timezone == new.timezone
+}
+
 /// Where a schedule goes on whose definition becomes `new`.
 ///
 /// One whose expression and zone stay goes on where it stands; else, or after a pause, it begins with the first tick
@@ -166,8 +196,7 @@ pub fn next(old: Option<&Schedule>, new: &Definition, now: Timestamp) -> Result<
     if new.paused {
         return Ok(NextTick::Paused);
     }
-    let same = |old: &Schedule| old.definition.cron == new.cron && old.definition.timezone == new.timezone;
-    if old.is_some_and(|old| same(old) && !old.definition.paused) {
+    if old.is_some_and(|old| stays(&old.definition, new)) {
         return Ok(NextTick::Stays);
     }
     let next = new.timetable().and_then(|timetable| timetable.next_after(now));
@@ -175,11 +204,21 @@ pub fn next(old: Option<&Schedule>, new: &Definition, now: Timestamp) -> Result<
         .map_err(|error| ApiError::InvalidSchedule(vec![FieldError::new(error.field(), error.to_string())]))
 }
 
+/// The ticks that are due by `now` under the old definition, and that nobody fires once `new` holds.
+#[must_use]
+pub fn given_up(old: Option<&Schedule>, new: &Definition, now: Timestamp) -> Option<GivenUp> {
+    let old = old.filter(|old| !stays(&old.definition, new))?;
+    let tick = old.next_at.filter(|tick| *tick <= now)?;
+    // An expression that this release cannot read has this one tick for certain.
+    let ticks = old.definition.timetable().map_or(1, |timetable| due_ticks(&timetable, tick, now));
+    Some(GivenUp { tick, ticks })
+}
+
 /// A schedule as it is shown at a time.
 pub(crate) fn view(schedule: Schedule, now: Timestamp) -> ScheduleView {
     let next_runs = next_runs(&schedule, now);
-    let Schedule { name, definition, last_tick, last_task_id, last_skipped, ticks, created_at, updated_at, .. } =
-        schedule;
+    let Schedule { name, definition, last_tick, last_task_id, last_skipped, ticks, paused: pause, .. } = schedule;
+    let (paused_at, paused_by) = pause.map_or((None, None), |pause| (Some(pause.at), pause.by));
     let Definition { cron, timezone, task, catch_up, catch_up_max, overlap, jitter_ms, paused } = definition;
     ScheduleView {
         name,
@@ -191,13 +230,15 @@ pub(crate) fn view(schedule: Schedule, now: Timestamp) -> ScheduleView {
         overlap,
         jitter_ms,
         paused,
+        paused_at,
+        paused_by,
         next_runs,
         last_tick,
         last_task_id,
         last_skipped,
         ticks,
-        created_at,
-        updated_at,
+        created_at: schedule.created_at,
+        updated_at: schedule.updated_at,
     }
 }
 

@@ -1,10 +1,11 @@
 //! The listener: connections bounded in number and patience, and closed one by one when the producer stops.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -13,6 +14,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use tower::Layer;
+
+use crate::caller::Peer;
 
 /// How many connections there may be; further ones wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 16_384;
@@ -34,8 +38,8 @@ pub(crate) async fn serve(
     let over = CancellationToken::new();
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    while let Some((stream, place)) = next(&listener, &room, stopping).await {
-        let service = TowerToHyperService::new(router.clone());
+    while let Some((stream, peer, place)) = next(&listener, &room, stopping).await {
+        let service = TowerToHyperService::new(Extension(Peer(peer)).layer(router.clone()));
         let connection = connections.watch(http.serve_connection(TokioIo::new(stream), service));
         let over = over.clone();
         tokio::spawn(async move {
@@ -57,7 +61,7 @@ async fn next(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
     stopping: &CancellationToken,
-) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     tokio::select! {
         biased;
         () = stopping.cancelled() => None,
@@ -66,14 +70,17 @@ async fn next(
 }
 
 /// Does not end on an error: one failed accept says nothing about the next.
-async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+async fn accept(
+    listener: &TcpListener,
+    room: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = Arc::clone(room).acquire_owned().await.ok()?;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Without it an answer can wait 40 ms for the client's ack; with an error it merely is slower.
                 let _ = stream.set_nodelay(true);
-                return Some((stream, place));
+                return Some((stream, peer, place));
             }
             Err(error) if is_the_clients(&error) => {}
             Err(error) => {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::caller::{self, Act, Caller};
 use crate::cancellation::checked;
 use crate::error::{ApiError, FieldError};
 use crate::extract::{self, JsonFault};
@@ -168,20 +169,26 @@ impl Sweep {
     ///
     /// # Errors
     /// When the ledger does not answer; what was done before stays done.
-    pub async fn run(mut self, app: &App) -> Result<Swept, ApiError> {
+    pub(crate) async fn run(mut self, app: &App, caller: &Caller) -> Result<Swept, ApiError> {
         let until = Instant::now() + TIME_MAX;
         let mut swept = Swept::default();
+        let mut line = (!self.dry_run).then(|| self.deed.begins(&self.query, caller));
         loop {
             let page = app.gate.ask(app.gate.ledger().list(self.query.clone())).await?;
             let found: Vec<TaskId> =
                 page.tasks.iter().filter(|task| self.deed.concerns(task)).map(|task| task.id).collect();
-            swept.tasks += match self.dry_run || found.is_empty() {
+            let tasks = match self.dry_run || found.is_empty() {
                 true => found.len() as u64,
-                false => self.deed.write(app, found).await?,
+                false => self.deed.write(app, found, caller).await?,
             };
+            swept.tasks += tasks;
+            if let Some(line) = &mut line {
+                line.count(tasks);
+            }
             self.query.before = page.next;
             if page.next.is_none() || swept.tasks >= TASKS_MAX || Instant::now() >= until {
                 swept.next_cursor = page.next.map(listing::cursor);
+                line.map(caller::Deed::done).unwrap_or_default();
                 return Ok(swept);
             }
         }
@@ -196,12 +203,26 @@ impl Deed {
         }
     }
 
+    fn begins(&self, query: &ListQuery, caller: &Caller) -> caller::Deed {
+        match self {
+            Self::Purge => caller.begins(Act { call: "purge", told: "tasks were deleted" }, listing::told(query)),
+            Self::Move { to, .. } => {
+                let act = Act { call: "move", told: "tasks were given to another queue" };
+                let mut line = caller.begins(act, listing::told(query));
+                line.detail(format_args!("to queue {to}"));
+                line
+            }
+        }
+    }
+
     /// The ledger looks at each task again: what has changed in between is left alone.
-    async fn write(&self, app: &App, ids: Vec<TaskId>) -> Result<u64, ApiError> {
+    async fn write(&self, app: &App, ids: Vec<TaskId>, caller: &Caller) -> Result<u64, ApiError> {
         let ledger = app.gate.ledger();
         match self {
             Self::Purge => app.gate.ask(ledger.purge(ids)).await,
-            Self::Move { from, to } => app.gate.ask(ledger.move_tasks(ids, from.clone(), to.clone())).await,
+            Self::Move { from, to } => {
+                app.gate.ask(ledger.move_tasks(ids, from.clone(), to.clone(), caller.known())).await
+            }
         }
     }
 }

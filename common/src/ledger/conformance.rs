@@ -15,6 +15,7 @@
 //! Time is waited for, never assumed to have passed: each wait names its condition and has a limit.
 
 pub mod afterlife;
+pub mod caller;
 pub mod cancel;
 pub mod claim;
 pub mod edit;
@@ -42,8 +43,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement, SharedLedger,
-    Submission, Transition, WorkerRecord,
+    Caller, Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement,
+    SharedLedger, Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
 use crate::task::{
@@ -123,6 +124,9 @@ macro_rules! suite {
                 what_is_final_stays_as_it_is, the_request_of_a_dead_worker_is_kept, the_first_to_ask_counts,
                 what_has_ended_is_left_alone, a_replayed_task_is_wanted_again, many_are_cancelled_together,
             }
+            caller {
+                the_newest_change_is_kept_with_its_caller, what_changes_nothing_has_no_caller, a_pause_tells_who_made_it,
+            }
             pause {
                 a_paused_queue_grants_nothing, a_resumed_queue_goes_on, what_runs_in_a_paused_queue_goes_on,
                 pausing_twice_is_pausing_once, paused_queues_are_shown, a_watermark_strands_nothing_of_a_paused_queue,
@@ -153,6 +157,7 @@ macro_rules! suite {
                 a_schedule_is_kept_as_it_was_given, a_change_replaces_what_was_read,
                 a_pause_keeps_what_another_has_changed, a_deleted_schedule_leaves_its_tasks,
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
+                a_change_gives_up_what_was_due_and_counts_it, a_schedules_pause_tells_who_made_it,
                 a_jittered_task_is_scheduled, a_stale_firing_writes_nothing, a_tick_that_comes_back_gets_no_second_task,
                 an_unfinished_task_skips_the_next_tick, missed_ticks_are_counted,
             }
@@ -428,7 +433,7 @@ pub fn failure(message: &str) -> Failure {
 
 /// Asks for a task's cancellation; answers its state before.
 pub async fn cancelled(ledger: &dyn Ledger, id: TaskId, reason: &str) -> State {
-    let before = ledger.cancel(vec![id], reason.to_owned()).await.unwrap();
+    let before = ledger.cancel(vec![id], reason.to_owned(), Caller::UNKNOWN).await.unwrap();
     let [(of, state)] = before[..] else { panic!("one task: {before:?}") };
     assert_eq!(of, id);
     state

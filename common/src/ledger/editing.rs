@@ -24,6 +24,23 @@ pub struct Edit {
     pub timeout: Option<Duration>,
 }
 
+impl Edit {
+    /// The names of the fields that shall be different.
+    #[must_use]
+    pub fn fields(&self) -> Vec<&'static str> {
+        let Self { run_at, args, queue, priority, max_attempts, timeout } = self;
+        let given = [
+            (run_at.is_some(), "run_at"),
+            (args.is_some(), "args"),
+            (queue.is_some(), "queue"),
+            (priority.is_some(), "priority"),
+            (max_attempts.is_some(), "max_attempts"),
+            (timeout.is_some(), "timeout_ms"),
+        ];
+        given.into_iter().filter(|(given, _)| *given).map(|(_, name)| name).collect()
+    }
+}
+
 /// What became of an [`Edit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Edited {

@@ -56,8 +56,17 @@ pub struct QueueCounts {
     pub counts: BTreeMap<State, u64>,
     /// For how long the longest-waiting claimable task has been able to start.
     pub oldest_waiting: Option<Duration>,
-    /// Whether it is paused.
-    pub paused: bool,
+    /// Since when it is paused, and by whom; `None` when it is not.
+    pub paused: Option<Paused>,
+}
+
+/// A pause of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paused {
+    /// Since when.
+    pub at: Timestamp,
+    /// Who paused it, as far as the call said.
+    pub by: Option<String>,
 }
 
 /// A live worker as the API shows it.

@@ -55,9 +55,10 @@ use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released,
-    Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
+    EndedGroups, Fired, Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts,
+    Recorded, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission,
+    Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -225,22 +226,31 @@ impl Ledger for PostgresLedger {
         again(|| prune::set_retention(&self.shared, &queues)).await
     }
 
-    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+    async fn replay_many(
+        &self,
+        replays: Vec<(TaskId, Duration)>,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
         let mut replayed = Vec::with_capacity(replays.len());
         for some in replays.chunks(STATEMENT_TASKS_MAX) {
-            replayed.extend(again(|| afterlife::replay(&self.shared, some)).await?);
+            replayed.extend(again(|| afterlife::replay(&self.shared, some, &caller)).await?);
         }
         Ok(replayed)
     }
 
-    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
-        again(|| editing::edit(&self.shared, id, &edit)).await
+    async fn edit(&self, id: TaskId, edit: Edit, caller: Caller) -> Result<Edited, LedgerError> {
+        again(|| editing::edit(&self.shared, id, &edit, &caller)).await
     }
 
-    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
+    async fn cancel(
+        &self,
+        ids: Vec<TaskId>,
+        reason: String,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, State)>, LedgerError> {
         let mut before = Vec::with_capacity(ids.len());
         for some in ids.chunks(STATEMENT_TASKS_MAX) {
-            before.extend(again(|| afterlife::cancel(&self.shared, some, &reason)).await?);
+            before.extend(again(|| afterlife::cancel(&self.shared, some, &reason, &caller)).await?);
         }
         Ok(before)
     }
@@ -261,10 +271,16 @@ impl Ledger for PostgresLedger {
         again(|| read::queues(&self.shared)).await
     }
 
-    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError> {
+    async fn move_tasks(
+        &self,
+        ids: Vec<TaskId>,
+        from: QueueName,
+        to: QueueName,
+        caller: Caller,
+    ) -> Result<u64, LedgerError> {
         let mut moved = 0;
         for some in ids.chunks(STATEMENT_TASKS_MAX) {
-            moved += again(|| queues::move_tasks(&self.shared, some, &from, &to)).await?;
+            moved += again(|| queues::move_tasks(&self.shared, some, (&from, &to), &caller)).await?;
         }
         Ok(moved)
     }
@@ -277,8 +293,8 @@ impl Ledger for PostgresLedger {
         Ok(purged)
     }
 
-    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
-        again(|| queues::set_paused(&self.shared, &queue, paused)).await
+    async fn set_paused(&self, queue: QueueName, paused: bool, caller: Caller) -> Result<(), LedgerError> {
+        again(|| queues::set_paused(&self.shared, &queue, paused, &caller)).await
     }
 
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use super::Caller;
 use crate::schedule::{Definition, Overlap, Schedule, ScheduleName};
 use crate::task::NewTask;
 
@@ -19,6 +20,19 @@ pub struct ScheduleChange {
     pub definition: Definition,
     /// Where it goes on.
     pub next: NextTick,
+    /// Ticks of the definition before that are given up by this change.
+    pub given_up: Option<GivenUp>,
+    /// Who changes it.
+    pub caller: Caller,
+}
+
+/// Ticks that were due and are not fired any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GivenUp {
+    /// The first of them, where the schedule stood: when it has moved on since, nothing is written.
+    pub tick: Timestamp,
+    /// How many: they are counted as missed.
+    pub ticks: u32,
 }
 
 /// Where a schedule goes on after a change.

@@ -38,9 +38,9 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing,
-    Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released, Renewal,
-    Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
+    Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released,
+    Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -169,24 +169,35 @@ impl Ledger for SqliteLedger {
         self.writer.write(queues.len() + 1, move |db| prune::set_retention(db, &queues)).await
     }
 
-    async fn replay_many(&self, replays: Vec<(TaskId, Duration)>) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
+    async fn replay_many(
+        &self,
+        replays: Vec<(TaskId, Duration)>,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, Replayed)>, LedgerError> {
         let mut replayed = Vec::with_capacity(replays.len());
         for some in replays.chunks(TURN_ROWS_MAX) {
-            let some = some.to_vec();
-            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some)).await?);
+            let (some, caller) = (some.to_vec(), caller.clone());
+            replayed.extend(self.writer.write(some.len(), move |db| write::replay(db, &some, &caller)).await?);
         }
         Ok(replayed)
     }
 
-    async fn edit(&self, id: TaskId, edit: Edit) -> Result<Edited, LedgerError> {
-        self.writer.write(1, move |db| editing::edit(db, id, &edit)).await
+    async fn edit(&self, id: TaskId, edit: Edit, caller: Caller) -> Result<Edited, LedgerError> {
+        self.writer.write(1, move |db| editing::edit(db, id, &edit, &caller)).await
     }
 
-    async fn cancel(&self, ids: Vec<TaskId>, reason: String) -> Result<Vec<(TaskId, State)>, LedgerError> {
+    async fn cancel(
+        &self,
+        ids: Vec<TaskId>,
+        reason: String,
+        caller: Caller,
+    ) -> Result<Vec<(TaskId, State)>, LedgerError> {
         let mut before = Vec::with_capacity(ids.len());
         for some in ids.chunks(TURN_ROWS_MAX) {
-            let (some, reason) = (some.to_vec(), reason.clone());
-            before.extend(self.writer.write(some.len(), move |db| write::cancel(db, &some, &reason)).await?);
+            let (some, reason, caller) = (some.to_vec(), reason.clone(), caller.clone());
+            before.extend(
+                self.writer.write(some.len(), move |db| write::cancel(db, &some, &reason, Some(&caller))).await?,
+            );
         }
         Ok(before)
     }
@@ -207,11 +218,18 @@ impl Ledger for SqliteLedger {
         self.readers.read(read::queues).await
     }
 
-    async fn move_tasks(&self, ids: Vec<TaskId>, from: QueueName, to: QueueName) -> Result<u64, LedgerError> {
+    async fn move_tasks(
+        &self,
+        ids: Vec<TaskId>,
+        from: QueueName,
+        to: QueueName,
+        caller: Caller,
+    ) -> Result<u64, LedgerError> {
         let mut moved = 0;
         for some in ids.chunks(TURN_ROWS_MAX) {
-            let (some, from, to) = (some.to_vec(), from.clone(), to.clone());
-            moved += self.writer.write(some.len(), move |db| queues::move_tasks(db, &some, &from, &to)).await?;
+            let (some, from, to, caller) = (some.to_vec(), from.clone(), to.clone(), caller.clone());
+            moved +=
+                self.writer.write(some.len(), move |db| queues::move_tasks(db, &some, (&from, &to), &caller)).await?;
         }
         Ok(moved)
     }
@@ -225,8 +243,8 @@ impl Ledger for SqliteLedger {
         Ok(purged)
     }
 
-    async fn set_paused(&self, queue: QueueName, paused: bool) -> Result<(), LedgerError> {
-        self.writer.write(1, move |db| queues::set_paused(db, &queue, paused)).await
+    async fn set_paused(&self, queue: QueueName, paused: bool, caller: Caller) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| queues::set_paused(db, &queue, paused, &caller)).await
     }
 
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {

@@ -70,6 +70,13 @@ pub fn plan(
     Ok(Plan { fire, missed, next })
 }
 
+/// How many ticks there are from `tick`, which is one, to `now`; at most [`COUNTED_MAX`].
+#[must_use]
+pub fn due_ticks(timetable: &Timetable, tick: Timestamp, now: Timestamp) -> u32 {
+    let after = timetable.after(tick).take_while(|tick| *tick <= now).take(COUNTED_MAX as usize - 1);
+    if tick > now { 0 } else { u32::try_from(after.count()).map_or(COUNTED_MAX, |count| count + 1) }
+}
+
 /// All ticks up to now, so many as one transaction takes.
 fn in_time(timetable: &Timetable, tick: Timestamp, now: Timestamp, batch: usize) -> Result<Plan, TimetableError> {
     let mut fire = vec![tick];

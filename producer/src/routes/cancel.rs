@@ -11,6 +11,7 @@ use tasklane_common::state::State as TaskState;
 use tasklane_common::task::Task;
 
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::cancellation::{self, CancelTask};
 use crate::error::{ApiError, Problem};
 use crate::extract;
@@ -43,6 +44,7 @@ pub(super) const BODY_BYTES_MAX: usize = 16 * 1024;
 pub(crate) async fn cancel(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Task>), ApiError> {
@@ -52,7 +54,13 @@ pub(crate) async fn cancel(
         extract::expect_json(&headers)?;
     }
     let reason = cancellation::reason(&body)?;
-    let before = app.gate.ask(app.gate.ledger().cancel(vec![id], reason)).await?;
+    let mut deed = caller.begins(Act { call: "cancel", told: "a task was cancelled" }, id);
+    deed.detail(format_args!("reason: {reason}"));
+    let before = app.gate.ask(app.gate.ledger().cancel(vec![id], reason, caller.known())).await?;
+    match before.iter().any(|(_, state)| !state.is_final()) {
+        true => deed.done(),
+        false => deed.nothing(),
+    }
     app.tell_cancelled(&before);
     let task = find(&app, id).await?;
     if before.iter().any(|(_, state)| cancellation::ends_at_once(*state)) {

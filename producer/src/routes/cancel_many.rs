@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::cancel::BODY_BYTES_MAX;
 use crate::app::App;
+use crate::caller::{Act, Caller, Deed};
 use crate::cancellation::{self, CancelTasks, Cancellation};
 use crate::error::{ApiError, Problem};
 use crate::sweep::{PAGE, TASKS_MAX, TIME_MAX};
@@ -51,6 +52,7 @@ pub(crate) struct CancelledTasks {
 )]
 pub(crate) async fn cancel_many(
     State(app): State<Arc<App>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<CancelledTasks>, ApiError> {
@@ -59,6 +61,11 @@ pub(crate) async fn cancel_many(
     let Cancellation { mut query, reason, dry_run } = cancellation::many(&body, PAGE)?;
     let until = Instant::now() + TIME_MAX;
     let mut done = CancelledTasks::default();
+    let act = Act { call: "cancel", told: "tasks were cancelled" };
+    let mut deed = (!dry_run).then(|| caller.begins(act, listing::told(&query)));
+    if let Some(deed) = &mut deed {
+        deed.detail(format_args!("reason: {reason}"));
+    }
     loop {
         let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
         let open = page.tasks.iter().filter(|task| !task.state.is_final() && task.cancel_requested_at.is_none());
@@ -67,7 +74,7 @@ pub(crate) async fn cancel_many(
             found
         } else {
             let ids = found.into_iter().map(|(id, _)| id).collect();
-            app.gate.ask(app.gate.ledger().cancel(ids, reason.clone())).await?
+            app.gate.ask(app.gate.ledger().cancel(ids, reason.clone(), caller.known())).await?
         };
         if !dry_run {
             app.tell_cancelled(&before);
@@ -77,9 +84,13 @@ pub(crate) async fn cancel_many(
         let ended = before.iter().filter(|(_, state)| state.is_final()).count() as u64;
         done.requested += running;
         done.cancelled += before.len() as u64 - running - ended;
+        if let Some(deed) = &mut deed {
+            deed.count(before.len() as u64 - ended);
+        }
         query.before = page.next;
         if page.next.is_none() || done.cancelled + done.requested >= TASKS_MAX || Instant::now() >= until {
             done.next_cursor = page.next.map(listing::cursor);
+            deed.map(Deed::done).unwrap_or_default();
             return Ok(Json(done));
         }
     }

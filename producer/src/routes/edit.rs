@@ -13,6 +13,7 @@ use tasklane_common::task::Task;
 
 use super::submit::BODY_BYTES_MAX;
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::editing::{self, EditTask};
 use crate::error::{ApiError, FieldError, Problem};
 use crate::extract;
@@ -41,6 +42,7 @@ use crate::wait::find;
 pub(crate) async fn edit(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<Task>, ApiError> {
@@ -48,14 +50,21 @@ pub(crate) async fn edit(
     extract::expect_json(&headers)?;
     let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
     let edit = editing::edit(&body, Timestamp::now())?;
-    match app.gate.ask(app.gate.ledger().edit(id, edit)).await? {
-        Edited::Unknown => Err(ApiError::UnknownTask(id.to_string())),
+    let mut deed = caller.begins(Act { call: "edit", told: "a task was changed" }, id);
+    deed.detail(edit.fields().join(", "));
+    let refusal = match app.gate.ask(app.gate.ledger().edit(id, edit, caller.known())).await? {
+        Edited::Unknown => ApiError::UnknownTask(id.to_string()),
         Edited::NoAttemptLeft(made) => {
             let rule = format!("must be at least {}: the task has started {made} times", made.saturating_add(1));
-            Err(ApiError::InvalidEdit(vec![FieldError::new("max_attempts", rule)]))
+            ApiError::InvalidEdit(vec![FieldError::new("max_attempts", rule)])
         }
-        Edited::From(before) if next(before, Event::Edit).is_none() => Err(ApiError::NotEditable(before)),
+        Edited::From(before) if next(before, Event::Edit).is_none() => ApiError::NotEditable(before),
         // It is due at its time: the relay publishes it then.
-        Edited::From(_) => find(&app, id).await.map(Json),
-    }
+        Edited::From(_) => {
+            deed.done();
+            return find(&app, id).await.map(Json);
+        }
+    };
+    deed.nothing();
+    Err(refusal)
 }

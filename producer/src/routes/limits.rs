@@ -15,6 +15,7 @@ use tasklane_common::task::truncate;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::error::{ApiError, FieldError, Problem};
 use crate::extract::{self, JsonFault};
 
@@ -111,6 +112,7 @@ pub(crate) async fn one(
 pub(crate) async fn put(
     State(app): State<Arc<App>>,
     Path((of, name)): Path<(String, String)>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -129,12 +131,17 @@ pub(crate) async fn put(
         let error = |(path, message)| FieldError::new(path, message);
         return Err(ApiError::InvalidLimit(faults.into_iter().map(error).collect()));
     }
+    let mut deed = caller.begins(Act { call: "limit", told: "a limit was set" }, format_args!("limit={scope}"));
+    deed.detail(told(&bounds));
     let status = match app.gate.ask(app.gate.ledger().set_limit(scope.clone(), bounds)).await? {
         LimitSet::Made => StatusCode::CREATED,
         LimitSet::Replaced => StatusCode::OK,
-        LimitSet::TooMany => return Err(ApiError::TooManyLimits),
+        LimitSet::TooMany => {
+            deed.nothing();
+            return Err(ApiError::TooManyLimits);
+        }
     };
-    tracing::info!(%scope, ?bounds, "a limit was set");
+    deed.done();
     look(&app).await;
     Ok((status, Json(LimitView::from(Limit { scope, bounds, origin: Origin::Api }))).into_response())
 }
@@ -154,12 +161,15 @@ pub(crate) async fn put(
 pub(crate) async fn delete(
     State(app): State<Arc<App>>,
     Path((of, name)): Path<(String, String)>,
+    caller: Caller,
 ) -> Result<StatusCode, ApiError> {
     let scope = Scope::named(&of, &name).map_err(|_| unknown(&of, &name))?;
+    let deed = caller.begins(Act { call: "unlimit", told: "a limit was deleted" }, format_args!("limit={scope}"));
     if !app.gate.ask(app.gate.ledger().delete_limit(scope.clone())).await? {
+        deed.nothing();
         return Err(unknown(&of, &name));
     }
-    tracing::info!(%scope, "a limit was deleted");
+    deed.done();
     look(&app).await;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -169,6 +179,16 @@ async fn look(app: &App) {
     if let Err(error) = app.intake.look(&**app.gate.ledger()).await {
         tracing::warn!(%error, "how full the queues are is not known");
     }
+}
+
+/// Bounds as the log tells them.
+fn told(Bounds { max_running, rate, max_queued }: &Bounds) -> String {
+    let parts = [
+        max_running.map(|most| format!("max_running={most}")),
+        rate.map(|Rate { tasks, per_ms, burst }| format!("rate={tasks} per {per_ms} ms, burst={burst}")),
+        max_queued.map(|most| format!("max_queued={most}")),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn unknown(of: &str, name: &str) -> ApiError {

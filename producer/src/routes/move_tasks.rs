@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 use super::cancel::BODY_BYTES_MAX;
 use super::queues;
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::{ApiError, Problem};
 use crate::extract;
 use crate::sweep::{self, MoveTasks, Swept};
@@ -47,12 +48,13 @@ pub(crate) struct MovedTasks {
 pub(crate) async fn move_tasks(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<MovedTasks>, ApiError> {
     let from = queues::named(&name)?;
     extract::expect_json(&headers)?;
     let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
-    let Swept { tasks: moved, next_cursor } = sweep::moving(from, &body)?.run(&app).await?;
+    let Swept { tasks: moved, next_cursor } = sweep::moving(from, &body)?.run(&app, &caller).await?;
     Ok(Json(MovedTasks { moved, next_cursor }))
 }

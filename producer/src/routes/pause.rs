@@ -7,6 +7,7 @@ use axum::extract::{Path, State};
 
 use super::queues::{self, Queue};
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
 
 /// Pause a queue
@@ -23,8 +24,12 @@ use crate::error::{ApiError, Problem};
         (status = 503, description = "The ledger is away, or too much is under way; repeat the call", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(crate) async fn pause(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Queue>, ApiError> {
-    set(&app, &name, true).await
+pub(crate) async fn pause(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    caller: Caller,
+) -> Result<Json<Queue>, ApiError> {
+    set(&app, &name, true, &caller).await
 }
 
 /// Resume a queue
@@ -39,14 +44,23 @@ pub(crate) async fn pause(State(app): State<Arc<App>>, Path(name): Path<String>)
         (status = 503, description = "The ledger is away, or too much is under way; repeat the call", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(crate) async fn resume(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<Queue>, ApiError> {
-    set(&app, &name, false).await
+pub(crate) async fn resume(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    caller: Caller,
+) -> Result<Json<Queue>, ApiError> {
+    set(&app, &name, false, &caller).await
 }
 
-async fn set(app: &App, name: &str, paused: bool) -> Result<Json<Queue>, ApiError> {
+async fn set(app: &App, name: &str, paused: bool, caller: &Caller) -> Result<Json<Queue>, ApiError> {
     let queue = queues::named(name)?;
-    app.gate.ask(app.gate.ledger().set_paused(queue.clone(), paused)).await?;
-    tracing::info!(%queue, paused, "a queue was paused or resumed");
+    let act = match paused {
+        true => Act { call: "pause", told: "a queue was paused" },
+        false => Act { call: "resume", told: "a queue was resumed" },
+    };
+    let deed = caller.begins(act, format_args!("queue={queue}"));
+    app.gate.ask(app.gate.ledger().set_paused(queue.clone(), paused, caller.known())).await?;
+    deed.done();
     // Only after the ledger has it: whoever hears the word looks there.
     app.control.queue_changed(queue.clone());
     let (_, view) = queues::look(app, queue).await?;

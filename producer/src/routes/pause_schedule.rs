@@ -9,12 +9,17 @@ use tasklane_common::schedule::Definition;
 use super::put_schedule::change;
 use super::schedules::named;
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
 use crate::scheduling::ScheduleView;
 
+const PAUSE: Act = Act { call: "pause_schedule", told: "a schedule was paused" };
+const RESUME: Act = Act { call: "resume_schedule", told: "a schedule was resumed" };
+
 /// Pause a schedule
 ///
-/// Nothing is fired any more when this answers, until it is resumed; ticks in that time are not made up for. All else of
+/// Nothing is fired any more when this answers, until it is resumed; ticks in that time are not made up for, and one that was due
+/// and not fired yet counts as missed. A PUT that does not speak of `paused` does not resume it. All else of
 /// the definition stays, whoever changes it at the same moment. Pausing one that is paused changes nothing.
 #[utoipa::path(
     post, path = "/v1/schedules/{name}/pause", tag = "schedules", operation_id = "pauseSchedule",
@@ -28,8 +33,9 @@ use crate::scheduling::ScheduleView;
 pub(crate) async fn pause(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    caller: Caller,
 ) -> Result<Json<ScheduleView>, ApiError> {
-    set(&app, &name, true).await
+    set(&app, &name, true, &caller).await
 }
 
 /// Resume a schedule
@@ -48,16 +54,17 @@ pub(crate) async fn pause(
 pub(crate) async fn resume(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
+    caller: Caller,
 ) -> Result<Json<ScheduleView>, ApiError> {
-    set(&app, &name, false).await
+    set(&app, &name, false, &caller).await
 }
 
-async fn set(app: &App, name: &str, paused: bool) -> Result<Json<ScheduleView>, ApiError> {
+async fn set(app: &App, name: &str, paused: bool, caller: &Caller) -> Result<Json<ScheduleView>, ApiError> {
     let name = named(name)?;
     let amended = |old: Option<&Definition>| match old {
         Some(old) => Ok(Definition { paused, ..old.clone() }),
         None => Err(ApiError::UnknownSchedule(name.to_string())),
     };
-    let (view, _) = change(app, &name, amended).await?;
+    let (view, _) = change(app, &name, (caller, if paused { PAUSE } else { RESUME }), amended).await?;
     Ok(Json(view))
 }

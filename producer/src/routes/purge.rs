@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::cancel::BODY_BYTES_MAX;
 use crate::app::App;
+use crate::caller::Caller;
 use crate::error::{ApiError, Problem};
 use crate::extract;
 use crate::sweep::{self, PurgeTasks, Swept};
@@ -43,11 +44,12 @@ pub(crate) struct PurgedTasks {
 )]
 pub(crate) async fn purge(
     State(app): State<Arc<App>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<PurgedTasks>, ApiError> {
     extract::expect_json(&headers)?;
     let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
-    let Swept { tasks: purged, next_cursor } = sweep::purge(&body)?.run(&app).await?;
+    let Swept { tasks: purged, next_cursor } = sweep::purge(&body)?.run(&app, &caller).await?;
     Ok(Json(PurgedTasks { purged, next_cursor }))
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
+use jiff::Timestamp;
 use serde::Serialize;
 use tasklane_common::broker::Depth;
 use tasklane_common::clock;
@@ -34,6 +35,11 @@ pub(crate) struct Queue {
     consumers: Option<u32>,
     /// Whether it is paused: no task of it starts, and those in `running` go on.
     paused: bool,
+    /// Since when it is paused; null when it is not.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    paused_at: Option<Timestamp>,
+    /// Who paused it, as `Tasklane-Actor` said; null when it did not.
+    paused_by: Option<String>,
 }
 
 /// All queues.
@@ -107,7 +113,7 @@ fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> 
     let mut counts: BTreeMap<_, _> =
         TaskState::ALL.into_iter().filter(|state| *state != TaskState::Completed).map(|state| (state, 0)).collect();
     let oldest_waiting = counted.as_ref().and_then(|counted| counted.oldest_waiting);
-    let paused = counted.as_ref().is_some_and(|counted| counted.paused);
+    let pause = counted.as_ref().and_then(|counted| counted.paused.clone());
     counts.extend(counted.map(|counted| counted.counts).unwrap_or_default());
     Queue {
         name,
@@ -115,6 +121,8 @@ fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> 
         oldest_waiting_ms: oldest_waiting.map(clock::millis),
         broker_depth: depth.map(|depth| depth.ready),
         consumers: depth.map(|depth| depth.consumers),
-        paused,
+        paused: pause.is_some(),
+        paused_at: pause.as_ref().map(|pause| pause.at),
+        paused_by: pause.and_then(|pause| pause.by),
     }
 }

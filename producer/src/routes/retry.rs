@@ -14,12 +14,15 @@ use tasklane_common::task::{Json as Args, Task, TaskId};
 
 use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded};
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
 use crate::idempotency::{self, Fingerprint};
 use crate::record::{self, Recording};
 use crate::retrying::{self, RetryTask};
 use crate::wait::find;
 use crate::{extract, trace_context};
+
+const RETRY: Act = Act { call: "retry", told: "a task was started again" };
 
 /// Run a failure again
 ///
@@ -50,6 +53,7 @@ use crate::{extract, trace_context};
 pub(crate) async fn retry(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -60,16 +64,20 @@ pub(crate) async fn retry(
         extract::expect_json(&headers)?;
     }
     if let Some(args) = retrying::args(&body)? {
-        return anew(&app, id, args, key, &headers).await;
+        return anew(&app, id, args, key, (&caller, &headers)).await;
     }
-    let before = match app.gate.ask(app.gate.ledger().replay(id)).await? {
-        Replayed::Unknown => return Err(ApiError::UnknownTask(id.to_string())),
-        Replayed::KeyHeld(holder) => return Err(ApiError::UniqueKeyTaken(holder)),
-        Replayed::From(before) => before,
+    let deed = caller.begins(RETRY, id);
+    let replayed = app.gate.ask(app.gate.ledger().replay(id, caller.known())).await?;
+    let refusal = match replayed {
+        Replayed::Unknown => Some(ApiError::UnknownTask(id.to_string())),
+        Replayed::KeyHeld(holder) => Some(ApiError::UniqueKeyTaken(holder)),
+        Replayed::From(before) => next(before, Event::Replay).is_none().then_some(ApiError::NotRetryable(before)),
     };
-    if next(before, Event::Replay).is_none() {
-        return Err(ApiError::NotRetryable(before));
+    if let Some(refusal) = refusal {
+        deed.nothing();
+        return Err(refusal);
     }
+    deed.done();
     // It is due at once: the relay publishes it.
     let task = find(&app, id).await?;
     app.tell_of(&task, (Happening::Replayed, TaskState::Accepted));
@@ -82,10 +90,12 @@ async fn anew(
     id: TaskId,
     args: Args,
     key: Option<String>,
-    headers: &HeaderMap,
+    (caller, headers): (&Caller, &HeaderMap),
 ) -> Result<Response, ApiError> {
     let idempotency = key.map(|key| Fingerprint::of_retry(id, &args).under(key));
     let task = retrying::anew(find(app, id).await?, args, trace_context::traceparent(headers))?;
+    let mut deed = caller.begins(RETRY, id);
+    deed.detail(format_args!("with other args, as task {}", task.id));
     let recording = Recording { tasks: vec![task.clone()], idempotency, group: None, reply_to: None };
     let receipt = record::record(app, recording).await.map_err(of_one)?;
     let (task, origin) = recorded(app, task, receipt).await?;

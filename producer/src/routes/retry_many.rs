@@ -19,10 +19,11 @@ use utoipa::ToSchema;
 
 use super::cancel::BODY_BYTES_MAX;
 use crate::app::App;
+use crate::caller::{Act, Caller, Deed};
 use crate::error::{ApiError, Problem};
-use crate::extract;
 use crate::retrying::{self, Retries, RetryTasks};
 use crate::sweep::{PAGE, TASKS_MAX, TIME_MAX};
+use crate::{extract, listing};
 
 /// How far the retry has come.
 #[derive(Debug, Default, Serialize, ToSchema)]
@@ -54,6 +55,7 @@ pub(crate) struct RetriedTasks {
 )]
 pub(crate) async fn retry_many(
     State(app): State<Arc<App>>,
+    caller: Caller,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<RetriedTasks>, ApiError> {
@@ -62,6 +64,8 @@ pub(crate) async fn retry_many(
     let Retries { mut query, mut pace, dry_run } = retrying::many(&body, PAGE, Timestamp::now())?;
     let until = Instant::now() + TIME_MAX;
     let mut done = RetriedTasks::default();
+    let act = Act { call: "retry", told: "tasks were started again" };
+    let mut deed = (!dry_run).then(|| caller.begins(act, listing::told(&query)));
     loop {
         let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
         if dry_run {
@@ -69,13 +73,18 @@ pub(crate) async fn retry_many(
         } else if !page.tasks.is_empty() {
             let now = Timestamp::now();
             let replays: Vec<(TaskId, Duration)> = page.tasks.iter().map(|task| (task.id, pace.delay(now))).collect();
-            let replayed = app.gate.ask(app.gate.ledger().replay_many(replays)).await?;
+            let replayed = app.gate.ask(app.gate.ledger().replay_many(replays, caller.known())).await?;
+            let retried = done.retried;
             done.count(&replayed);
+            if let Some(deed) = &mut deed {
+                deed.count(done.retried - retried);
+            }
             tell_of_each(&app, &page.tasks, &replayed);
         }
         query.before = page.next;
         if page.next.is_none() || done.retried + done.conflicts >= TASKS_MAX || Instant::now() >= until {
             done.next_cursor = page.next.map(|next| pace.cursor(next));
+            deed.map(Deed::done).unwrap_or_default();
             return Ok(Json(done));
         }
     }

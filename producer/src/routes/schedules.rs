@@ -11,6 +11,7 @@ use tasklane_common::task::truncate;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
 use crate::scheduling::{self, ScheduleView};
 
@@ -75,11 +76,19 @@ pub(crate) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -
         (status = 503, description = "The ledger is away, or too much is under way", body = Problem, content_type = "application/problem+json"),
     ),
 )]
-pub(crate) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+    caller: Caller,
+) -> Result<StatusCode, ApiError> {
     let name = named(&name)?;
+    let act = Act { call: "delete_schedule", told: "a schedule was deleted" };
+    let deed = caller.begins(act, format_args!("schedule={name}"));
     if app.gate.ask(app.gate.ledger().delete_schedule(name.clone())).await? {
+        deed.done();
         return Ok(StatusCode::NO_CONTENT);
     }
+    deed.nothing();
     Err(ApiError::UnknownSchedule(name.to_string()))
 }
 

@@ -18,3 +18,4 @@ mod faults;
 mod group;
 mod openapi;
 mod events;
+mod changes;

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tasklane_common::ledger::{Fired, Firing};
 use tasklane_common::schedule::{Overlap, ScheduleName};
 
-use crate::support::{Answer, Api};
+use crate::support::{Answer, Api, json};
 
 const PATH: &str = "/v1/schedules/reports.nightly";
 
@@ -67,11 +67,100 @@ async fn the_same_definition_changes_nothing_and_another_replaces() {
     assert_eq!(replaced.json()["next_runs"], made.json()["next_runs"]);
     let paused = api.put(PATH, with(json!({"paused": true}))).await.json();
     assert_eq!((&paused["paused"], &paused["next_runs"]), (&json!(true), &json!([])));
-    let resumed = api.put(PATH, nightly().to_string()).await.json();
+    let resumed = api.put(PATH, with(json!({"paused": false}))).await.json();
     assert_eq!(
         (&resumed["next_runs"], &resumed["created_at"]),
         (&made.json()["next_runs"], &made.json()["created_at"])
     );
+}
+
+/// A deployment that puts its schedules each time does not resume what a person has paused, whatever else it changes.
+#[tokio::test]
+async fn a_pause_outlasts_a_put_that_does_not_speak_of_it() {
+    let api = Api::start().await;
+    assert_eq!(api.put(PATH, nightly().to_string()).await.json()["paused"], false);
+    let pause = json(&format!("{PATH}/pause")).header("tasklane-actor", "anna").body("".into()).unwrap();
+    let paused = api.send(pause).await.json();
+    assert_eq!((&paused["paused"], &paused["paused_by"]), (&json!(true), &json!("anna")));
+    for body in [nightly().to_string(), with(json!({"paused": null}))] {
+        let same = api.put(PATH, body).await;
+        assert_eq!((same.status, same.json()), (200, paused.clone()), "nothing has changed");
+    }
+    for (field, value) in [("cron", "0 5 * * *"), ("timezone", "UTC"), ("catch_up", "none"), ("overlap", "skip")] {
+        let shown = api.put(PATH, with(json!({field: value}))).await.json();
+        let expected = json!({field: value, "paused": true, "paused_by": "anna", "paused_at": paused["paused_at"], "next_runs": []});
+        assert_eq!(with_fields(&shown, &expected), shown);
+    }
+    let resumed = api.put(PATH, with(json!({"paused": false}))).await.json();
+    let of_pause = |shown: &Value| [&shown["paused"], &shown["paused_at"], &shown["paused_by"]].map(Clone::clone);
+    assert_eq!(of_pause(&resumed), [json!(false), Value::Null, Value::Null]);
+    assert_eq!(of_pause(&api.put(PATH, nightly().to_string()).await.json()), of_pause(&resumed));
+    let made = api.put("/v1/schedules/made-paused", with(json!({"paused": true}))).await.json();
+    assert_eq!(api.put("/v1/schedules/made-paused", nightly().to_string()).await.json(), made);
+}
+
+/// Ticks that nobody fires, here since nobody is there to do it, are counted when the timetable changes or it is paused.
+#[tokio::test]
+async fn what_was_due_is_fired_or_counted_when_the_timetable_changes() {
+    let api = Api::start().await;
+    let name = ScheduleName::parse("reports.nightly").unwrap();
+    let ledger = api.app.gate.ledger();
+    let (seconds, other) = (with(json!({"cron": "* * * * * *"})), with(json!({"cron": "*/2 * * * * *"})));
+    let made = async |body: &String| {
+        api.put(PATH, body.clone()).await;
+        ledger.schedule(name.clone()).await.unwrap().1.unwrap().next_at.unwrap()
+    };
+    let behind = async |by: i64| {
+        let first = made(&seconds).await;
+        while Timestamp::now().as_second() < first.as_second() + by {
+            tokio::task::yield_now().await;
+        }
+        first.as_second()
+    };
+    let missed = |shown: &Value| shown["ticks"]["missed"].as_i64().unwrap();
+    let second = |time: &Value| time.as_str().unwrap().parse::<Timestamp>().unwrap().as_second();
+
+    let first = behind(1).await;
+    let shown = api.put(PATH, other.clone()).await.json();
+    let next = ledger.schedule(name.clone()).await.unwrap().1.unwrap().next_at.unwrap().as_second();
+    // The new one begins with an even second, and the one before that may have been the last of the old one.
+    let counted = missed(&shown);
+    assert!((next - first - 1..=next - first).contains(&counted), "{counted} from {first} to before {next}");
+
+    api.put(PATH, with(json!({"cron": "@daily"}))).await;
+    let before = missed(&api.get(PATH).await.json());
+    let first = behind(1).await;
+    let paused = api.post(&format!("{PATH}/pause"), "").await.json();
+    let until = second(&paused["updated_at"]);
+    let counted = missed(&paused) - before;
+    assert!((until - first..=until - first + 1).contains(&counted), "{counted} from {first} to {until}");
+    let resumed = api.post(&format!("{PATH}/resume"), "").await.json();
+    assert_eq!(missed(&resumed), missed(&paused), "ticks in the pause are none");
+}
+
+/// Whoever fires schedules is given the time to fire what is due, as it was defined.
+#[tokio::test]
+async fn a_tick_that_is_due_is_fired_before_its_timetable_goes() {
+    let api = Api::start().await;
+    api.put(PATH, with(json!({"cron": "* * * * * *"}))).await;
+    let name = ScheduleName::parse("reports.nightly").unwrap();
+    let ledger = api.app.gate.ledger();
+    let read = ledger.schedule(name.clone()).await.unwrap().1.unwrap();
+    let tick = read.next_at.unwrap();
+    while Timestamp::now() < tick {
+        tokio::task::yield_now().await;
+    }
+    let firing = async {
+        // What comes late is fired all the same.
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        let far = Timestamp::now() + std::time::Duration::from_secs(3600);
+        let tasks = vec![(tick, read.definition.task_at(&name, tick))];
+        let (revision, overlap) = (read.revision, Overlap::Allow);
+        ledger.fire(Firing { name: name.clone(), revision, tick, next: far, tasks, missed: 0, overlap }).await.unwrap()
+    };
+    let (fired, shown) = tokio::join!(firing, api.put(PATH, with(json!({"cron": "@daily"}))));
+    assert_eq!(fired, Fired::Recorded(1));
+    assert_eq!(shown.json()["ticks"], json!({"fired": 1, "skipped": 0, "missed": 0}));
 }
 
 /// While expression and zone stay the schedule stays where it stands, even behind; else it begins with the next tick.

@@ -6,7 +6,9 @@ use super::{
     HOUR, cancel, complete, discard, failure, get, granted, new_task, one, recorded, refused, run, settle, until,
     worker,
 };
-use crate::ledger::{Failure, Idempotency, Ledger, Recorded, Refusal, Replayed, Settled, Submission, Transition};
+use crate::ledger::{
+    Caller, Failure, Idempotency, Ledger, Recorded, Refusal, Replayed, Settled, Submission, Transition,
+};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, NewTask, OnConflict, TaskId, Unique};
 
@@ -19,13 +21,13 @@ pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
     let crash = || Failure { kind: ErrorKind::Crash, ..failure("died") };
     run(ledger, id, holder, Transition::Retry { delay: NOW, error: crash() }).await;
     run(ledger, id, holder, Transition::Discard { reason: "poison".to_owned(), error: crash() }).await;
-    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Discarded));
+    assert_eq!(ledger.replay(id, Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Discarded));
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.attempt, task.max_attempts), (State::Accepted, 2, 3));
     assert_eq!((task.reason, task.finished_at, task.errors.len()), (None, None, 2));
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(due.iter().map(|due| (due.id, due.fence)).collect::<Vec<_>>(), [(id, Fence(3))]);
-    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Accepted), "it waits already");
+    assert_eq!(ledger.replay(id, Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Accepted), "it waits already");
     let grant = granted(ledger, id, holder).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(4), 3, 3));
     ledger.retire(holder).await.unwrap();
@@ -36,7 +38,7 @@ pub async fn a_discarded_task_can_be_replayed(ledger: &dyn Ledger) {
 pub async fn a_cancelled_task_can_be_replayed(ledger: &dyn Ledger) {
     let (id, holder) = (one(ledger).await, worker(ledger).await);
     run(ledger, id, holder, cancel()).await;
-    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Cancelled));
+    assert_eq!(ledger.replay(id, Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Cancelled));
     let task = get(ledger, id).await;
     assert_eq!((task.state, task.max_attempts, task.reason), (State::Accepted, 3, None));
     run(ledger, id, holder, complete()).await;
@@ -50,22 +52,22 @@ pub async fn only_failures_are_replayed(ledger: &dyn Ledger) {
     granted(ledger, running, holder).await;
     for (id, state) in [(completed, State::Completed), (running, State::Running), (waiting, State::Accepted)] {
         let before = get(ledger, id).await;
-        assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(state));
+        assert_eq!(ledger.replay(id, Caller::UNKNOWN).await.unwrap(), Replayed::From(state));
         assert_eq!(get(ledger, id).await, before);
     }
-    assert_eq!(ledger.replay(TaskId::new()).await.unwrap(), Replayed::Unknown);
+    assert_eq!(ledger.replay(TaskId::new(), Caller::UNKNOWN).await.unwrap(), Replayed::Unknown);
 }
 
 /// More than one statement takes, of all sorts, each at its own time.
 pub async fn many_are_replayed_each_after_its_delay(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let ids = recorded(ledger, 1_100, |_| {}).await;
-    ledger.cancel(ids[..1_099].to_vec(), "stop".to_owned()).await.unwrap();
+    ledger.cancel(ids[..1_099].to_vec(), "stop".to_owned(), Caller::UNKNOWN).await.unwrap();
     run(ledger, ids[1_099], holder, discard()).await;
     let unknown = TaskId::new();
     let delay = |index: usize| HOUR * u32::from(index % 2 == 1);
     let replays = ids.iter().enumerate().map(|(index, id)| (*id, delay(index)));
-    let mut replayed = ledger.replay_many(replays.chain([(unknown, NOW)]).collect()).await.unwrap();
+    let mut replayed = ledger.replay_many(replays.chain([(unknown, NOW)]).collect(), Caller::UNKNOWN).await.unwrap();
     replayed.sort_unstable_by_key(|(id, _)| *id);
     let before = |index| if index == 1_099 { State::Discarded } else { State::Cancelled };
     let expected: Vec<_> = ids.iter().enumerate().map(|(index, id)| (*id, Replayed::From(before(index)))).collect();
@@ -76,7 +78,7 @@ pub async fn many_are_replayed_each_after_its_delay(ledger: &dyn Ledger) {
     granted(ledger, ids[0], holder).await;
     let late = get(ledger, ids[1_099]).await;
     assert!(late.run_at > jiff::Timestamp::now() + HOUR / 2 && late.state == State::Accepted, "{late:?}");
-    assert_eq!(ledger.replay_many(Vec::new()).await.unwrap(), []);
+    assert_eq!(ledger.replay_many(Vec::new(), Caller::UNKNOWN).await.unwrap(), []);
 }
 
 /// The first to get it back has it, and the others are told who that is.
@@ -85,12 +87,12 @@ pub async fn of_many_with_one_key_one_is_replayed(ledger: &dyn Ledger) {
     for _ in 0..3 {
         let unique = Unique { key: "one".to_owned(), window: None, on_conflict: OnConflict::Reject };
         ids.push(recorded(ledger, 1, |task| task.unique = Some(unique.clone())).await[0]);
-        ledger.cancel(vec![ids[ids.len() - 1]], "stop".to_owned()).await.unwrap();
+        ledger.cancel(vec![ids[ids.len() - 1]], "stop".to_owned(), Caller::UNKNOWN).await.unwrap();
     }
     let plain = one(ledger).await;
-    ledger.cancel(vec![plain], "stop".to_owned()).await.unwrap();
+    ledger.cancel(vec![plain], "stop".to_owned(), Caller::UNKNOWN).await.unwrap();
     let replays = ids.iter().chain([&plain]).map(|id| (*id, NOW)).collect();
-    let mut replayed = ledger.replay_many(replays).await.unwrap();
+    let mut replayed = ledger.replay_many(replays, Caller::UNKNOWN).await.unwrap();
     replayed.sort_unstable_by_key(|(id, _)| *id);
     let (again, held) = (Replayed::From(State::Cancelled), Replayed::KeyHeld(ids[0]));
     assert_eq!(replayed, [(ids[0], again), (ids[1], held), (ids[2], held), (plain, again)]);
@@ -185,7 +187,7 @@ pub async fn finished_tasks_are_purged_with_their_keys(ledger: &dyn Ledger) {
     for (id, outcome) in ids.iter().zip([complete(), discard(), cancel()]) {
         run(ledger, *id, holder, outcome).await;
     }
-    ledger.cancel(ids[3..].to_vec(), "not needed".to_owned()).await.unwrap();
+    ledger.cancel(ids[3..].to_vec(), "not needed".to_owned(), Caller::UNKNOWN).await.unwrap();
     let first = keyed();
     ids.push(first.tasks[0].id);
     ledger.record(first).await.unwrap();
@@ -202,7 +204,7 @@ pub async fn what_has_not_finished_is_not_purged(ledger: &dyn Ledger) {
     let [waits, runs, again] = recorded(ledger, 3, |_| {}).await[..] else { panic!("three tasks") };
     let fence = granted(ledger, runs, holder).await.fence;
     run(ledger, again, holder, discard()).await;
-    ledger.replay(again).await.unwrap();
+    ledger.replay(again, Caller::UNKNOWN).await.unwrap();
     let before = ledger.get(vec![waits, runs, again]).await.unwrap();
     assert_eq!(ledger.purge(vec![waits, runs, again, TaskId::new()]).await.unwrap(), 0);
     assert_eq!(ledger.purge(Vec::new()).await.unwrap(), 0);

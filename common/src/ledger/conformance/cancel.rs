@@ -6,7 +6,7 @@ use super::{
     HOUR, cancel, cancelled, complete, discard, failure, get, granted, mark_queued, new_task, one, recorded, refused,
     retry, run, settle, submission, worker,
 };
-use crate::ledger::{Failure, Ledger, Refusal, Replayed, Settled, Settlement, Transition};
+use crate::ledger::{Caller, Failure, Ledger, Refusal, Replayed, Settled, Settlement, Transition};
 use crate::rescue;
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, NewTask, Task, TaskId, WorkerId};
@@ -95,7 +95,7 @@ pub async fn only_its_own_worker_is_told(ledger: &dyn Ledger) {
     for (id, worker) in [(mine[0], holder), (mine[1], holder), (theirs, other), (unasked, holder)] {
         granted(ledger, id, worker).await;
     }
-    ledger.cancel(vec![mine[0], mine[1], theirs], "asked".to_owned()).await.unwrap();
+    ledger.cancel(vec![mine[0], mine[1], theirs], "asked".to_owned(), Caller::UNKNOWN).await.unwrap();
     assert_eq!(told(ledger, holder).await, [(mine[0], Fence(1)), (mine[1], Fence(1))]);
     assert_eq!(told(ledger, other).await, [(theirs, Fence(1))]);
 }
@@ -177,8 +177,8 @@ pub async fn what_has_ended_is_left_alone(ledger: &dyn Ledger) {
         assert_eq!(cancelled(ledger, id, "too late").await, state);
         assert_eq!(get(ledger, id).await, before);
     }
-    assert_eq!(ledger.cancel(vec![TaskId::new()], "nobody".to_owned()).await.unwrap(), []);
-    assert_eq!(ledger.cancel(Vec::new(), "nobody".to_owned()).await.unwrap(), []);
+    assert_eq!(ledger.cancel(vec![TaskId::new()], "nobody".to_owned(), Caller::UNKNOWN).await.unwrap(), []);
+    assert_eq!(ledger.cancel(Vec::new(), "nobody".to_owned(), Caller::UNKNOWN).await.unwrap(), []);
 }
 
 /// A replay forgets the request: the next run is nobody's to stop.
@@ -187,7 +187,7 @@ pub async fn a_replayed_task_is_wanted_again(ledger: &dyn Ledger) {
     let fence = granted(ledger, id, holder).await.fence;
     cancelled(ledger, id, "asked").await;
     settle(ledger, id, fence, Transition::Interrupt).await;
-    assert_eq!(ledger.replay(id).await.unwrap(), Replayed::From(State::Cancelled));
+    assert_eq!(ledger.replay(id, Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Cancelled));
     assert_eq!(get(ledger, id).await.cancel_requested_at, None);
     let fence = granted(ledger, id, holder).await.fence;
     assert_eq!(told(ledger, holder).await, []);
@@ -202,7 +202,7 @@ pub async fn many_are_cancelled_together(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let runs = granted(ledger, ids[700], holder).await;
     let reason = "wegen \u{0} Größe 😀";
-    let mut before = ledger.cancel(ids.clone(), reason.to_owned()).await.unwrap();
+    let mut before = ledger.cancel(ids.clone(), reason.to_owned(), Caller::UNKNOWN).await.unwrap();
     before.sort_unstable();
     assert_eq!(before.len(), ids.len());
     assert_eq!(before.iter().filter(|(_, state)| *state == State::Accepted).count(), ids.len() - 1);

@@ -9,7 +9,7 @@ use super::{
     settle, submission, until, worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
+use crate::ledger::{Caller, Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, TaskId, WorkerId};
 
@@ -55,13 +55,13 @@ pub async fn an_age_counts_from_when_a_task_was_first_due(ledger: &dyn Ledger) {
         assert!(later.first_due_at == soon && later.run_at > soon, "{later:?}");
     }
     assert_eq!(settle(ledger, id, get(ledger, id).await.fence, discard()).await, Settled::Applied);
-    ledger.replay(id).await.unwrap();
+    ledger.replay(id, Caller::UNKNOWN).await.unwrap();
     let anew = granted(ledger, id, holder).await;
     assert!(anew.first_due_at == anew.run_at && anew.run_at > soon, "{anew:?}");
     let again = retry(HOUR, "again");
     assert_eq!(settle(ledger, id, anew.fence, again).await, Settled::Applied);
     let edit = Edit { run_at: Some(timestamp(wall_ms() + 20)), ..Edit::default() };
-    assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(State::Retryable));
+    assert_eq!(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap(), Edited::From(State::Retryable));
     let edited = until("the edited time", claimable).await;
     assert!(edited.first_due_at == edited.run_at && edited.run_at > anew.run_at, "{edited:?}");
 }

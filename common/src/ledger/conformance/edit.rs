@@ -8,7 +8,7 @@ use super::{
     HOUR, claim_by, complete, discard, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, retry,
     run, settle, submission, until, worker,
 };
-use crate::ledger::{Claim, Edit, Edited, Ledger, Refusal};
+use crate::ledger::{Caller, Claim, Edit, Edited, Ledger, Refusal};
 use crate::limit::Bounds;
 use crate::state::State;
 use crate::task::{Fence, Json, NewTask, Priority, TaskId, WorkerId};
@@ -48,7 +48,7 @@ pub async fn a_waiting_task_can_be_changed(ledger: &dyn Ledger) {
             max_attempts: Some(9),
             timeout: Some(Duration::from_millis(1_500)),
         };
-        assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(state));
+        assert_eq!(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap(), Edited::From(state));
         let task = get(ledger, id).await;
         assert_eq!((task.state, task.run_at, task.args.as_str()), (State::Scheduled, run_at, "[2]"));
         assert_eq!((task.queue.as_str(), task.priority), ("other", Priority::High));
@@ -65,10 +65,11 @@ pub async fn a_waiting_task_can_be_changed(ledger: &dyn Ledger) {
 pub async fn what_is_left_out_stays(ledger: &dyn Ledger) {
     for id in waiting(ledger).await {
         let before = get(ledger, id).await;
-        ledger.edit(id, Edit { args: Some(json("3")), ..Edit::default() }).await.unwrap();
+        ledger.edit(id, Edit { args: Some(json("3")), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
         let task = get(ledger, id).await;
         let (state, fence) = (State::Scheduled, Fence(before.fence.0 + 1));
-        assert_eq!(task, crate::task::Task { state, fence, args: json("3"), ..before });
+        let last_change = task.last_change.clone();
+        assert_eq!(task, crate::task::Task { state, fence, args: json("3"), last_change, ..before });
     }
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(due.len(), 2, "those whose time has come: {due:?}");
@@ -79,11 +80,11 @@ pub async fn what_is_left_out_stays(ledger: &dyn Ledger) {
 pub async fn an_edited_task_waits_for_its_new_time(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     for id in waiting(ledger).await {
-        ledger.edit(id, Edit { run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
+        ledger.edit(id, Edit { run_at: Some(in_an_hour()), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
         assert_eq!(refused(ledger, id, holder).await, Refusal::NotDue);
         assert_eq!(get(ledger, id).await.state, State::Scheduled);
         let past = Some(Timestamp::UNIX_EPOCH);
-        ledger.edit(id, Edit { run_at: past, ..Edit::default() }).await.unwrap();
+        ledger.edit(id, Edit { run_at: past, ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
         let task = get(ledger, id).await;
         assert!(task.run_at >= task.created_at, "at once, and not before it was recorded: {task:?}");
         granted(ledger, id, holder).await;
@@ -96,7 +97,10 @@ pub async fn a_message_of_before_an_edit_starts_nothing(ledger: &dyn Ledger) {
     let mut seen = vec![None, Some(Fence(0))];
     for (text, priority) in [("[2]", Priority::High), ("[3]", Priority::Low)] {
         let (args, queue, priority_too) = (Some(json(text)), Some(queue("other")), Some(priority));
-        ledger.edit(id, Edit { args, queue, priority: priority_too, ..Edit::default() }).await.unwrap();
+        ledger
+            .edit(id, Edit { args, queue, priority: priority_too, ..Edit::default() }, Caller::UNKNOWN)
+            .await
+            .unwrap();
         let [due] = &ledger.fetch_due(10, HOUR).await.unwrap()[..] else { panic!("one is due") };
         assert_eq!((due.args.as_str(), &due.lane), (text, &lane("other", priority)));
         mark_queued(ledger, vec![(id, due.fence)]).await.unwrap();
@@ -120,9 +124,9 @@ pub async fn a_message_of_before_an_edit_starts_nothing(ledger: &dyn Ledger) {
 /// It would be given back, or published once more, for nothing.
 pub async fn a_message_of_before_is_refused_whatever_else_holds(ledger: &dyn Ledger) {
     let id = one(ledger).await;
-    ledger.edit(id, Edit { run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
+    ledger.edit(id, Edit { run_at: Some(in_an_hour()), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
     mark_queued(ledger, vec![(id, Fence(1))]).await.unwrap();
-    ledger.set_paused(queue("default"), true).await.unwrap();
+    ledger.set_paused(queue("default"), true, Caller::UNKNOWN).await.unwrap();
     let dead = WorkerId::new();
     assert_eq!(claim_by(ledger, id, dead, Some(Fence(0))).await, Claim::Refused(Refusal::Outdated));
     assert_eq!(get(ledger, id).await.state, State::Queued, "its own message is there");
@@ -132,7 +136,7 @@ pub async fn a_message_of_before_is_refused_whatever_else_holds(ledger: &dyn Led
 /// It would hide the task from the relay, although its message says what held before.
 pub async fn a_late_mark_of_the_old_publication_changes_nothing(ledger: &dyn Ledger) {
     let id = one(ledger).await;
-    ledger.edit(id, Edit { args: Some(json("1")), ..Edit::default() }).await.unwrap();
+    ledger.edit(id, Edit { args: Some(json("1")), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
     mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Scheduled);
     let due = ledger.fetch_due(10, HOUR).await.unwrap();
@@ -151,8 +155,8 @@ pub async fn a_held_task_can_be_edited(ledger: &dyn Ledger) {
     for id in [goes, stays] {
         assert_eq!(refused(ledger, id, holder).await, Refusal::Limited);
     }
-    ledger.edit(goes, Edit { queue: Some(queue("other")), ..Edit::default() }).await.unwrap();
-    ledger.edit(stays, Edit { run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
+    ledger.edit(goes, Edit { queue: Some(queue("other")), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
+    ledger.edit(stays, Edit { run_at: Some(in_an_hour()), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
     assert_eq!((get(ledger, goes).await.limited_by, get(ledger, stays).await.limited_by), (None, None));
     // A message that is void has no place to ask for.
     assert_eq!(claim_by(ledger, goes, holder, Some(Fence(0))).await, Claim::Refused(Refusal::Outdated));
@@ -170,10 +174,10 @@ pub async fn an_attempt_must_be_left(ledger: &dyn Ledger) {
     }
     let before = get(ledger, id).await;
     let edit = Edit { max_attempts: Some(2), args: Some(json("2")), ..Edit::default() };
-    assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::NoAttemptLeft(2));
+    assert_eq!(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap(), Edited::NoAttemptLeft(2));
     assert_eq!(get(ledger, id).await, before);
     let edit = Edit { max_attempts: Some(3), ..Edit::default() };
-    assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(State::Retryable));
+    assert_eq!(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap(), Edited::From(State::Retryable));
     assert_eq!(granted(ledger, id, holder).await.max_attempts, 3);
 }
 
@@ -189,19 +193,22 @@ pub async fn what_runs_or_has_ended_is_not_edited(ledger: &dyn Ledger) {
     for (id, state) in [running, completed, discarded, cancelled].into_iter().zip(states) {
         let before = get(ledger, id).await;
         let edit = Edit { args: Some(json("0")), run_at: Some(in_an_hour()), max_attempts: Some(1), ..Edit::default() };
-        assert_eq!(ledger.edit(id, edit).await.unwrap(), Edited::From(state));
+        assert_eq!(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap(), Edited::From(state));
         assert_eq!(get(ledger, id).await, before);
     }
-    assert_eq!(ledger.edit(TaskId::new(), Edit::default()).await.unwrap(), Edited::Unknown);
+    assert_eq!(ledger.edit(TaskId::new(), Edit::default(), Caller::UNKNOWN).await.unwrap(), Edited::Unknown);
 }
 
 /// JSON survives an edit as it was written.
 pub async fn any_args_can_be_edited_in(ledger: &dyn Ledger) {
     let id = one(ledger).await;
     let text = r#"{"b": [1, 2.50], "a":"\u0000 Größe 😀", "b":null}"#;
-    ledger.edit(id, Edit { args: Some(json(text)), run_at: Some(in_an_hour()), ..Edit::default() }).await.unwrap();
+    ledger
+        .edit(id, Edit { args: Some(json(text)), run_at: Some(in_an_hour()), ..Edit::default() }, Caller::UNKNOWN)
+        .await
+        .unwrap();
     assert_eq!(get(ledger, id).await.args.as_str(), text);
-    ledger.edit(id, Edit { run_at: Some(Timestamp::UNIX_EPOCH), ..Edit::default() }).await.unwrap();
+    ledger.edit(id, Edit { run_at: Some(Timestamp::UNIX_EPOCH), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
     let due = until("it to be due", async || ledger.fetch_due(1, HOUR).await.unwrap().pop()).await;
     assert_eq!(due.args.as_str(), text);
 }

@@ -9,7 +9,9 @@ use super::{
     HOUR, cancel, cancelled, complete, discard, get, granted, new_task, one, pruned, retry, run, settle, until, worker,
 };
 use crate::group::{Ended, Group, NewGroup};
-use crate::ledger::{EndedGroups, Idempotency, Ledger, ListQuery, Recorded, Replayed, SharedLedger, Submission};
+use crate::ledger::{
+    Caller, EndedGroups, Idempotency, Ledger, ListQuery, Recorded, Replayed, SharedLedger, Submission,
+};
 use crate::state::State;
 use crate::task::{GroupId, Json, NewTask, OnConflict, TaskId, Unique};
 use crate::template::TaskTemplate;
@@ -142,12 +144,12 @@ pub async fn a_replay_counts_before_the_end_and_not_after(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     run(ledger, ids[0], holder, discard()).await;
     assert_eq!(ended(ledger).await, [id]);
-    assert_eq!(ledger.replay(ids[0]).await.unwrap(), Replayed::From(State::Discarded));
+    assert_eq!(ledger.replay(ids[0], Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Discarded));
     assert_eq!((ended(ledger).await, closes(ledger, id).await), (vec![], None), "who has looked before writes nothing");
     run(ledger, ids[0], holder, discard()).await;
     assert_eq!(closes(ledger, id).await, Some(Ended { discarded: 1, ..Ended::default() }));
     let closed = look(ledger, id).await;
-    ledger.replay(ids[0]).await.unwrap();
+    ledger.replay(ids[0], Caller::UNKNOWN).await.unwrap();
     run(ledger, ids[0], holder, complete()).await;
     assert_eq!((ended(ledger).await, closes(ledger, id).await), (vec![], None));
     assert_eq!(look(ledger, id).await, Group { counts: BTreeMap::from([(State::Completed, 1)]), ..closed });

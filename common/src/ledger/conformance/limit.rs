@@ -11,7 +11,7 @@ use super::{
     HOUR, cancelled, claim, complete, get, granted, kind, mark_queued, one, queue, recorded, refused, retry, run,
     settle, until, worker, worker_for,
 };
-use crate::ledger::{Claim, Ledger, LimitSet, Refusal, SharedLedger};
+use crate::ledger::{Caller, Claim, Ledger, LimitSet, Refusal, SharedLedger};
 use crate::limit::{Bounds, LIMITS_MAX, Origin, Rate, Scope};
 use crate::rescue;
 use crate::state::State;
@@ -144,9 +144,9 @@ pub async fn only_who_could_run_takes_a_place(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let id = one(ledger).await;
     assert_eq!(refused(ledger, id, WorkerId::new()).await, Refusal::LeaseLost);
-    ledger.set_paused(queue("default"), true).await.unwrap();
+    ledger.set_paused(queue("default"), true, Caller::UNKNOWN).await.unwrap();
     assert_eq!(refused(ledger, id, holder).await, Refusal::Paused);
-    ledger.set_paused(queue("default"), false).await.unwrap();
+    ledger.set_paused(queue("default"), false, Caller::UNKNOWN).await.unwrap();
     run(ledger, id, holder, complete()).await;
     assert_eq!(refused(ledger, id, holder).await, Refusal::Finished);
     granted(ledger, one(ledger).await, holder).await;
@@ -185,7 +185,7 @@ pub async fn a_held_task_can_be_cancelled_and_moved(ledger: &dyn Ledger) {
     assert_eq!(refused(ledger, stops, holder).await, Refusal::Limited);
     assert_eq!(refused(ledger, moves, holder).await, Refusal::Limited);
     assert_eq!(cancelled(ledger, stops, "not wanted").await, State::Accepted);
-    assert_eq!(ledger.move_tasks(vec![moves], queue("default"), queue("other")).await.unwrap(), 1);
+    assert_eq!(ledger.move_tasks(vec![moves], queue("default"), queue("other"), Caller::UNKNOWN).await.unwrap(), 1);
     assert_eq!(due(ledger).await, [moves].into());
     assert_eq!(get(ledger, moves).await.limited_by, None);
     run(ledger, moves, holder, complete()).await;

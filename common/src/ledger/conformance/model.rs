@@ -14,7 +14,7 @@ use tokio::task::block_in_place;
 
 use super::{HOUR, cancel, complete, failure, mark_queued, new_task, queue, recorded, worker};
 use crate::ledger::{
-    Abandoned, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
+    Abandoned, Caller, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
     SharedLedger, Transition,
 };
 use crate::rescue;
@@ -500,12 +500,14 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
             Answer::Nothing
         }
         Call::Move { from, to } => {
-            Answer::Moved(ledger.move_tasks(vec![id], queue(from), queue(to)).await.unwrap() == 1)
+            Answer::Moved(ledger.move_tasks(vec![id], queue(from), queue(to), Caller::UNKNOWN).await.unwrap() == 1)
         }
-        Call::Edit(edit, _) => Answer::Edited(ledger.edit(id, edit).await.unwrap()),
+        Call::Edit(edit, _) => Answer::Edited(ledger.edit(id, edit, Caller::UNKNOWN).await.unwrap()),
         Call::Cancel => Answer::WasCancelled(super::cancelled(&**ledger, id, UNWANTED).await),
         Call::Replay(wait) => {
-            let [(_, replayed)] = ledger.replay_many(vec![(id, wait)]).await.unwrap()[..] else { panic!("one task") };
+            let [(_, replayed)] = ledger.replay_many(vec![(id, wait)], Caller::UNKNOWN).await.unwrap()[..] else {
+                panic!("one task")
+            };
             Answer::Replayed(replayed)
         }
     }

@@ -9,12 +9,12 @@ use super::{
     HOUR, cancelled, claim_by, complete, get, granted, mark_queued, new_task, one, queue, recorded, refused, retry,
     run, settle, submission, worker,
 };
-use crate::ledger::{Claim, Ledger, Refusal, Settled};
+use crate::ledger::{Caller, Claim, Ledger, Refusal, Settled};
 use crate::state::State;
 use crate::task::{Fence, NewTask, TaskId};
 
 async fn moved(ledger: &dyn Ledger, ids: &[TaskId]) -> u64 {
-    ledger.move_tasks(ids.to_vec(), queue("default"), queue("other")).await.unwrap()
+    ledger.move_tasks(ids.to_vec(), queue("default"), queue("other"), Caller::UNKNOWN).await.unwrap()
 }
 
 /// From each state in which it waits: it is published there at once, or when its time has come.
@@ -67,10 +67,10 @@ pub async fn a_message_left_in_the_old_queue_starts_nothing(ledger: &dyn Ledger)
     moved(ledger, &[id]).await;
     assert_eq!(claim_by(ledger, id, holder, old).await, Claim::Refused(Refusal::Outdated));
     mark_queued(ledger, vec![(id, Fence(1))]).await.unwrap();
-    ledger.set_paused(queue("other"), true).await.unwrap();
+    ledger.set_paused(queue("other"), true, Caller::UNKNOWN).await.unwrap();
     assert_eq!(claim_by(ledger, id, holder, old).await, Claim::Refused(Refusal::Outdated));
     assert_eq!(claim_by(ledger, id, holder, new).await, Claim::Refused(Refusal::Paused));
-    ledger.set_paused(queue("other"), false).await.unwrap();
+    ledger.set_paused(queue("other"), false, Caller::UNKNOWN).await.unwrap();
     assert_eq!(get(ledger, id).await.state, State::Queued, "its own message is there");
     let Claim::Granted(granted) = claim_by(ledger, id, holder, new).await else { panic!("refused") };
     assert_eq!(granted.fence, Fence(2));

@@ -8,17 +8,19 @@ use super::{
     HOUR, NEWEST, complete, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, retry, run,
     settle, submission, worker,
 };
-use crate::ledger::{Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition};
+use crate::ledger::{
+    Caller, Claim, ClaimRequest, Failure, Ledger, Refusal, Renewal, Renewed, Settled, Settlement, Transition,
+};
 use crate::rescue;
 use crate::state::State;
 use crate::task::{ErrorKind, Fence, Guarantee, NewTask, Priority, WorkerId};
 
 async fn pause(ledger: &dyn Ledger, name: &str) {
-    ledger.set_paused(queue(name), true).await.unwrap();
+    ledger.set_paused(queue(name), true, Caller::UNKNOWN).await.unwrap();
 }
 
 async fn resume(ledger: &dyn Ledger, name: &str) {
-    ledger.set_paused(queue(name), false).await.unwrap();
+    ledger.set_paused(queue(name), false, Caller::UNKNOWN).await.unwrap();
 }
 
 /// From whatever state it waits in, and a suspect as well; tasks of other queues are granted, and a refused task is
@@ -98,7 +100,7 @@ pub async fn paused_queues_are_shown(ledger: &dyn Ledger) {
     assert_eq!(ledger.paused_queues().await.unwrap(), [queue("empty"), queue("later")]);
     let shown = async || -> Vec<(String, bool, usize)> {
         let queues = ledger.queues().await.unwrap();
-        queues.into_iter().map(|it| (it.queue.to_string(), it.paused, it.counts.len())).collect()
+        queues.into_iter().map(|it| (it.queue.to_string(), it.paused.is_some(), it.counts.len())).collect()
     };
     let of = |name: &str, paused, counts| (name.to_owned(), paused, counts);
     assert_eq!(shown().await, [of("default", false, 1), of("empty", true, 0), of("later", true, 0)]);

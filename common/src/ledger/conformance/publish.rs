@@ -7,7 +7,7 @@ use super::{
     submission, until, worker,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, Due, Ledger, Mark, Renewal, Renewed, Submission, Transition};
+use crate::ledger::{Caller, Claim, Due, Ledger, Mark, Renewal, Renewed, Submission, Transition};
 use crate::state::State;
 use crate::task::{Fence, Lane, Priority, TaskId};
 
@@ -270,7 +270,7 @@ pub async fn a_task_keeps_its_priority(ledger: &dyn Ledger) {
         run(ledger, id, worker, retry(NOW, "again")).await;
         assert_eq!(due().await.lane, lane("letters", priority), "retried");
         run(ledger, id, worker, discard()).await;
-        ledger.replay(id).await.unwrap();
+        ledger.replay(id, Caller::UNKNOWN).await.unwrap();
         assert_eq!(due().await.lane, lane("letters", priority), "replayed");
         run(ledger, id, worker, complete()).await;
         assert_eq!(get(ledger, id).await.priority, priority);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::group::made;
 use super::{HOUR, discard, get, kind, pruned, queue, recorded, run, until, worker};
-use crate::ledger::{Ledger, ListQuery, Transition};
+use crate::ledger::{Caller, Ledger, ListQuery, Transition};
 use crate::state::State;
 use crate::task::{Json, QueueName, TaskId};
 
@@ -107,7 +107,7 @@ pub async fn members_are_kept_as_long_as_their_queue_says(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
     let (group, ids) = made(ledger, 3).await;
     let moved = async |id, to| {
-        assert_eq!(ledger.move_tasks(vec![id], queue("default"), queue(to)).await.unwrap(), 1);
+        assert_eq!(ledger.move_tasks(vec![id], queue("default"), queue(to), Caller::UNKNOWN).await.unwrap(), 1);
     };
     moved(ids[0], "long").await;
     moved(ids[1], "short").await;

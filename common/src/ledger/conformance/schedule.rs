@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use super::{complete, get, queue, run, until, worker};
-use crate::ledger::{Changed, Fired, Firing, Ledger, ListQuery, NextTick, ScheduleChange};
+use crate::ledger::{Caller, Changed, Fired, Firing, GivenUp, Ledger, ListQuery, NextTick, ScheduleChange};
 use crate::schedule::{CatchUp, Definition, Overlap, Schedule, ScheduleName, TickCounts};
 use crate::state::State;
 use crate::task::{Json, Priority, Task};
@@ -48,9 +48,13 @@ pub fn tick(second: i64) -> Timestamp {
 
 /// Makes a schedule that stands at a tick.
 pub async fn made(ledger: &dyn Ledger, text: &str, next: i64) -> Schedule {
-    let change =
-        ScheduleChange { name: name(text), replaces: None, definition: definition(), next: NextTick::At(tick(next)) };
+    let change = anew(text, definition(), NextTick::At(tick(next)));
     applied(ledger.change_schedule(change).await.unwrap())
+}
+
+/// What makes a schedule.
+pub fn anew(text: &str, definition: Definition, next: NextTick) -> ScheduleChange {
+    ScheduleChange { name: name(text), replaces: None, definition, next, given_up: None, caller: Caller::UNKNOWN }
 }
 
 fn applied(changed: Changed) -> Schedule {
@@ -100,8 +104,7 @@ pub async fn a_schedule_is_kept_as_it_was_given(ledger: &dyn Ledger) {
 /// A change says what it replaces, and of two that replace the same one is applied.
 pub async fn a_change_replaces_what_was_read(ledger: &dyn Ledger) {
     let first = made(ledger, "a", 100).await;
-    let again =
-        |replaces| ScheduleChange { name: name("a"), replaces, definition: definition(), next: NextTick::Paused };
+    let again = |replaces| ScheduleChange { replaces, ..anew("a", definition(), NextTick::Paused) };
     assert_eq!(ledger.change_schedule(again(None)).await.unwrap(), Changed::Overtaken);
     assert_eq!(ledger.change_schedule(again(Some(Uuid::nil()))).await.unwrap(), Changed::Overtaken);
     let second = applied(ledger.change_schedule(again(Some(first.revision))).await.unwrap());
@@ -116,13 +119,11 @@ pub async fn a_pause_keeps_what_another_has_changed(ledger: &dyn Ledger) {
     let read = made(ledger, "a", 100).await;
     let changed = Definition { jitter_ms: 7, ..definition() };
     let replaced = Some(read.revision);
-    let other = ScheduleChange { name: name("a"), replaces: replaced, definition: changed, next: NextTick::Stays };
+    let other = ScheduleChange { replaces: replaced, ..anew("a", changed, NextTick::Stays) };
     let other = applied(ledger.change_schedule(other).await.unwrap());
-    let pause = |of: &Schedule| ScheduleChange {
-        name: name("a"),
-        replaces: Some(of.revision),
-        definition: Definition { paused: true, ..of.definition.clone() },
-        next: NextTick::Paused,
+    let pause = |of: &Schedule| {
+        let definition = Definition { paused: true, ..of.definition.clone() };
+        ScheduleChange { replaces: Some(of.revision), ..anew("a", definition, NextTick::Paused) }
     };
     assert_eq!(ledger.change_schedule(pause(&read)).await.unwrap(), Changed::Overtaken);
     assert_eq!(now(ledger, "a").await, other);
@@ -130,6 +131,53 @@ pub async fn a_pause_keeps_what_another_has_changed(ledger: &dyn Ledger) {
     assert_eq!((paused.definition.jitter_ms, paused.definition.paused, paused.next_at), (7, true, None));
     // A tick that was read before the pause is not fired any more.
     assert_eq!(ledger.fire(firing(&other, &[100], 110)).await.unwrap(), Fired::Overtaken);
+}
+
+/// Ticks that a change gives up are missed ones, and none is given up that was fired meanwhile.
+pub async fn a_change_gives_up_what_was_due_and_counts_it(ledger: &dyn Ledger) {
+    let read = made(ledger, "a", 100).await;
+    let change = |of: &Schedule, at: i64, ticks| ScheduleChange {
+        replaces: Some(of.revision),
+        next: NextTick::At(tick(1_000)),
+        given_up: Some(GivenUp { tick: tick(at), ticks }),
+        ..anew("a", Definition { cron: "@daily".to_owned(), ..definition() }, NextTick::Stays)
+    };
+    assert_eq!(ledger.fire(firing(&read, &[100], 110)).await.unwrap(), Fired::Recorded(1));
+    assert_eq!(ledger.change_schedule(change(&read, 100, 3)).await.unwrap(), Changed::Overtaken);
+    assert_eq!(now(ledger, "a").await.ticks, TickCounts { fired: 1, skipped: 0, missed: 0 });
+    let changed = applied(ledger.change_schedule(change(&read, 110, 2)).await.unwrap());
+    assert_eq!(changed.ticks, TickCounts { fired: 1, skipped: 0, missed: 2 });
+    assert_eq!((changed.next_at, changed.definition.cron.as_str()), (Some(tick(1_000)), "@daily"));
+    assert_eq!(ledger.fire(firing(&read, &[110], 120)).await.unwrap(), Fired::Overtaken);
+}
+
+/// Who paused it first, until it is resumed, whatever else is changed.
+pub async fn a_schedules_pause_tells_who_made_it(ledger: &dyn Ledger) {
+    let by = |name: &str| Caller { actor: Some(name.to_owned()), request_id: None };
+    let put = async |of: &Schedule, jitter_ms, paused, name| {
+        let next = if paused { NextTick::Paused } else { NextTick::At(tick(100)) };
+        let change = anew("a", Definition { jitter_ms, paused, ..definition() }, next);
+        applied(
+            ledger
+                .change_schedule(ScheduleChange { replaces: Some(of.revision), caller: by(name), ..change })
+                .await
+                .unwrap(),
+        )
+    };
+    let read = made(ledger, "a", 100).await;
+    assert_eq!(read.paused, None);
+    let paused = put(&read, 0, true, "anna").await;
+    let pause = paused.paused.clone().unwrap();
+    assert_eq!((pause.by.as_deref(), pause.at), (Some("anna"), paused.updated_at));
+    let changed = put(&paused, 5, true, "ben").await;
+    assert_eq!(changed.paused, Some(pause));
+    let resumed = put(&changed, 5, false, "ben").await;
+    assert_eq!((&resumed.paused, now(ledger, "a").await.paused), (&None, None));
+    let again = put(&resumed, 5, true, "ben").await;
+    assert_eq!(again.paused.unwrap().by.as_deref(), Some("ben"));
+    let born = anew("b", Definition { paused: true, ..definition() }, NextTick::Paused);
+    let born = applied(ledger.change_schedule(ScheduleChange { caller: by("carl"), ..born }).await.unwrap());
+    assert_eq!(born.paused.map(|pause| (pause.by, pause.at)), Some((Some("carl".to_owned()), born.created_at)));
 }
 
 /// What was deleted is gone, and its tasks are not.
@@ -170,7 +218,7 @@ pub async fn schedules_are_listed_by_name(ledger: &dyn Ledger) {
 /// The oldest first; one that is paused, or whose time is to come, is not due.
 pub async fn due_schedules_are_those_whose_tick_has_come(ledger: &dyn Ledger) {
     assert_eq!(ledger.due_schedules(10).await.unwrap().wait, None);
-    let paused = ScheduleChange { name: name("p"), replaces: None, definition: definition(), next: NextTick::Paused };
+    let paused = anew("p", definition(), NextTick::Paused);
     applied(ledger.change_schedule(paused).await.unwrap());
     let looked = ledger.due_schedules(10).await.unwrap();
     assert_eq!((looked.wait, looked.due), (None, vec![]));
@@ -229,7 +277,7 @@ pub async fn a_stale_firing_writes_nothing(ledger: &dyn Ledger) {
     let read = now(ledger, "a").await;
     let mut definition = definition();
     definition.task.args = Json::null();
-    let change = ScheduleChange { name: name("a"), replaces: Some(read.revision), definition, next: NextTick::Stays };
+    let change = ScheduleChange { replaces: Some(read.revision), ..anew("a", definition, NextTick::Stays) };
     applied(ledger.change_schedule(change).await.unwrap());
     assert_eq!(ledger.fire(firing(&read, &[110], 120)).await.unwrap(), Fired::Overtaken, "under the old definition");
     let changed = now(ledger, "a").await;
@@ -279,7 +327,10 @@ pub async fn an_unfinished_task_skips_the_next_tick(ledger: &dyn Ledger) {
     assert_eq!((shown.last_tick, shown.last_skipped), (Some(tick(140)), Some(tick(130))));
     assert_eq!(shown.ticks, TickCounts { fired: 2, skipped: 3, missed: 0 });
     assert_eq!(tasks(ledger, "a").await.len(), 2);
-    assert_eq!(ledger.cancel(vec![shown.last_task_id.unwrap()], "no".to_owned()).await.unwrap().len(), 1);
+    assert_eq!(
+        ledger.cancel(vec![shown.last_task_id.unwrap()], "no".to_owned(), Caller::UNKNOWN).await.unwrap().len(),
+        1
+    );
     assert_eq!(skip(150).await, Fired::Recorded(1));
 }
 

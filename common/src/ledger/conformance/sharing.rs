@@ -12,8 +12,8 @@ use super::{
     run, schedule, settle, until, worker, worker_for,
 };
 use crate::ledger::{
-    Changed, Claim, Edit, Edited, Fired, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal, Renewed,
-    ScheduleChange, Settled, Submission,
+    Caller, Changed, Claim, Edit, Edited, Fired, GivenUp, Idempotency, Ledger, NextTick, Recorded, Refusal, Renewal,
+    Renewed, ScheduleChange, Settled, Submission,
 };
 use crate::state::State;
 use crate::task::{Fence, Json, TaskId, WorkerId};
@@ -169,7 +169,7 @@ pub async fn nothing_starts_after_a_pause_was_answered(here: &dyn Ledger, there:
         };
         let pause = async {
             begun.await.unwrap();
-            here.set_paused(default.clone(), true).await.unwrap();
+            here.set_paused(default.clone(), true, Caller::UNKNOWN).await.unwrap();
             running(&ids).await
         };
         let (at_the_answer, ..) = join!(
@@ -179,7 +179,7 @@ pub async fn nothing_starts_after_a_pause_was_answered(here: &dyn Ledger, there:
         );
         assert_eq!(running(&ids).await, at_the_answer, "round {round}");
         assert_eq!(there.paused_queues().await.unwrap(), std::slice::from_ref(&default));
-        there.set_paused(default.clone(), false).await.unwrap();
+        there.set_paused(default.clone(), false, Caller::UNKNOWN).await.unwrap();
     }
 }
 
@@ -220,22 +220,22 @@ pub async fn one_of_a_change_and_a_firing_comes_first(here: &dyn Ledger, there: 
         let stays = round % 2 == 0;
         let mut definition = schedule::definition();
         definition.task.tags.insert("of".to_owned(), "the new one".to_owned());
-        let change = ScheduleChange {
-            name: read.name.clone(),
-            replaces: Some(read.revision),
-            definition,
-            next: if stays { NextTick::Stays } else { NextTick::At(schedule::tick(1_000)) },
-        };
+        let next = if stays { NextTick::Stays } else { NextTick::At(schedule::tick(1_000)) };
+        let given_up = (!stays).then_some(GivenUp { tick: schedule::tick(100), ticks: 1 });
+        let change = schedule::anew(&text, definition, next);
+        let change = ScheduleChange { replaces: Some(read.revision), given_up, ..change };
         let (fired, changed) = join!(here.fire(schedule::firing(&read, &[100], 110)), there.change_schedule(change));
-        assert!(matches!(changed.unwrap(), Changed::Applied(_)));
+        let applied = matches!(changed.unwrap(), Changed::Applied(_));
         let seen = schedule::now(here, &text).await;
         let count = match fired.unwrap() {
             Fired::Recorded(1) => 1,
             Fired::Overtaken => 0,
             other => panic!("{other:?}"),
         };
-        let next = if stays { 100 + 10 * count as i64 } else { 1_000 };
+        assert!(applied || !stays && count == 1, "what gives up a tick is not written once that was fired");
+        let next = if stays || !applied { 100 + 10 * count as i64 } else { 1_000 };
         assert_eq!(seen.next_at, Some(schedule::tick(next)), "a change takes no firing back");
+        assert_eq!(seen.ticks.missed, i64::from(!stays && applied), "each tick is fired or counted");
         assert_eq!(schedule::tasks(there, &text).await.len(), count);
         assert_eq!(seen.ticks.fired, count as i64);
     }
@@ -247,7 +247,8 @@ pub async fn an_edit_and_a_claim_come_one_after_the_other(here: &dyn Ledger, the
     for id in recorded(here, 60, |_| {}).await {
         let args = Json::parse("[\"new\"]".to_owned()).unwrap();
         let edit = Edit { args: Some(args.clone()), ..Edit::default() };
-        let (claimed, edited) = join!(claim_by(here, id, holder, Some(Fence(0))), there.edit(id, edit));
+        let (claimed, edited) =
+            join!(claim_by(here, id, holder, Some(Fence(0))), there.edit(id, edit, Caller::UNKNOWN));
         let task = get(there, id).await;
         match (edited.unwrap(), claimed) {
             (Edited::From(State::Accepted), Claim::Refused(Refusal::Outdated)) => {

@@ -12,7 +12,7 @@ use tokio::task::block_in_place;
 use super::{
     HOUR, cancel, cancelled, complete, discard, get, granted, new_task, run, settle, submission, until, worker,
 };
-use crate::ledger::{Idempotency, Ledger, Recorded, Replayed, SharedLedger, Submission};
+use crate::ledger::{Caller, Idempotency, Ledger, Recorded, Replayed, SharedLedger, Submission};
 use crate::state::State;
 use crate::task::{NewTask, OnConflict, TaskId, Unique, WorkerId};
 
@@ -151,10 +151,10 @@ pub async fn a_replay_needs_its_key(ledger: &dyn Ledger) {
     let old = first(ledger, alone(OnConflict::Reject)).await;
     run(ledger, old, worker, discard()).await;
     let new = first(ledger, alone(OnConflict::Reject)).await;
-    assert_eq!(ledger.replay(old).await.unwrap(), Replayed::KeyHeld(new));
+    assert_eq!(ledger.replay(old, Caller::UNKNOWN).await.unwrap(), Replayed::KeyHeld(new));
     assert_eq!(get(ledger, old).await.state, State::Discarded);
     run(ledger, new, worker, complete()).await;
-    assert_eq!(ledger.replay(old).await.unwrap(), Replayed::From(State::Discarded));
+    assert_eq!(ledger.replay(old, Caller::UNKNOWN).await.unwrap(), Replayed::From(State::Discarded));
     assert_eq!(in_the_way(ledger, alone(OnConflict::Reject)).await, old);
 }
 
@@ -251,7 +251,7 @@ async fn play(handles: &[SharedLedger; 2], steps: Vec<Vec<(usize, Act)>>) -> Res
             match (handles[0].record(submission(vec![probe])).await.unwrap(), expected) {
                 (Recorded::NotUnique(holders), Some(ids)) => prop_assert_eq!(holders[0].1, ids[0]),
                 (Recorded::New { .. }, None) => {
-                    handles[0].cancel(vec![id], "a probe".to_owned()).await.unwrap();
+                    handles[0].cancel(vec![id], "a probe".to_owned(), Caller::UNKNOWN).await.unwrap();
                 }
                 (recorded, expected) => prop_assert!(false, "{recorded:?} where {expected:?} stands"),
             }
@@ -280,10 +280,10 @@ async fn make(ledger: &dyn Ledger, act: Act, case: TaskId, ids: &[TaskId], holde
             settle(ledger, id, fence, end).await;
         }
         Act::Cancel { pick } => {
-            ledger.cancel(vec![picked(pick)?], "not wanted".to_owned()).await.unwrap();
+            ledger.cancel(vec![picked(pick)?], "not wanted".to_owned(), Caller::UNKNOWN).await.unwrap();
         }
         Act::Replay { pick } => {
-            ledger.replay(picked(pick)?).await.unwrap();
+            ledger.replay(picked(pick)?, Caller::UNKNOWN).await.unwrap();
         }
     }
     None

@@ -11,9 +11,9 @@ use super::fault::Fault;
 use super::rows::{codes_for, state_of, storable};
 use super::unique;
 use crate::clock::millis;
-use crate::ledger::Replayed;
+use crate::ledger::{Caller, Replayed};
 use crate::state::{Event, State, next};
-use crate::task::TaskId;
+use crate::task::{ChangeCall, TaskId};
 
 const REPLAY: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
@@ -27,7 +27,8 @@ moved AS (
     UPDATE tasks t
     SET state = $4, run_at = clock.now + f.delay_ms, due_at = clock.now + f.delay_ms, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
-        cancel_requested_at = NULL, first_due_at = NULL
+        cancel_requested_at = NULL, first_due_at = NULL,
+        last_change = ($5::jsonb || jsonb_build_object('at', clock.now))::text
     FROM found f, clock
     WHERE t.id = f.id AND f.state = ANY($3)
 )
@@ -43,7 +44,8 @@ found AS MATERIALIZED (
 moved AS (
     UPDATE tasks t
     SET state = CASE WHEN f.state = $4 THEN f.state ELSE $5 END, due_at = NULL, reason = $2,
-        finished_at = CASE WHEN f.state = $4 THEN NULL ELSE clock.now END, cancel_requested_at = clock.now
+        finished_at = CASE WHEN f.state = $4 THEN NULL ELSE clock.now END, cancel_requested_at = clock.now,
+        last_change = ($6::jsonb || jsonb_build_object('at', clock.now))::text
     FROM found f, clock
     WHERE t.id = f.id AND f.state = ANY($3) AND NOT f.requested
 )
@@ -52,6 +54,7 @@ SELECT id, state FROM found";
 pub(super) async fn replay(
     connections: &Connections,
     replays: &[(TaskId, Duration)],
+    caller: &Caller,
 ) -> Result<Vec<(TaskId, Replayed)>, Fault> {
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
@@ -62,6 +65,7 @@ pub(super) async fn replay(
         .bind(free.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
         .bind(codes_for(Event::Replay))
         .bind(State::Accepted.code())
+        .bind(caller.change(ChangeCall::Retry, None))
         .fetch_all(&mut *transaction)
         .await?;
     transaction.commit().await?;
@@ -120,6 +124,7 @@ pub(super) async fn cancel(
     connections: &Connections,
     ids: &[TaskId],
     reason: &str,
+    caller: &Caller,
 ) -> Result<Vec<(TaskId, State)>, Fault> {
     let mut lent = connections.lend().await?;
     let before: Vec<(Uuid, i16)> = sqlx::query_as(CANCEL)
@@ -128,6 +133,7 @@ pub(super) async fn cancel(
         .bind(codes_for(Event::Cancel))
         .bind(State::Running.code())
         .bind(State::Cancelled.code())
+        .bind(caller.change(ChangeCall::Cancel, None))
         .fetch_all(&mut *lent)
         .await?;
     lent.keep();

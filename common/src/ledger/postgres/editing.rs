@@ -4,9 +4,9 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{codes_for, state_of};
 use crate::clock::millis;
-use crate::ledger::{Edit, Edited};
+use crate::ledger::{Caller, Edit, Edited};
 use crate::state::{Event, State, next};
-use crate::task::{Priority, QueueName, TaskId};
+use crate::task::{ChangeCall, Priority, QueueName, TaskId};
 
 /// The row is judged as it was locked. The raised fence voids the late mark of a publication under way, and what was
 /// published before says what held before.
@@ -20,13 +20,14 @@ changed AS (
         run_at = CASE WHEN $4::bigint IS NULL THEN t.run_at ELSE GREATEST($4, clock.now) END,
         due_at = GREATEST(COALESCE($4, t.run_at), clock.now),
         args = COALESCE($5::text, t.args), queue = COALESCE($6::text, t.queue), priority = COALESCE($9::smallint, t.priority),
-        max_attempts = COALESCE($7::integer, t.max_attempts), timeout_ms = COALESCE($8::bigint, t.timeout_ms)
+        max_attempts = COALESCE($7::integer, t.max_attempts), timeout_ms = COALESCE($8::bigint, t.timeout_ms),
+        last_change = ($10::jsonb || jsonb_build_object('at', clock.now))::text
     FROM found f, clock
     WHERE t.id = f.id AND f.state = ANY($2) AND COALESCE($7 > f.attempt, true)
 )
 SELECT state, attempt FROM found";
 
-pub(super) async fn edit(connections: &Connections, id: TaskId, edit: &Edit) -> Result<Edited, Fault> {
+pub(super) async fn edit(connections: &Connections, id: TaskId, edit: &Edit, caller: &Caller) -> Result<Edited, Fault> {
     let mut lent = connections.lend().await?;
     let found: Option<(i16, i32)> = sqlx::query_as(EDIT)
         .bind(id.0)
@@ -38,6 +39,7 @@ pub(super) async fn edit(connections: &Connections, id: TaskId, edit: &Edit) -> 
         .bind(edit.max_attempts)
         .bind(edit.timeout.map(millis))
         .bind(edit.priority.map(Priority::code))
+        .bind(caller.change(ChangeCall::Edit, None))
         .fetch_optional(&mut *lent)
         .await?;
     lent.keep();

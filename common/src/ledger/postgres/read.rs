@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::connections::Connections;
 use super::fault::Fault;
-use super::queues::paused_within;
+use super::queues::pauses_within;
 use super::rows::{lane_of, state_of, task_of};
 use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT};
 use crate::state::State;
@@ -145,7 +145,7 @@ type CountRow = (String, Option<i16>, i64, Option<i64>, i64);
 pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>, Fault> {
     let mut lent = connections.lend().await?;
     let rows: Vec<CountRow> = sqlx::query_as(QUEUES).fetch_all(&mut *lent).await?;
-    let paused = paused_within(&mut lent).await?;
+    let paused = pauses_within(&mut lent).await?;
     lent.keep();
     let mut found: BTreeMap<QueueName, QueueCounts> = BTreeMap::new();
     for (name, code, count, since, now) in rows {
@@ -157,14 +157,14 @@ pub(super) async fn queues(connections: &Connections) -> Result<Vec<QueueCounts>
         let waited = since.and_then(|since| u64::try_from(now - since).ok()).map(Duration::from_millis);
         counts.oldest_waiting = counts.oldest_waiting.max(waited);
     }
-    for queue in paused {
-        entry(&mut found, queue).paused = true;
+    for (queue, paused) in paused {
+        entry(&mut found, queue).paused = Some(paused);
     }
     Ok(found.into_values().collect())
 }
 
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
-    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: false };
+    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: None };
     found.entry(queue).or_insert(empty)
 }
 

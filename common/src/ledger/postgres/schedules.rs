@@ -11,7 +11,7 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::record;
 use crate::clock::timestamp;
-use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage, Submission};
+use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission};
 use crate::schedule::{Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
 use crate::task::TaskId;
 
@@ -35,13 +35,15 @@ FROM (SELECT tasklane_now() AS now) clock";
 
 /// Two that are made at the same moment may both find room for one.
 const INSERT: &str = "
-INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at)
-SELECT $1, $2, $3, $4, clock.now, clock.now FROM (SELECT tasklane_now() AS now) clock
+INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
+SELECT $1, $2, $3, $4, clock.now, clock.now, CASE WHEN $5 THEN clock.now END, CASE WHEN $5 THEN $6 END FROM (SELECT tasklane_now() AS now) clock
 ON CONFLICT (name) DO NOTHING";
 const REPLACE: &str = "
 UPDATE schedules
-SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane_now()
-WHERE name = $1 AND revision = $5";
+SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane_now(),
+    missed = missed + $8, paused_by = CASE WHEN NOT $9 THEN NULL WHEN paused_at IS NULL THEN $10 ELSE paused_by END,
+    paused_at = CASE WHEN $9 THEN COALESCE(paused_at, tasklane_now()) END
+WHERE name = $1 AND revision = $5 AND ($7::bigint IS NULL OR next_at = $7)";
 
 /// Whoever else has the row locked is firing this tick, or changing the definition: he has overtaken us. The revision
 /// tells a schedule from one that was replaced, or deleted and made again, and stands at the same tick.
@@ -72,6 +74,10 @@ fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
             fired: row.try_get("fired")?,
             skipped: row.try_get("skipped")?,
             missed: row.try_get("missed")?,
+        },
+        paused: match optional_time("paused_at")? {
+            Some(at) => Some(Paused { at, by: row.try_get("paused_by")? }),
+            None => None,
         },
         created_at: time("created_at")?,
         updated_at: time("updated_at")?,
@@ -145,9 +151,14 @@ pub(super) async fn change(
     }
     let query = sqlx::query(sql).bind(change.name.as_str()).bind(definition).bind(revision).bind(change.next.millis());
     let query = match change.replaces {
-        Some(replaced) => query.bind(replaced).bind(change.next == NextTick::Stays),
+        Some(replaced) => query
+            .bind(replaced)
+            .bind(change.next == NextTick::Stays)
+            .bind(change.given_up.map(|given_up| given_up.tick.as_millisecond()))
+            .bind(change.given_up.map_or(0, |given_up| i64::from(given_up.ticks))),
         None => query,
     };
+    let query = query.bind(change.definition.paused).bind(&change.caller.actor);
     let written = query.execute(&mut *lent).await?.rows_affected() > 0;
     // Whoever changes it at once after this has overtaken us: what is answered must be what was written.
     let found = if written { find(&mut lent, &change.name).await? } else { None };

@@ -4,11 +4,11 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::state_of;
 use crate::clock::{millis, wall_ms};
-use crate::ledger::{Edit, Edited};
+use crate::ledger::{Caller, Edit, Edited};
 use crate::state::{Event, next};
-use crate::task::{Priority, QueueName, TaskId};
+use crate::task::{ChangeCall, Priority, QueueName, TaskId};
 
-pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result<Edited> {
+pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit, caller: &Caller) -> rusqlite::Result<Edited> {
     let row = db
         .prepare_cached("SELECT state, attempt FROM tasks WHERE id = ?1")?
         .query_row([id.0.as_bytes().as_slice()], |row| Ok((state_of(row, 0)?, row.get::<_, i32>(1)?)))
@@ -24,7 +24,7 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result
         "UPDATE tasks SET state = ?2, fence = fence + 1, void_below = fence + 1, queued_at = NULL,
              first_due_at = iif(?4 IS NULL, first_due_at, NULL), run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
              queue = coalesce(?5, queue), priority = coalesce(?8, priority),
-             max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms)
+             max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms), last_change = ?9
          WHERE id = ?1",
     )?
     .execute(params![
@@ -36,6 +36,7 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit) -> rusqlite::Result
         edit.max_attempts,
         edit.timeout.map(millis),
         edit.priority.map(Priority::code),
+        caller.change(ChangeCall::Edit, Some(now)),
     ])?;
     if let Some(args) = &edit.args {
         db.prepare_cached("UPDATE task_args SET args = ?2 WHERE id = ?1")?

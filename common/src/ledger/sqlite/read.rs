@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
+use crate::ledger::caller::last_change;
 use crate::ledger::{
     CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT, Worker,
 };
@@ -122,7 +123,8 @@ pub(super) fn lane_of(row: &Row<'_>, queue: usize, priority: usize) -> rusqlite:
 const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.attempt, t.max_attempts, t.fence, \
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
      t.unique_key, t.cancel_requested_at, t.group_id, t.priority, t.concurrency_key, \
-     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL), t.retried_from, t.result_ttl_ms";
+     iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL), t.retried_from, t.result_ttl_ms, \
+     t.last_change";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -156,6 +158,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         concurrency_key: row.get(22)?,
         limited_by: row.get(23)?,
         retried_from: row.get::<_, Option<[u8; 16]>>(24)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
+        last_change: parsed_or(row, 26, None, |text| last_change(text).map(Some))?,
     })
 }
 
@@ -258,8 +261,8 @@ pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {
             queue.oldest_waiting = queue.oldest_waiting.max(waited.map(Duration::from_millis));
         }
     }
-    for name in queues::paused(db)? {
-        entry(&mut found, name).paused = true;
+    for (name, paused) in queues::pauses(db)? {
+        entry(&mut found, name).paused = Some(paused);
     }
     Ok(found.into_values().collect())
 }
@@ -292,7 +295,7 @@ pub(super) fn run_times(db: &Connection, queue: &QueueName) -> rusqlite::Result<
 }
 
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
-    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: false };
+    let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: None };
     found.entry(queue).or_insert(empty)
 }
 

@@ -40,7 +40,7 @@ fn record_unique(db: &Connection, submission: &Submission, now: i64) -> rusqlite
         Err(conflicts) => return Ok(Recorded::NotUnique(conflicts)),
     };
     for (old, new) in replaced {
-        cancel(db, &[old], &replaced_by(new))?;
+        cancel(db, &[old], &replaced_by(new), None)?;
     }
     insert_all(db, &fresh, now)?;
     for task in &fresh.tasks {

@@ -8,13 +8,13 @@ use uuid::Uuid;
 use super::read::{id_of, parsed};
 use super::record;
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, ScheduleChange, SchedulePage, Submission};
+use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission};
 use crate::schedule::{Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
 
 /// The newest task by the unique index of ticks: it may have been pruned.
 const COLUMNS: &str = "name, definition, revision, next_at, last_tick,
     (SELECT t.id FROM tasks t WHERE t.schedule = name AND t.tick = last_tick), last_skipped, fired, skipped, missed,
-    created_at, updated_at";
+    created_at, updated_at, paused_at, paused_by";
 
 fn schedule_of(row: &Row<'_>) -> rusqlite::Result<Schedule> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -28,6 +28,7 @@ fn schedule_of(row: &Row<'_>) -> rusqlite::Result<Schedule> {
         last_task_id: id,
         last_skipped: time(6)?,
         ticks: TickCounts { fired: row.get(7)?, skipped: row.get(8)?, missed: row.get(9)? },
+        paused: time(12)?.map(|at| Ok::<_, rusqlite::Error>(Paused { at, by: row.get(13)? })).transpose()?,
         created_at: timestamp(row.get(10)?),
         updated_at: timestamp(row.get(11)?),
     })
@@ -77,8 +78,10 @@ pub(super) fn change(
     let written = match change.replaces {
         Some(replaced) => db
             .prepare_cached(
-                "UPDATE schedules SET definition = ?3, revision = ?4, next_at = iif(?7, next_at, ?5), updated_at = ?6
-                 WHERE name = ?1 AND revision = ?2",
+                "UPDATE schedules SET definition = ?3, revision = ?4, next_at = iif(?7, next_at, ?5), updated_at = ?6,
+                     missed = missed + ?9, paused_by = iif(?10, iif(paused_at IS NULL, ?11, paused_by), NULL),
+                     paused_at = iif(?10, coalesce(paused_at, ?6), NULL)
+                 WHERE name = ?1 AND revision = ?2 AND (?8 IS NULL OR next_at = ?8)",
             )?
             .execute(params![
                 name,
@@ -87,7 +90,11 @@ pub(super) fn change(
                 revision.as_bytes().as_slice(),
                 next_at,
                 wall_ms(),
-                change.next == NextTick::Stays
+                change.next == NextTick::Stays,
+                change.given_up.map(|given_up| given_up.tick.as_millisecond()),
+                change.given_up.map_or(0, |given_up| given_up.ticks),
+                change.definition.paused,
+                change.caller.actor,
             ])?,
         None => {
             let count: i64 = db.prepare_cached("SELECT count(*) FROM schedules")?.query_row([], |row| row.get(0))?;
@@ -95,10 +102,18 @@ pub(super) fn change(
                 return Ok(Changed::Full);
             }
             db.prepare_cached(
-                "INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5) ON CONFLICT (name) DO NOTHING",
+                "INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, iif(?6, ?5, NULL), iif(?6, ?7, NULL)) ON CONFLICT (name) DO NOTHING",
             )?
-            .execute(params![name, definition, revision.as_bytes().as_slice(), next_at, wall_ms()])?
+            .execute(params![
+                name,
+                definition,
+                revision.as_bytes().as_slice(),
+                next_at,
+                wall_ms(),
+                change.definition.paused,
+                change.caller.actor
+            ])?
         }
     };
     let written = if written == 0 { None } else { one(db, &change.name)? };

@@ -8,12 +8,12 @@ use super::read::id_of;
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Due, Failure, Mark, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
+    Abandoned, Caller, Due, Failure, Mark, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
-    ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, Lane, Priority, QueueName, TaskId, WorkerId,
-    truncate,
+    ChangeCall, ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, Fence, Guarantee, Json, Kind, Lane, Priority, QueueName,
+    TaskId, WorkerId, truncate,
 };
 
 /// The lease clock: it cannot be set, and all processes of one machine agree on it.
@@ -296,42 +296,54 @@ pub(super) fn strand(db: &Connection, lane: &Lane, empty: bool, slack: Duration,
     Ok(stranded as u64)
 }
 
-pub(super) fn cancel(db: &Connection, ids: &[TaskId], reason: &str) -> rusqlite::Result<Vec<(TaskId, State)>> {
+/// `caller` is nobody's where a submission replaces what waits.
+pub(super) fn cancel(
+    db: &Connection,
+    ids: &[TaskId],
+    reason: &str,
+    caller: Option<&Caller>,
+) -> rusqlite::Result<Vec<(TaskId, State)>> {
     let now = wall_ms();
+    let change = caller.map(|caller| caller.change(ChangeCall::Cancel, Some(now)));
     let mut find = db.prepare_cached("SELECT state FROM tasks WHERE id = ?1")?;
     // The first request for a run counts, and its worker may have heard of it.
     let mut cancel = db.prepare_cached(
         "UPDATE tasks SET state = iif(state = 3, 3, 6), due_at = NULL, finished_at = iif(state = 3, NULL, ?2),
-             reason = ?3, cancel_requested_at = ?2
+             reason = ?3, cancel_requested_at = ?2, last_change = coalesce(?4, last_change)
          WHERE id = ?1 AND (state IN (0, 1, 2, 4) OR state = 3 AND cancel_requested_at IS NULL)",
     )?;
     let mut before = Vec::with_capacity(ids.len());
     for id in ids {
         let code: Option<i16> = find.query_row([id.0.as_bytes().as_slice()], |row| row.get(0)).optional()?;
         if let Some(state) = code.and_then(State::from_code) {
-            cancel.execute(params![id.0.as_bytes().as_slice(), now, reason])?;
+            cancel.execute(params![id.0.as_bytes().as_slice(), now, reason, change])?;
             before.push((*id, state));
         }
     }
     Ok(before)
 }
 
-pub(super) fn replay(db: &Connection, replays: &[(TaskId, Duration)]) -> rusqlite::Result<Vec<(TaskId, Replayed)>> {
-    let replayed = replays.iter().map(|(id, delay)| Ok((*id, replay_one(db, *id, *delay)?)));
+pub(super) fn replay(
+    db: &Connection,
+    replays: &[(TaskId, Duration)],
+    caller: &Caller,
+) -> rusqlite::Result<Vec<(TaskId, Replayed)>> {
+    let replayed = replays.iter().map(|(id, delay)| Ok((*id, replay_one(db, *id, *delay, caller)?)));
     let mut replayed: Vec<_> = replayed.collect::<rusqlite::Result<_>>()?;
     replayed.retain(|(_, replayed)| *replayed != Replayed::Unknown);
     Ok(replayed)
 }
 
-fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<Replayed> {
+fn replay_one(db: &Connection, id: TaskId, delay: Duration, caller: &Caller) -> rusqlite::Result<Replayed> {
     let row: Option<(i16, Option<String>)> = db
         .prepare_cached("SELECT state, unique_key FROM tasks WHERE id = ?1")?
         .query_row([id.0.as_bytes().as_slice()], |row| Ok((row.get(0)?, row.get(1)?)))
         .optional()?;
     let Some((code, key)) = row else { return Ok(Replayed::Unknown) };
     let state = State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code.into()))?;
+    let now = wall_ms();
     if let Some(key) = key.filter(|_| next(state, Event::Replay).is_some()) {
-        match unique::holder(db, &key, wall_ms())? {
+        match unique::holder(db, &key, now)? {
             Some(holder) if holder.id != id => return Ok(Replayed::KeyHeld(holder.id)),
             Some(_) => {}
             None => unique::take(db, &key, id, None)?,
@@ -339,9 +351,14 @@ fn replay_one(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<
     }
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
-             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL
+             crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL,
+             last_change = ?3
          WHERE id = ?1 AND state IN (6, 7)",
     )?
-    .execute(params![id.0.as_bytes().as_slice(), wall_ms().saturating_add(millis(delay))])?;
+    .execute(params![
+        id.0.as_bytes().as_slice(),
+        now.saturating_add(millis(delay)),
+        caller.change(ChangeCall::Retry, Some(now)),
+    ])?;
     Ok(Replayed::From(state))
 }

@@ -3,3 +3,11 @@ CREATE TABLE ledger (
     id uuid NOT NULL PRIMARY KEY
 );
 INSERT INTO ledger (id) VALUES (gen_random_uuid());
+
+-- The newest call that changed a task, as JSON: what it did, who made it, its request's id, when.
+ALTER TABLE tasks ADD COLUMN last_change text;
+
+-- Who has paused a queue or a schedule.
+ALTER TABLE paused_queues ADD COLUMN paused_by text;
+ALTER TABLE schedules ADD COLUMN paused_at bigint;
+ALTER TABLE schedules ADD COLUMN paused_by text;

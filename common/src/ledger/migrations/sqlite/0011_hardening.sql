@@ -3,3 +3,11 @@ CREATE TABLE ledger (
     id BLOB NOT NULL PRIMARY KEY
 ) WITHOUT ROWID;
 INSERT INTO ledger (id) VALUES (randomblob(16));
+
+-- The newest call that changed a task, as JSON: what it did, who made it, its request's id, when.
+ALTER TABLE tasks ADD COLUMN last_change TEXT;
+
+-- Who has paused a queue or a schedule.
+ALTER TABLE paused_queues ADD COLUMN paused_by TEXT;
+ALTER TABLE schedules ADD COLUMN paused_at INTEGER;
+ALTER TABLE schedules ADD COLUMN paused_by TEXT;
