@@ -1,6 +1,8 @@
 //! Every body and error of the API, over a real SQLite ledger, while the broker is away.
 
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod schedules;
 #[cfg(test)]
 mod support;
@@ -18,4 +20,3 @@ mod faults;
 mod group;
 mod openapi;
 mod events;
-mod changes;
