@@ -34,6 +34,12 @@ struct Retries<'r> {
     cursor: Option<String>,
 }
 
+/// The body of the request for one task with other args, which are given on as they were written.
+#[derive(Debug, Serialize)]
+struct OtherArgs<'r> {
+    args: &'r RawValue,
+}
+
 /// How many tasks were met so far.
 #[derive(Debug, Default, Clone, Copy)]
 struct Met {
@@ -76,7 +82,7 @@ async fn anew(cx: &Context<'_>, id: Uuid, args: &RawValue) -> Result<Exit, Failu
     let id = id.to_string();
     // With a key of its own a request whose answer was lost can be sent again.
     let key = Uuid::new_v4().to_string();
-    let call = Call::post(["v1", "tasks", &id, "retry"]).json(&json!({"args": args}))?.key(key);
+    let call = Call::post(["v1", "tasks", &id, "retry"]).json(&OtherArgs { args })?.key(key);
     let answer = cx.client.call(call).await?;
     if cx.output.json {
         cx.output.json(&answer.text)?;

@@ -39,3 +39,4 @@ mod shutdown;
 mod smoke;
 mod traces;
 mod transactional;
+mod verbatim;
