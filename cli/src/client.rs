@@ -158,6 +158,13 @@ impl Call {
     }
 }
 
+impl Silence {
+    /// Whether the request may have come to a producer, and done its work.
+    const fn may_have_been_heard(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::Late(_))
+    }
+}
+
 impl Answer {
     /// The body, read.
     ///
@@ -219,8 +226,14 @@ impl Client {
         let begin = Instant::now();
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
+        let mut unknown = false;
         loop {
             let outcome = self.once(&call).await;
+            // What the next attempt is answered says nothing of what became of this one.
+            unknown |= match &outcome {
+                Ok(answer) => answer.status >= 500,
+                Err(silence) => silence.may_have_been_heard(),
+            };
             let wait = match &outcome {
                 Ok(answer) if is_passing(answer.status) => Some(answer.retry_after().unwrap_or(pause)),
                 Ok(_) => None,
@@ -230,7 +243,11 @@ impl Client {
             let wait = wait.filter(|_| call.repeatable && attempt < ATTEMPTS_MAX).map(|wait| wait.min(PAUSE_MAX));
             match wait.filter(|wait| begin.elapsed() + *wait < REPEAT_TIME_MAX) {
                 Some(wait) => sleep(wait).await,
-                None => return self.judge(outcome, attempt),
+                None => {
+                    let known =
+                        |failure: Failure| Failure { outcome_unknown: failure.outcome_unknown | unknown, ..failure };
+                    return self.judge(outcome, attempt).map_err(known);
+                }
             }
             pause *= 2;
             attempt += 1;
@@ -287,15 +304,15 @@ impl Client {
     }
 
     fn silent(&self, silence: &Silence, attempts: u32) -> Failure {
-        let (what, outcome_unknown) = match silence {
-            Silence::NoConnection(why) => (format!("cannot reach a producer at {}: {why}", self.address()), false),
-            Silence::Broken(why) => (format!("the producer at {} did not answer: {why}", self.address()), true),
+        let what = match silence {
+            Silence::NoConnection(why) => format!("cannot reach a producer at {}: {why}", self.address()),
+            Silence::Broken(why) => format!("the producer at {} did not answer: {why}", self.address()),
             Silence::Late(time) => {
-                (format!("the producer at {} did not answer within {} s", self.address(), time.as_secs()), true)
+                format!("the producer at {} did not answer within {} s", self.address(), time.as_secs())
             }
         };
         let failure = Failure::new(Exit::Unreachable, format!("{what}{}", after(attempts)));
-        let failure = Failure { outcome_unknown, ..failure };
+        let failure = Failure { outcome_unknown: silence.may_have_been_heard(), ..failure };
         match silence {
             Silence::NoConnection(_) => failure.hint("is it running there? --url or TASKLANE_URL says where it is"),
             Silence::Broken(_) | Silence::Late(_) => failure,

@@ -62,6 +62,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Of all tasks with one [unique key](crate::task::Unique) at most one holds it, whoever submits them when.
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError>;
 
+    /// What [`Ledger::record`] would answer to a repetition of so many tasks under this key; `None` when it would be new.
+    async fn recorded_before(&self, given: Idempotency, tasks: usize) -> Result<Option<Recorded>, LedgerError>;
+
     /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError>;
 

@@ -4,14 +4,13 @@ use std::collections::BTreeMap;
 
 use axum::http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tasklane_common::ledger::Idempotency;
-use tasklane_common::task::{Json, TaskId};
+use tasklane_common::task::{Json, Priority, TaskId};
 
 use crate::error::{ApiError, FieldError};
-use crate::extract;
 use crate::request::SubmitTask;
+use crate::{canonical, extract};
 
 /// The request header with the client's key.
 pub const KEY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
@@ -36,7 +35,9 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, ApiError> {
 /// SHA-256 over what a request asks for, the same for all ways to write the same JSON.
 ///
 /// It covers what the client said and not what defaults made of it, so that a repetition is recognised after the
-/// producer's settings changed.
+/// producer's settings changed. Nothing that makes another task may be missing: a request is taken apart without `..`,
+/// so that a new field is not forgotten. What is not given adds nothing, so that requests without it keep the fingerprint
+/// that an earlier release gave them.
 #[derive(Debug, Clone)]
 pub struct Fingerprint(Sha256);
 
@@ -54,10 +55,7 @@ impl Fingerprint {
     pub fn of_retry(id: TaskId, args: &Json) -> Self {
         let mut fingerprint = Self(Sha256::new_with_prefix(b"tasklane retry 1"));
         fingerprint.text(&id.to_string());
-        match serde_json::from_str(args.as_str()) {
-            Ok(value) => fingerprint.value(&value),
-            Err(_) => fingerprint.text(args.as_str()),
-        }
+        fingerprint.json(args.as_str());
         fingerprint
     }
 
@@ -69,8 +67,22 @@ impl Fingerprint {
 
     /// Adds one task.
     pub fn add(&mut self, task: &SubmitTask) {
-        let SubmitTask { kind, args, queue, max_attempts, timeout_ms, delay_ms, run_at, tags, .. } = task;
-        let SubmitTask { unique_key, unique_for_ms, on_conflict, result_ttl_ms, .. } = task;
+        let SubmitTask {
+            kind,
+            args,
+            queue,
+            max_attempts,
+            timeout_ms,
+            result_ttl_ms,
+            delay_ms,
+            run_at,
+            priority,
+            tags,
+            concurrency_key,
+            unique_key,
+            unique_for_ms,
+            on_conflict,
+        } = task;
         self.text(kind.as_deref().unwrap_or_default());
         self.text(queue.as_deref().unwrap_or_default());
         for number in [max_attempts, timeout_ms, delay_ms] {
@@ -80,28 +92,25 @@ impl Fingerprint {
             .as_ref()
             .map(|text| text.parse::<Timestamp>().map_or_else(|_| text.clone(), |time| time.to_string()));
         self.text(&time.unwrap_or_default());
-        let tags = tags.as_ref().map(BTreeMap::len).unwrap_or_default();
-        self.text(&tags.to_string());
-        for (key, value) in task.tags.iter().flatten() {
+        self.text(&tags.as_ref().map(BTreeMap::len).unwrap_or_default().to_string());
+        for (key, value) in tags.iter().flatten() {
             self.text(key);
             self.text(value);
         }
-        // Only where there is one, so that requests of earlier releases keep their fingerprints.
         if let Some(key) = unique_key {
             let window = unique_for_ms.map(|ms| ms.to_string()).unwrap_or_default();
             for text in ["unique", key, &window, on_conflict.as_deref().unwrap_or_default()] {
                 self.text(text);
             }
         }
-        if let Some(ms) = result_ttl_ms {
-            self.text("result_ttl");
-            self.text(&ms.to_string());
-        }
-        match args.as_ref().map(|raw| (raw.get(), serde_json::from_str(raw.get()))) {
+        // What every task has is as good as left out.
+        let priority = priority.as_deref().filter(|name| Priority::from_name(name) != Some(Priority::default()));
+        self.optional("result_ttl", result_ttl_ms.map(|ms| ms.to_string()).as_deref());
+        self.optional("priority", priority);
+        self.optional("concurrency_key", concurrency_key.as_deref());
+        match args {
             None => self.text(""),
-            Some((_, Ok(value))) => self.value(&value),
-            // Validation refuses such args; the fingerprint need only be one.
-            Some((text, Err(_))) => self.text(text),
+            Some(raw) => self.json(raw.get()),
         }
     }
 
@@ -124,23 +133,22 @@ impl Fingerprint {
         self.0.update(text);
     }
 
-    /// Objects by sorted keys: clients in some languages write them in another order each time.
-    fn value(&mut self, value: &Value) {
-        match value {
-            Value::Array(items) => {
-                self.text(&format!("[{}", items.len()));
-                items.iter().for_each(|item| self.value(item));
-            }
-            Value::Object(entries) => {
-                self.text(&format!("{{{}", entries.len()));
-                let sorted: BTreeMap<_, _> = entries.iter().collect();
-                for (key, item) in sorted {
-                    self.text(key);
-                    self.value(item);
-                }
-            }
-            Value::String(text) => self.text(&format!("\"{text}")),
-            Value::Null | Value::Bool(_) | Value::Number(_) => self.text(&value.to_string()),
+    /// A field under its name, if it was given. The name is no form in which args begin.
+    fn optional(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(name);
+            self.text(value);
+        }
+    }
+
+    /// In canonical form: clients in some languages write keys in another order each time.
+    fn json(&mut self, json: &str) {
+        let mut canonical = self.clone();
+        if canonical::pieces(json, &mut |piece| canonical.text(piece)) {
+            *self = canonical;
+        } else {
+            // Validation refuses such args; the fingerprint need only be one.
+            self.text(json);
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod sweep;
 pub mod template;
 pub mod scheduling;
 pub mod grouping;
+mod canonical;
 pub mod idempotency;
 pub mod caller;
 pub mod intake;

@@ -50,7 +50,7 @@ pub(crate) enum Receipt {
 /// Records tasks and hands those that are due to the publisher.
 ///
 /// # Errors
-/// [`ApiError::KeyReused`], or what [`crate::gate::Gate::ask`] says.
+/// [`ApiError::KeyReused`], [`ApiError::QueueFull`], or what [`crate::gate::Gate::ask`] says.
 pub(crate) async fn record(app: &Arc<App>, recording: Recording) -> Result<Receipt, ApiError> {
     // In a task of its own: a client that goes away between the halves must not leave its task to the relay.
     let recorded = app.recordings.spawn(record_and_offer(Arc::clone(app), recording));
@@ -63,7 +63,10 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
         tasks.iter().filter(|task| task.run_at.is_none()).map(|task| publication(task, &reply_to)).collect();
     let mut queues: Vec<_> = tasks.iter().map(|task| (task.id, task.queue.clone())).collect();
     let told = if app.events.wanted() { tasks.iter().map(submitted).collect() } else { Vec::new() };
-    let taken = app.intake.take(parts(&tasks))?;
+    let taken = match app.intake.take(parts(&tasks)) {
+        Ok(taken) => taken,
+        Err(full) => return repeated_or(&app, idempotency, tasks.len(), full).await.map(Receipt::Replayed),
+    };
     let submission = Submission { tasks, idempotency, reserve: RESERVE, group };
     let recorded = app.gate.ask(app.gate.ledger().record(submission)).await;
     drop(taken);
@@ -83,16 +86,37 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
             offer(&app, due).await;
             Ok(Receipt::New(at, existing))
         }
-        Recorded::Replayed(ids) => {
-            metrics::counter!("tasklane_idempotent_replays_total").increment(1);
-            Ok(Receipt::Replayed(ids))
-        }
+        Recorded::Replayed(ids) => Ok(Receipt::Replayed(replayed(ids))),
         Recorded::KeyReused => Err(ApiError::KeyReused),
         Recorded::NotUnique(conflicts) => {
             metrics::counter!("tasklane_unique_conflicts_total").increment(conflicts.len() as u64);
             Err(ApiError::UniqueKeysTaken(conflicts))
         }
     }
+}
+
+/// Answers what would be refused now, if it is the repetition of a request for so many tasks: that was taken in, and asks
+/// nothing of what holds now, such as limits, or the state of another task.
+///
+/// # Errors
+/// The refusal of what is new, [`ApiError::KeyReused`], or what [`crate::gate::Gate::ask`] says.
+pub(crate) async fn repeated_or(
+    app: &App,
+    idempotency: Option<Idempotency>,
+    tasks: usize,
+    refusal: ApiError,
+) -> Result<Vec<TaskId>, ApiError> {
+    let Some(given) = idempotency else { return Err(refusal) };
+    match app.gate.ask(app.gate.ledger().recorded_before(given, tasks)).await? {
+        Some(Recorded::Replayed(ids)) => Ok(replayed(ids)),
+        Some(Recorded::KeyReused) => Err(ApiError::KeyReused),
+        Some(Recorded::New { .. } | Recorded::NotUnique(_)) | None => Err(refusal),
+    }
+}
+
+fn replayed(ids: Vec<TaskId>) -> Vec<TaskId> {
+    metrics::counter!("tasklane_idempotent_replays_total").increment(1);
+    ids
 }
 
 /// Hands over in portions, since a large batch takes the publisher longer than one offer waits.

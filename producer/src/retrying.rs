@@ -103,8 +103,9 @@ pub fn args(body: &[u8]) -> Result<Option<Json>, ApiError> {
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let asked: RetryTask = extract::object(body).map_err(fault)?;
-    let args = asked.args.map(request::checked_args).transpose();
+    // Taken apart whole: what a field to come changes of the new task belongs into its fingerprint, too.
+    let RetryTask { args } = extract::object(body).map_err(fault)?;
+    let args = args.map(request::checked_args).transpose();
     args.map_err(|message| ApiError::InvalidRetry(vec![FieldError::new("args", message)]))
 }
 

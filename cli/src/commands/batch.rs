@@ -160,7 +160,7 @@ impl Run<'_> {
             0 if failure.outcome_unknown || failure.exit == Exit::Interrupted => {
                 "what is recorded is unknown".to_owned()
             }
-            0 => return failure.hint("nothing is recorded"),
+            0 => return failure.hint(nothing(self.batch)),
             line => format!("lines 1–{line} are recorded"),
         };
         let chunk = if self.batch.chunk == 1000 { String::new() } else { format!(" --chunk {}", self.batch.chunk) };
@@ -170,6 +170,14 @@ impl Run<'_> {
             failure.details.iter().for_each(|line| self.cx.output.note(line));
         }
         failure
+    }
+}
+
+/// What stands after a refusal of the first request. Of what earlier runs did under the same key nothing is known here.
+fn nothing(batch: &Batch) -> &'static str {
+    match batch.key {
+        Some(_) => "this run has recorded nothing; what an earlier one recorded under this --key stands",
+        None => "nothing is recorded",
     }
 }
 

@@ -85,7 +85,8 @@ macro_rules! suite {
             record {
                 what_was_recorded_can_be_read, a_time_to_come_makes_it_scheduled, json_survives_as_it_was_written,
                 a_bad_submission_leaves_nothing_and_takes_nobody_along, many_submissions_at_once_are_all_there,
-                the_same_key_gives_the_same_task, another_request_under_the_key_is_refused,
+                the_same_key_gives_the_same_task,
+                a_repetition_is_told_before_it_is_recorded, what_is_left_of_a_batch_proves_the_repetition, another_request_under_the_key_is_refused,
                 fifty_equal_requests_give_one_task, fifty_equal_batches_give_one_batch,
                 a_key_of_one_task_is_not_free_for_a_batch,
             }

@@ -56,9 +56,9 @@ use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
-    EndedGroups, Fired, Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts,
-    Recorded, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission,
-    Worker, WorkerRecord,
+    EndedGroups, Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned,
+    QueueCounts, Recorded, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
+    Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -157,6 +157,10 @@ impl Ledger for PostgresLedger {
             return again(|| record::record_alone(&self.shared, &submission)).await;
         }
         within(self.record.write(submission)).await
+    }
+
+    async fn recorded_before(&self, given: Idempotency, tasks: usize) -> Result<Option<Recorded>, LedgerError> {
+        again(|| record::recorded_before(&self.shared, &given, tasks)).await
     }
 
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {

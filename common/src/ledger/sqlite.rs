@@ -39,8 +39,9 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Released,
-    Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded,
+    Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker,
+    WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -87,6 +88,10 @@ impl fmt::Debug for SqliteLedger {
 impl Ledger for SqliteLedger {
     async fn record(&self, submission: Submission) -> Result<Recorded, LedgerError> {
         self.writer.write(submission.tasks.len(), move |db| record::record(db, &submission)).await
+    }
+
+    async fn recorded_before(&self, given: Idempotency, _: usize) -> Result<Option<Recorded>, LedgerError> {
+        self.readers.read(move |db| record::recorded_before(db, &given)).await
     }
 
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {

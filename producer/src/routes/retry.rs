@@ -12,12 +12,12 @@ use tasklane_common::ledger::Replayed;
 use tasklane_common::state::{Event, State as TaskState, next};
 use tasklane_common::task::{Json as Args, Task, TaskId};
 
-use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded};
+use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded, repeated};
 use crate::app::App;
 use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
 use crate::idempotency::{self, Fingerprint};
-use crate::record::{self, Recording};
+use crate::record::{self, Receipt, Recording};
 use crate::retrying::{self, RetryTask};
 use crate::wait::find;
 use crate::{extract, trace_context};
@@ -93,11 +93,30 @@ async fn anew(
     (caller, headers): (&Caller, &HeaderMap),
 ) -> Result<Response, ApiError> {
     let idempotency = key.map(|key| Fingerprint::of_retry(id, &args).under(key));
-    let task = retrying::anew(find(app, id).await?, args, trace_context::traceparent(headers))?;
+    let failed = find(app, id).await;
+    let task = match failed.and_then(|failed| retrying::anew(failed, args, trace_context::traceparent(headers))) {
+        Ok(task) => task,
+        // The other task may have been started again, or purged, since this was asked for the first time.
+        Err(refusal) => {
+            let ids = record::repeated_or(app, idempotency, 1, refusal).await?;
+            let (task, origin) = repeated(app, ids).await?;
+            return Ok(answer(&task, StatusCode::ACCEPTED, origin));
+        }
+    };
     let mut deed = caller.begins(RETRY, id);
     deed.detail(format_args!("with other args, as task {}", task.id));
     let recording = Recording { tasks: vec![task.clone()], idempotency, group: None, reply_to: None };
-    let receipt = record::record(app, recording).await.map_err(of_one)?;
+    let receipt = match record::record(app, recording).await {
+        Err(refusal) if refusal.codes().0.is_client_error() => {
+            deed.nothing();
+            return Err(of_one(refusal));
+        }
+        receipt => receipt?,
+    };
+    match receipt {
+        Receipt::New(..) => deed.done(),
+        Receipt::Replayed(_) => deed.nothing(),
+    }
     let (task, origin) = recorded(app, task, receipt).await?;
     Ok(answer(&task, StatusCode::ACCEPTED, origin))
 }

@@ -8,7 +8,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
-use tasklane_common::task::{NewTask, Task};
+use tasklane_common::task::{NewTask, Task, TaskId};
 
 use crate::admission::Place;
 use crate::app::App;
@@ -112,17 +112,19 @@ pub(super) fn of_one(error: ApiError) -> ApiError {
 
 /// The task to answer with.
 pub(super) async fn recorded(app: &App, task: NewTask, receipt: Receipt) -> Result<(Task, Origin), ApiError> {
-    let (id, origin) = match receipt {
+    match receipt {
         Receipt::New(at, existing) => match existing[..] {
-            [] => return Ok((as_recorded(task, at), Origin::New)),
-            [(_, holder), ..] => (holder, Origin::Existing),
+            [] => Ok((as_recorded(task, at), Origin::New)),
+            [(_, holder), ..] => find(app, holder).await.map(|task| (task, Origin::Existing)),
         },
-        Receipt::Replayed(ids) => {
-            let id = ids.into_iter().next().ok_or_else(|| ApiError::Internal("a replay without a task".to_owned()))?;
-            (id, Origin::Replayed)
-        }
-    };
-    find(app, id).await.map(|task| (task, origin))
+        Receipt::Replayed(ids) => repeated(app, ids).await,
+    }
+}
+
+/// The task of an earlier request.
+pub(super) async fn repeated(app: &App, ids: Vec<TaskId>) -> Result<(Task, Origin), ApiError> {
+    let id = ids.into_iter().next().ok_or_else(|| ApiError::Internal("a replay without a task".to_owned()))?;
+    find(app, id).await.map(|task| (task, Origin::Replayed))
 }
 
 pub(super) fn answer(task: &Task, status: StatusCode, origin: Origin) -> Response {

@@ -18,5 +18,6 @@ mod sweep;
 mod edit;
 mod faults;
 mod group;
+mod idempotency;
 mod openapi;
 mod events;

@@ -106,6 +106,12 @@ impl Api {
         self.send(request.body(body.into()).unwrap()).await
     }
 
+    /// Posts lines under an idempotency key.
+    pub(crate) async fn post_lines_once(&self, key: &str, body: &str) -> Answer {
+        let request = Request::post("/v1/tasks/batch").header(header::CONTENT_TYPE, "application/x-ndjson");
+        self.send(request.header("idempotency-key", key).body(body.to_owned().into()).unwrap()).await
+    }
+
     /// Submits a task that the ledger then has.
     pub(crate) async fn submitted(&self, body: &str) -> TaskId {
         let answer = self.post("/v1/tasks", body.to_owned()).await;

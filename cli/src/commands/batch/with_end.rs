@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::super::Context;
-use super::{CHUNK_TIME, entries, open};
+use super::{CHUNK_TIME, entries, nothing, open};
 use crate::api::BatchAccepted;
 use crate::chunks::{Chunk, Chunks, LINE_BYTES_MAX, ReadFault};
 use crate::cli::Batch;
@@ -48,7 +48,7 @@ pub(super) async fn run(cx: &Context<'_>, batch: &Batch, kind: &str) -> Result<E
         match unknown {
             true => failure
                 .hint(format!("what is recorded is unknown: give the same command with --key {key} to have it once")),
-            false => failure.hint("nothing is recorded"),
+            false => failure.hint(nothing(batch)),
         }
     })?;
     show(cx, batch, &answer)?;

@@ -6,7 +6,7 @@ use futures::future::join_all;
 
 use super::{HOUR, get, kind, new_task, one, queue, submission};
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Idempotency, Ledger, Recorded, Submission};
+use crate::ledger::{Caller, Idempotency, Ledger, Recorded, Submission};
 use crate::state::State;
 use crate::task::{Fence, Json, NewTask, Priority, TaskId};
 
@@ -119,6 +119,37 @@ pub async fn the_same_key_gives_the_same_task(ledger: &dyn Ledger) {
         assert!(matches!(ledger.record(first).await, Ok(Recorded::New { .. })));
         assert_eq!(ledger.record(second).await.unwrap(), Recorded::Replayed(first_ids));
         assert_eq!(ledger.get(second_ids).await.unwrap(), []);
+    }
+}
+
+/// Whether a request is a repetition can be asked without recording anything.
+pub async fn a_repetition_is_told_before_it_is_recorded(ledger: &dyn Ledger) {
+    for (size, key) in [(1, "one"), (12, "twelve")] {
+        let (first, other) = (keyed(size, key, 7), keyed(size, key, 8));
+        let ids = ids_of(&first);
+        let [same, other] = [&first, &other].map(|submission| submission.idempotency.clone().unwrap());
+        let longer = Idempotency { key: format!("{key}!"), ..same.clone() };
+        assert_eq!(ledger.recorded_before(same.clone(), size).await.unwrap(), None);
+        ledger.record(first).await.unwrap();
+        assert_eq!(ledger.recorded_before(same, size).await.unwrap(), Some(Recorded::Replayed(ids)));
+        assert_eq!(ledger.recorded_before(other, size).await.unwrap(), Some(Recorded::KeyReused));
+        assert_eq!(ledger.recorded_before(longer, size).await.unwrap(), None);
+    }
+}
+
+/// A batch of which tasks are not kept any more is still that batch, whichever they were.
+pub async fn what_is_left_of_a_batch_proves_the_repetition(ledger: &dyn Ledger) {
+    let batch = keyed(12, "twelve", 7);
+    let ids = ids_of(&batch);
+    ledger.record(batch).await.unwrap();
+    for gone in [0, 7, 11] {
+        ledger.cancel(vec![ids[gone]], "stop".to_owned(), Caller::default()).await.unwrap();
+        assert_eq!(ledger.purge(vec![ids[gone]]).await.unwrap(), 1);
+        let left = ledger.get(ids.clone()).await.unwrap();
+        let mut left: Vec<TaskId> = left.iter().map(|task| task.id).collect();
+        left.sort_unstable();
+        assert_eq!(ledger.record(keyed(12, "twelve", 7)).await.unwrap(), Recorded::Replayed(left));
+        assert_eq!(ledger.record(keyed(12, "twelve", 8)).await.unwrap(), Recorded::KeyReused);
     }
 }
 

@@ -289,19 +289,41 @@ async fn find_earlier(
     if keys.is_empty() {
         return Ok(Earlier::new());
     }
+    by_key(connection, keys).await
+}
+
+async fn by_key(connection: &mut PgConnection, keys: Vec<String>) -> Result<Earlier, Fault> {
     let rows: Vec<(String, Uuid, Vec<u8>)> = sqlx::query_as(BY_KEY).bind(keys).fetch_all(connection).await?;
     Ok(rows.into_iter().map(|(key, id, hash)| (key, (TaskId(id), hash))).collect())
 }
 
+/// What was recorded before under a key.
+pub(super) async fn recorded_before(
+    connections: &Connections,
+    given: &Idempotency,
+    tasks: usize,
+) -> Result<Option<Recorded>, Fault> {
+    let mut lent = connections.lend().await?;
+    let earlier = by_key(&mut lent, keys_of(given, tasks)).await?;
+    lent.keep();
+    Ok(repetition(given, tasks, &earlier))
+}
+
 fn row_keys(submission: &Submission) -> Vec<String> {
-    let keys = |given: &Idempotency| (0..submission.tasks.len()).map(|index| row_key(&given.key, index)).collect();
-    submission.idempotency.as_ref().map(keys).unwrap_or_default()
+    submission.idempotency.as_ref().map_or_else(Vec::new, |given| keys_of(given, submission.tasks.len()))
+}
+
+fn keys_of(given: &Idempotency, tasks: usize) -> Vec<String> {
+    (0..tasks).map(|index| row_key(&given.key, index)).collect()
 }
 
 /// What the rows recorded before under the submission's key say; `None` when there are none.
 fn replayed(submission: &Submission, earlier: &Earlier) -> Option<Recorded> {
-    let given = submission.idempotency.as_ref()?;
-    let found: Vec<_> = row_keys(submission).iter().filter_map(|key| earlier.get(key)).collect();
+    submission.idempotency.as_ref().and_then(|given| repetition(given, submission.tasks.len(), earlier))
+}
+
+fn repetition(given: &Idempotency, tasks: usize, earlier: &Earlier) -> Option<Recorded> {
+    let found: Vec<_> = keys_of(given, tasks).iter().filter_map(|key| earlier.get(key)).collect();
     if found.is_empty() {
         return None;
     }

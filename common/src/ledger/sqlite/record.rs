@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
+use rusqlite::{CachedStatement, Connection, params};
 
 use super::read::id_of;
 use super::write::cancel;
@@ -15,7 +15,7 @@ use crate::task::{NewTask, Unique};
 
 pub(super) fn record(db: &Connection, submission: &Submission) -> rusqlite::Result<Recorded> {
     if let Some(idempotency) = &submission.idempotency
-        && let Some(earlier) = recorded_before(db, idempotency, submission.tasks.len())?
+        && let Some(earlier) = recorded_before(db, idempotency)?
     {
         return Ok(earlier);
     }
@@ -64,30 +64,38 @@ fn insert_all(db: &Connection, submission: &Submission, now: i64) -> rusqlite::R
     Ok(())
 }
 
-/// The rows of a keyed batch have keys of their own; the separator cannot be part of a client's key.
+/// Between the client's key and the index of a task of its batch: it cannot be part of a client's key.
+const SEPARATOR: char = '\u{1f}';
+
+/// The rows of a keyed batch have keys of their own.
 fn row_key(key: &str, index: usize, single: bool) -> String {
-    if single { key.to_owned() } else { format!("{key}\u{1f}{index}") }
+    if single { key.to_owned() } else { format!("{key}{SEPARATOR}{index}") }
 }
 
-fn recorded_before(db: &Connection, given: &Idempotency, tasks: usize) -> rusqlite::Result<Option<Recorded>> {
-    // The key may have been used for one task or for a batch: look for the first row of either.
-    let mut by_key = db.prepare_cached("SELECT id, idempotency_hash FROM tasks WHERE idempotency_key = ?1")?;
-    let mut find =
-        |key: &str| by_key.query_row([key], |row| Ok((id_of(row, 0)?, row.get::<_, Option<Vec<u8>>>(1)?))).optional();
-    let first = match find(&given.key)? {
-        Some(single) => Some((single, true)),
-        None => find(&row_key(&given.key, 0, false))?.map(|first| (first, false)),
-    };
-    let Some(((id, hash), single)) = first else { return Ok(None) };
-    if hash.as_deref() != Some(given.fingerprint.as_slice()) {
+/// What was recorded before under a key, for one task or for a batch.
+pub(super) fn recorded_before(db: &Connection, given: &Idempotency) -> rusqlite::Result<Option<Recorded>> {
+    // All rows of the key and no other: what follows a longer key of a client's is no less than '!'.
+    let mut by_key = db.prepare_cached(
+        "SELECT idempotency_key, id, idempotency_hash FROM tasks INDEXED BY tasks_idempotency
+         WHERE idempotency_key >= ?1 AND idempotency_key < ?2",
+    )?;
+    let (mut ids, mut reused) = (Vec::new(), false);
+    let mut rows = by_key.query(params![given.key, format!("{}{}", given.key, ' ')])?;
+    while let Some(row) = rows.next()? {
+        let key: String = row.get(0)?;
+        let index = key.rsplit_once(SEPARATOR).and_then(|(_, index)| index.parse::<usize>().ok()).unwrap_or_default();
+        ids.push((index, id_of(row, 1)?));
+        reused |= row.get_ref(2)?.as_blob_or_null()? != Some(given.fingerprint.as_slice());
+    }
+    if ids.is_empty() {
+        return Ok(None);
+    }
+    if reused {
         return Ok(Some(Recorded::KeyReused));
     }
-    if single {
-        return Ok(Some(Recorded::Replayed(vec![id])));
-    }
-    let ids = (0..tasks).map(|index| Ok(find(&row_key(&given.key, index, false))?.map(|(id, _)| id)));
-    let ids: rusqlite::Result<Vec<_>> = ids.collect();
-    Ok(Some(Recorded::Replayed(ids?.into_iter().flatten().collect())))
+    // Tasks of the batch that finished long ago may have been pruned: the rest still proves the repetition.
+    ids.sort_unstable();
+    Ok(Some(Recorded::Replayed(ids.into_iter().map(|(_, id)| id).collect())))
 }
 
 /// The statements for a submission's rows, looked up once for all of them.

@@ -177,6 +177,40 @@ async fn a_busy_producer_is_asked_again_when_it_says_so() -> Result<()> {
     Ok(())
 }
 
+/// A repetition gets its tasks however full the queue is by now; and what is said of a refusal holds for all runs.
+#[tokio::test]
+async fn a_run_into_a_full_queue_says_what_stands() -> Result<()> {
+    let (stack, producer) = producer().await?;
+    let cli = Cli::of(&producer);
+    let task = "{\"kind\":\"later\",\"queue\":\"small\",\"args\":1}\n";
+    let file = stack.place().join("tasks.ndjson");
+    std::fs::write(&file, task.repeat(3))?;
+    let path = file.to_str().context("a path")?;
+    let plain = ["batch", path, "--key", "plain"];
+    let joined = ["batch", path, "--key", "joined", "--then", "test.then"];
+    cli.ok(&plain).await?;
+    cli.ok(&joined).await?;
+    cli.ok(&["limits", "set", "queue", "small", "--max-queued", "2"]).await?;
+    assert!(cli.ok(&plain).await?.contains("3 tasks were recorded before under this key"));
+    assert!(cli.ok(&joined).await?.starts_with("3 tasks recorded before under this key"));
+
+    std::fs::write(&file, task.replace('1', "2").repeat(3))?;
+    let stands = "what an earlier one recorded under this --key stands";
+    cli.run(&plain).await?.failed(4, &["was used before", "this run has recorded nothing", stands]);
+    cli.run(&joined).await?.failed(4, &["was used before", "this run has recorded nothing", stands]);
+    let said = cli.run(&["batch", path]).await?;
+    said.failed(5, &["queue small takes no more than 2", "nothing is recorded"]);
+
+    // The first answer was lost, and the request may have been heard.
+    let refused =
+        "HTTP/1.1 422 No\r\nconnection: close\r\ncontent-length: 34\r\n\r\n{\"code\":\"invalid_task\",\"detail\":1}";
+    for args in [&["batch", path][..], &["batch", path, "--then", "test.then"]] {
+        let (url, _told) = scripted(vec!["", refused]).await?;
+        Cli::at(&url).run(args).await?.failed(4, &["what is recorded is unknown", "--key "]);
+    }
+    Ok(())
+}
+
 #[tokio::test]
 async fn each_exit_code_has_its_reason() -> Result<()> {
     let (stack, producer) = producer().await?;
