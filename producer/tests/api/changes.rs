@@ -261,6 +261,26 @@ async fn what_changes_nothing_leaves_no_line() {
     }
 }
 
+/// A task that does a failed one's work with other args is new once, whether or not the request is repeated.
+#[tokio::test]
+async fn a_retry_with_other_args_leaves_one_line() {
+    let api = Api::start().await;
+    let failure = failed(&api).await;
+    let path = format!("/v1/tasks/{failure}/retry");
+    let log = Log::begin();
+    let made = api.post_once(&path, "k", r#"{"args":"s3cret"}"#).await.json();
+    let [line] = &log.changes()[..] else { panic!("not one line") };
+    let detail = format!("with other args, as task {}", made["id"].as_str().unwrap());
+    assert_eq!(
+        (&line["message"], &line["of"], &line["detail"]),
+        (&json!("a task was started again"), &json!(failure), &json!(detail))
+    );
+    for (args, status) in [(r#"{"args":"s3cret"}"#, 202), (r#"{"args":1}"#, 422)] {
+        assert_eq!(api.post_once(&path, "k", args).await.status, status);
+        assert_eq!(log.changes(), Vec::<Value>::new(), "{args}");
+    }
+}
+
 /// With the task it is kept who changed it, and a name that does not fit is refused before anything is done.
 #[tokio::test]
 async fn the_caller_is_kept_with_the_task() {
