@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
-use sqlx::{Connection, PgConnection};
 use tasklane_common::rusqlite;
 use tempfile::TempDir;
 
@@ -64,7 +63,7 @@ impl Ledger {
         match self {
             Self::Sqlite(dir) => rusqlite::Connection::open(Self::file(dir))?.execute_batch(sql)?,
             Self::Postgres(database) => {
-                sqlx::raw_sql(sql).execute(&mut PgConnection::connect(database.url()).await?).await?;
+                sqlx::raw_sql(sql).execute(&mut database.connect().await?).await?;
             }
         }
         Ok(())
@@ -73,7 +72,7 @@ impl Ledger {
     /// Runs one statement with two numbers in a PostgreSQL ledger's database, past everybody.
     pub async fn fill(&self, sql: &'static str, numbers: [i64; 2]) -> Result<()> {
         let Self::Postgres(database) = self else { anyhow::bail!("not a PostgreSQL ledger") };
-        let mut connection = PgConnection::connect(database.url()).await?;
+        let mut connection = database.connect().await?;
         sqlx::query(sql).bind(numbers[0]).bind(numbers[1]).execute(&mut connection).await?;
         Ok(())
     }
@@ -82,9 +81,7 @@ impl Ledger {
     pub async fn number(&self, sql: &'static str) -> Result<i64> {
         Ok(match self {
             Self::Sqlite(dir) => rusqlite::Connection::open(Self::file(dir))?.query_row(sql, [], |row| row.get(0))?,
-            Self::Postgres(database) => {
-                sqlx::query_scalar(sql).fetch_one(&mut PgConnection::connect(database.url()).await?).await?
-            }
+            Self::Postgres(database) => sqlx::query_scalar(sql).fetch_one(&mut database.connect().await?).await?,
         })
     }
 

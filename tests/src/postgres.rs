@@ -196,6 +196,13 @@ impl Database {
         &self.url
     }
 
+    /// A connection that finds the ledger's tables before an application's.
+    pub async fn connect(&self) -> Result<PgConnection> {
+        let mut connection = connect(&self.url).await?;
+        sqlx::query("SET search_path = tasklane, public").execute(&mut connection).await?;
+        Ok(connection)
+    }
+
     /// Its URL, the way leading through `addr`, a proxy before the same server.
     pub fn url_at(&self, addr: std::net::SocketAddr) -> Result<String> {
         let mut url: Url = self.url.parse()?;

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 
 use super::file_system::FileSystem;
 use super::{Finding, LOOK_LIMIT};
+use crate::ledger::postgres::layout::Layout;
 use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
 
 /// A clock that is further off shows in `run_at` and `delay_ms`.
@@ -50,7 +51,7 @@ async fn look_at_server(url: &str) -> Vec<Finding> {
     vec![
         Finding::ok("ledger.connection", "PostgreSQL answers"),
         server_version(&vitals),
-        schema(vitals.schema, vitals.may_create),
+        layout(&vitals.layout),
         durability(&vitals),
         writable(&vitals),
         clock(vitals.clock_ahead, vitals.clock_error),
@@ -71,15 +72,28 @@ fn server_version(vitals: &postgres::vitals::Vitals) -> Finding {
     Finding::ok(check, format!("PostgreSQL {version}"))
 }
 
-fn schema(found: i64, may_create: bool) -> Finding {
+/// Whether the database has a ledger, or room for one.
+fn layout(found: &Result<Layout, LedgerError>) -> Finding {
+    let check = "ledger.schema";
+    match found {
+        Ok(Layout::None) => Finding::ok(check, "none yet: the first start makes the schema tasklane"),
+        Ok(Layout::Earlier { schema, version }) => {
+            let message =
+                format!("version {version} in the schema {schema}: the next start moves it to the schema tasklane");
+            let advice = "stop the processes of the earlier release first: they do not find it there";
+            Finding::warn(check, message, advice)
+        }
+        Ok(Layout::Current { version }) => schema(*version),
+        Err(error @ LedgerError::Unsuitable(_)) => Finding::fail(check, error.to_string(), "no process starts before"),
+        Err(error) => Finding::fail(check, error.to_string(), "is the server well?"),
+    }
+}
+
+fn schema(found: i64) -> Finding {
     let check = "ledger.schema";
     if found > SCHEMA_VERSION {
         let message = format!("version {found}, and this release knows only up to {SCHEMA_VERSION}");
         return Finding::fail(check, message, "start a release at least as new as the one that wrote it");
-    }
-    if found < SCHEMA_VERSION && !may_create {
-        let message = format!("version {found} of {SCHEMA_VERSION}, and the user may not create tables");
-        return Finding::fail(check, message, "GRANT CREATE ON SCHEMA … TO the user, or migrate as the owner");
     }
     match found {
         0 => Finding::ok(check, "none yet: the first start makes it"),
@@ -145,7 +159,10 @@ fn look_at_file(path: &Path) -> Vec<Finding> {
     match sqlite::vitals::look(path) {
         Ok(vitals) => {
             findings.push(Finding::ok("ledger.connection", format!("{} can be written", path.display())));
-            findings.push(schema(vitals.schema, true));
+            findings.push(match &vitals.foreign {
+                Some(error) => Finding::fail("ledger.schema", error, "set TASKLANE_LEDGER_URL"),
+                None => schema(vitals.schema),
+            });
             findings.push(journal(&vitals));
         }
         Err(error) => {
@@ -223,11 +240,11 @@ mod tests {
     use crate::doctor::Verdict;
 
     #[test]
-    fn a_schema_is_judged_by_version_and_rights() {
-        assert_eq!(schema(SCHEMA_VERSION, false).verdict, Verdict::Ok);
-        assert_eq!(schema(SCHEMA_VERSION + 1, true).verdict, Verdict::Fail);
-        assert_eq!(schema(0, true).verdict, Verdict::Ok);
-        assert_eq!(schema(0, false).verdict, Verdict::Fail);
+    fn a_schema_is_judged_by_its_version() {
+        assert_eq!(schema(SCHEMA_VERSION).verdict, Verdict::Ok);
+        assert_eq!(schema(SCHEMA_VERSION - 1).verdict, Verdict::Ok);
+        assert_eq!(schema(0).verdict, Verdict::Ok);
+        assert_eq!(schema(SCHEMA_VERSION + 1).verdict, Verdict::Fail);
     }
 
     #[test]
@@ -235,6 +252,21 @@ mod tests {
         assert_eq!(clock(-1.2, 0.01).verdict, Verdict::Warn);
         assert_eq!(clock(1.2, 0.5).verdict, Verdict::Ok);
         assert_eq!(clock(0.2, 0.0).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_file_of_another_application_is_no_ledger() {
+        let place = tempfile::tempdir().unwrap();
+        let found = |name: &str, sql: &str| {
+            let path = place.path().join(name);
+            rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+            look_at_file(&path).into_iter().find(|finding| finding.check == "ledger.schema").unwrap()
+        };
+        let versioned = found("versioned.db", "CREATE TABLE people (name); PRAGMA user_version = 10");
+        assert_eq!(versioned.verdict, Verdict::Fail);
+        assert!(versioned.message.contains("table tasks"), "{}", versioned.message);
+        assert_eq!(found("tasks.db", "CREATE TABLE tasks (title)").verdict, Verdict::Fail);
+        assert_eq!(found("people.db", "CREATE TABLE people (name)").verdict, Verdict::Ok);
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod editing;
 mod fault;
 mod groups;
 mod lane;
+pub(crate) mod layout;
 mod lease;
 mod limits;
 mod prune;

@@ -190,8 +190,8 @@ SELECT unhex(format('018d%012x%016x', ?1, n)), '{}' FROM n";
 const POSTGRES_ROWS: &str = "
 INSERT INTO tasks (id, kind, queue, state, args, max_attempts, created_at, run_at, queued_at, started_at, finished_at)
 SELECT ('018d' || lpad(to_hex($1), 12, '0') || lpad(to_hex(n), 16, '0'))::uuid, 'test.work', 'parked', $1::smallint, '{}',
-       5, 1000, 1000, CASE WHEN $1 = 5 THEN 1000 ELSE tasklane_now() + 3600000 END, CASE WHEN $1 = 5 THEN 1000 END,
-       CASE WHEN $1 = 5 THEN tasklane_now() END
+       5, 1000, 1000, CASE WHEN $1 = 5 THEN 1000 ELSE tasklane.now_ms() + 3600000 END, CASE WHEN $1 = 5 THEN 1000 END,
+       CASE WHEN $1 = 5 THEN tasklane.now_ms() END
 FROM generate_series(1, $2) n";
 
 /// Tasks that wait 10 ms, by one worker and by eight: one that is bound by its own places, and the same eight times.

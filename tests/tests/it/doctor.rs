@@ -266,7 +266,7 @@ async fn a_newer_schema_fails() -> Result<()> {
     let stack = Stack::new(LedgerKind::Postgres).await?;
     drop(stack.producer().start().await?);
     let mut connection = PgConnection::connect(&stack.ledger.url()).await?;
-    sqlx::query("UPDATE schema_version SET version = 999").execute(&mut connection).await?;
+    sqlx::query("UPDATE tasklane.schema_version SET version = 999").execute(&mut connection).await?;
     let found = visit(producer(&stack)).await?;
     found.says("ledger.schema", "fail", "version 999")?;
     assert_eq!(found.code, Some(1));
@@ -274,6 +274,18 @@ async fn a_newer_schema_fails() -> Result<()> {
     let stack = Stack::new(LedgerKind::Sqlite).await?;
     std::fs::write(stack.ledger.sqlite_file().context("a file")?, crate::settings::empty_sqlite_file(999))?;
     visit(producer(&stack)).await?.says("ledger.schema", "fail", "version 999")
+}
+
+#[tokio::test]
+async fn what_is_in_the_ledgers_place_is_named() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Postgres).await?;
+    stack.ledger.execute("CREATE TABLE tasks (title text); CREATE TABLE schema_version (version varchar)").await?;
+    visit(producer(&stack)).await?.says("ledger.schema", "ok", "none yet")?;
+    stack.ledger.execute("CREATE SCHEMA tasklane; CREATE TABLE tasklane.tasks (title text)").await?;
+    let found = visit(producer(&stack)).await?;
+    found.says("ledger.schema", "fail", "the schema tasklane of the database")?;
+    assert_eq!(found.code, Some(1));
+    Ok(())
 }
 
 #[tokio::test]

@@ -157,7 +157,7 @@ async fn a_newer_ledger_on_postgres_is_refused() -> Result<()> {
     let stack = Stack::new(LedgerKind::Postgres).await?;
     drop(stack.producer().start().await?);
     let mut connection = PgConnection::connect(&stack.ledger.url()).await?;
-    sqlx::query("UPDATE schema_version SET version = 999").execute(&mut connection).await?;
+    sqlx::query("UPDATE tasklane.schema_version SET version = 999").execute(&mut connection).await?;
     connection.close().await?;
     refuses_newer_schema(&stack).await
 }
@@ -184,6 +184,15 @@ pub(crate) fn empty_sqlite_file(user_version: u32) -> Vec<u8> {
 
 async fn refuses_newer_schema(stack: &Stack) -> Result<()> {
     let words = &["schema version 999", "at least as new"];
+    both!(stack, UNAVAILABLE, words, |start| start.config(HANDLER));
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_in_the_ledgers_place_is_named_and_refused() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Postgres).await?;
+    stack.ledger.execute("CREATE SCHEMA tasklane; CREATE TABLE tasklane.tasks (title text)").await?;
+    let words = &["the schema tasklane of the database", "holds tasks, which is not the ledger's"];
     both!(stack, UNAVAILABLE, words, |start| start.config(HANDLER));
     Ok(())
 }

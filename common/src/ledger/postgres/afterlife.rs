@@ -16,15 +16,15 @@ use crate::state::{Event, State, next};
 use crate::task::{ChangeCall, TaskId};
 
 const REPLAY: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 found AS MATERIALIZED (
     SELECT t.id, t.state, r.delay_ms
-    FROM UNNEST($1::uuid[], $2::bigint[]) AS r (id, delay_ms) JOIN tasks t ON t.id = r.id
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS r (id, delay_ms) JOIN tasklane.tasks t ON t.id = r.id
     ORDER BY t.id
     FOR UPDATE OF t
 ),
 moved AS (
-    UPDATE tasks t
+    UPDATE tasklane.tasks t
     SET state = $4, run_at = clock.now + f.delay_ms, due_at = clock.now + f.delay_ms, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
         cancel_requested_at = NULL, first_due_at = NULL,
@@ -36,13 +36,13 @@ SELECT id, state FROM found";
 
 /// The rows are judged as they were locked. The first request for a run counts, and its worker may have heard of it.
 const CANCEL: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 found AS MATERIALIZED (
     SELECT id, state, state = $4 AND cancel_requested_at IS NOT NULL AS requested
-    FROM tasks WHERE id = ANY($1) ORDER BY id FOR UPDATE
+    FROM tasklane.tasks WHERE id = ANY($1) ORDER BY id FOR UPDATE
 ),
 moved AS (
-    UPDATE tasks t
+    UPDATE tasklane.tasks t
     SET state = CASE WHEN f.state = $4 THEN f.state ELSE $5 END, due_at = NULL, reason = $2,
         finished_at = CASE WHEN f.state = $4 THEN NULL ELSE clock.now END, cancel_requested_at = clock.now,
         last_change = ($6::jsonb || jsonb_build_object('at', clock.now))::text
@@ -83,7 +83,7 @@ async fn without_key(
     connection: &mut PgConnection,
     replays: &[(TaskId, Duration)],
 ) -> Result<HashMap<TaskId, Replayed>, Fault> {
-    const LOOK: &str = "SELECT id, state, unique_key FROM tasks WHERE id = ANY($1) ORDER BY id";
+    const LOOK: &str = "SELECT id, state, unique_key FROM tasklane.tasks WHERE id = ANY($1) ORDER BY id";
     let found: Vec<(Uuid, i16, Option<String>)> = sqlx::query_as(LOOK)
         .bind(replays.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
         .fetch_all(&mut *connection)

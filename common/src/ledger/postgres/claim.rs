@@ -22,18 +22,18 @@ use crate::task::{Fence, TaskId};
 /// comes after this commit, finds the task. Rows are locked in the order of ids by every grouped write, so that none
 /// waits in a circle.
 const CLAIM: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
-gates AS MATERIALIZED (SELECT * FROM tasklane_gates()),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
+gates AS MATERIALIZED (SELECT * FROM tasklane.gates()),
 asked AS (
     SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.published
     FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[])
          AS a (id, worker, guarantee, crashes_below, published)
-    JOIN workers w ON w.id = a.worker
+    JOIN tasklane.workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
 locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
-    FROM clock, gates g, asked a JOIN tasks t ON t.id = a.id
+    FROM clock, gates g, asked a JOIN tasklane.tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
       AND (t.void_below IS NULL OR t.void_below <= a.published)
       AND t.queue <> ALL(g.paused)
@@ -42,7 +42,7 @@ locked AS MATERIALIZED (
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t
+UPDATE tasklane.tasks t
 SET state = $5, fence = t.fence + 1, attempt = t.attempt + 1, worker_id = l.worker, guarantee = l.guarantee,
     started_at = clock.now, due_at = NULL, first_due_at = COALESCE(t.first_due_at, t.run_at)
 FROM clock, locked l
@@ -51,23 +51,23 @@ RETURNING t.id, t.fence, t.attempt, t.max_attempts, t.timeout_ms, t.first_due_at
           t.started_at";
 
 const WHY_NOT: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now)
 SELECT t.id, t.state, t.run_at <= clock.now,
-       EXISTS (SELECT 1 FROM workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
-       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM paused_queues p WHERE p.name = t.queue),
-       EXISTS (SELECT 1 FROM limits l WHERE (l.scope IN ('queue:' || t.queue, 'kind:' || t.kind)
+       EXISTS (SELECT 1 FROM tasklane.workers w WHERE w.id = a.worker AND NOT w.dead AND w.expires_at > clock.now),
+       t.crashes >= a.crashes_below, EXISTS (SELECT 1 FROM tasklane.paused_queues p WHERE p.name = t.queue),
+       EXISTS (SELECT 1 FROM tasklane.limits l WHERE (l.scope IN ('queue:' || t.queue, 'kind:' || t.kind)
                                              OR t.concurrency_key IS NOT NULL AND starts_with(l.scope, 'key:'))
                                         AND (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL)),
        COALESCE(t.void_below > a.published, false)
 FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::bigint[]) AS a (id, worker, crashes_below, published)
-JOIN tasks t ON t.id = a.id";
+JOIN tasklane.tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
 /// acked, so the row must be published again.
 const TAKE_CUSTODY: &str = "
-UPDATE tasks SET state = $3, due_at = run_at, queued_at = NULL
-WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = ANY($2) ORDER BY id FOR UPDATE)
-  AND run_at > tasklane_now()
+UPDATE tasklane.tasks SET state = $3, due_at = run_at, queued_at = NULL
+WHERE id IN (SELECT id FROM tasklane.tasks WHERE id = ANY($1) AND state = ANY($2) ORDER BY id FOR UPDATE)
+  AND run_at > tasklane.now_ms()
 RETURNING id";
 
 type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);

@@ -11,10 +11,10 @@ use crate::task::{ChangeCall, Priority, QueueName, TaskId};
 /// The row is judged as it was locked. The raised fence voids the late mark of a publication under way, and what was
 /// published before says what held before.
 const EDIT: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
-found AS MATERIALIZED (SELECT id, state, attempt FROM tasks WHERE id = $1 FOR UPDATE),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
+found AS MATERIALIZED (SELECT id, state, attempt FROM tasklane.tasks WHERE id = $1 FOR UPDATE),
 changed AS (
-    UPDATE tasks t
+    UPDATE tasklane.tasks t
     SET state = $3, fence = t.fence + 1, void_below = t.fence + 1, queued_at = NULL,
         first_due_at = CASE WHEN $4::bigint IS NULL THEN t.first_due_at END,
         run_at = CASE WHEN $4::bigint IS NULL THEN t.run_at ELSE GREATEST($4, clock.now) END,

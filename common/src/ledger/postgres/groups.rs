@@ -16,34 +16,36 @@ use crate::ledger::{Closed, EndedGroups, Submission};
 use crate::state::State;
 use crate::task::{GroupId, TaskId};
 
-const INSERT: &str = "INSERT INTO task_groups (id, total, then_task, created_at) VALUES ($1, $2, $3, tasklane_now())";
+const INSERT: &str =
+    "INSERT INTO tasklane.task_groups (id, total, then_task, created_at) VALUES ($1, $2, $3, tasklane.now_ms())";
 
 /// A scalar look with a limit is one probe a group; an EXISTS could be planned as one pass over the members of all.
 const ENDED: &str = "
-SELECT g.id, (SELECT 1 FROM tasks t WHERE t.group_id = g.id AND t.state < 5 LIMIT 1) IS NULL
-FROM task_groups g
+SELECT g.id, (SELECT 1 FROM tasklane.tasks t WHERE t.group_id = g.id AND t.state < 5 LIMIT 1) IS NULL
+FROM tasklane.task_groups g
 WHERE g.finished_at IS NULL AND g.id > $1
 ORDER BY g.id
 LIMIT $2";
 
 /// Whoever else has the row locked is closing the group: he has overtaken us.
 const TAKE: &str = "
-SELECT total, then_task FROM task_groups WHERE id = $1 AND finished_at IS NULL FOR UPDATE SKIP LOCKED";
+SELECT total, then_task FROM tasklane.task_groups WHERE id = $1 AND finished_at IS NULL FOR UPDATE SKIP LOCKED";
 
-const COUNTS: &str = "SELECT state, count(*) FROM tasks WHERE group_id = $1 GROUP BY state";
+const COUNTS: &str = "SELECT state, count(*) FROM tasklane.tasks WHERE group_id = $1 GROUP BY state";
 
 const CLOSE: &str = "
-UPDATE task_groups SET then_id = $2, completed = $3, cancelled = $4, discarded = $5, finished_at = tasklane_now()
+UPDATE tasklane.task_groups SET then_id = $2, completed = $3, cancelled = $4, discarded = $5,
+    finished_at = tasklane.now_ms()
 WHERE id = $1";
 
-const ONE: &str = "SELECT * FROM task_groups WHERE id = $1";
+const ONE: &str = "SELECT * FROM tasklane.task_groups WHERE id = $1";
 
 const PRUNE: &str = "
-DELETE FROM task_groups
+DELETE FROM tasklane.task_groups
 WHERE id IN (
-    SELECT g.id FROM task_groups g
-    WHERE g.finished_at IS NOT NULL AND g.finished_at < tasklane_now() - $1
-      AND (SELECT 1 FROM tasks t WHERE t.group_id = g.id LIMIT 1) IS NULL
+    SELECT g.id FROM tasklane.task_groups g
+    WHERE g.finished_at IS NOT NULL AND g.finished_at < tasklane.now_ms() - $1
+      AND (SELECT 1 FROM tasklane.tasks t WHERE t.group_id = g.id LIMIT 1) IS NULL
     LIMIT $2
 )";
 

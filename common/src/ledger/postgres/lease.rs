@@ -14,8 +14,8 @@ use crate::task::{Fence, Kind, QueueName, TaskId, WorkerId};
 /// Entering twice happens when the first answer was lost. The lease then counts from the second time, as the
 /// worker does, which is at least as long as it believes.
 const REGISTER: &str = "
-INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, renewed_at, expires_at)
-SELECT $1, $2, $3, $4, $5, $6, now, now, now + $7 FROM (SELECT tasklane_now() AS now) clock
+INSERT INTO tasklane.workers (id, host, queues, kinds, concurrency, version, started_at, renewed_at, expires_at)
+SELECT $1, $2, $3, $4, $5, $6, now, now, now + $7 FROM (SELECT tasklane.now_ms() AS now) clock
 ON CONFLICT (id) DO UPDATE SET renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
 WHERE NOT workers.dead";
 
@@ -23,12 +23,12 @@ WHERE NOT workers.dead";
 /// hold, sees the time after the wait and the row as it was left. Watermarks only rise.
 const RENEW: &str = "
 WITH renewed AS (
-    UPDATE workers SET renewed_at = tasklane_now(), expires_at = tasklane_now() + $2, running = $3
-    WHERE id = $1 AND NOT dead AND expires_at > tasklane_now()
+    UPDATE tasklane.workers SET renewed_at = tasklane.now_ms(), expires_at = tasklane.now_ms() + $2, running = $3
+    WHERE id = $1 AND NOT dead AND expires_at > tasklane.now_ms()
     RETURNING id
 ),
 heads AS (
-    INSERT INTO queues (name, high_at, head_at, low_at)
+    INSERT INTO tasklane.queues (name, high_at, head_at, low_at)
     SELECT h.name, max(CASE h.priority WHEN 1 THEN h.at ELSE 0 END), max(CASE h.priority WHEN 0 THEN h.at ELSE 0 END),
            max(CASE h.priority WHEN -1 THEN h.at ELSE 0 END)
     FROM renewed, UNNEST($4::text[], $5::bigint[], $6::smallint[]) AS h (name, at, priority)
@@ -41,28 +41,28 @@ heads AS (
 SELECT count(*) FROM renewed";
 
 const RETIRE: &str = "
-UPDATE workers SET dead = true, expires_at = LEAST(expires_at, tasklane_now()) WHERE id = $1";
+UPDATE tasklane.workers SET dead = true, expires_at = LEAST(expires_at, tasklane.now_ms()) WHERE id = $1";
 
 /// Ended leases end for good before their tasks are looked at. A renewal that is under way holds the row: this waits,
 /// looks again, and leaves the lease alone when the renewal was in time. One that comes later finds it dead. So no
 /// worker can be told that its lease lives on while its tasks go to somebody else.
-const END_LEASES: &str = "UPDATE workers SET dead = true WHERE NOT dead AND expires_at <= tasklane_now()";
+const END_LEASES: &str = "UPDATE tasklane.workers SET dead = true WHERE NOT dead AND expires_at <= tasklane.now_ms()";
 
 /// A claim that commits after this look is found by the next one.
 const ABANDONED: &str = "
 SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee,
        t.cancel_requested_at IS NOT NULL, t.queue
-FROM tasks t LEFT JOIN workers w ON w.id = t.worker_id
+FROM tasklane.tasks t LEFT JOIN tasklane.workers w ON w.id = t.worker_id
 WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
 LIMIT $1";
 
 /// Asked all the time, so it has an index of its own, which is empty nearly always.
 pub(super) const CANCELLING: &str = "
-SELECT id, fence FROM tasks WHERE worker_id = $1 AND state = 3 AND cancel_requested_at IS NOT NULL";
+SELECT id, fence FROM tasklane.tasks WHERE worker_id = $1 AND state = 3 AND cancel_requested_at IS NOT NULL";
 
 const WORKERS: &str = "
 SELECT id, host, queues, kinds, concurrency, running, version, started_at, clock.now - renewed_at
-FROM workers, (SELECT tasklane_now() AS now) clock
+FROM tasklane.workers, (SELECT tasklane.now_ms() AS now) clock
 WHERE NOT dead AND expires_at > clock.now
 ORDER BY id";
 

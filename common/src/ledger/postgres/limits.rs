@@ -18,11 +18,12 @@ use crate::limit::{Bounds, LIMITS_MAX, Limit, Origin, Rate, Scope};
 use crate::state::State;
 use crate::task::QueueName;
 
-const ALL: &str =
-    "SELECT scope, max_running, rate_tasks, rate_per_ms, rate_burst, max_queued, origin FROM limits ORDER BY scope";
+const ALL: &str = "
+SELECT scope, max_running, rate_tasks, rate_per_ms, rate_burst, max_queued, origin
+FROM tasklane.limits ORDER BY scope";
 
 const PUT: &str = "
-INSERT INTO limits (scope, max_running, rate_tasks, rate_per_ms, rate_burst, max_queued, origin)
+INSERT INTO tasklane.limits (scope, max_running, rate_tasks, rate_per_ms, rate_burst, max_queued, origin)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (scope) DO UPDATE SET max_running = excluded.max_running, rate_tasks = excluded.rate_tasks,
     rate_per_ms = excluded.rate_per_ms, rate_burst = excluded.rate_burst, max_queued = excluded.max_queued,
@@ -30,33 +31,34 @@ ON CONFLICT (scope) DO UPDATE SET max_running = excluded.max_running, rate_tasks
 
 /// What runs already was claimed without a look at this limit, and counts all the same.
 const TAKE_PLACES_OF_RUNNING: &str = "
-INSERT INTO limit_places (scope, task_id, fence)
+INSERT INTO tasklane.limit_places (scope, task_id, fence)
 SELECT $1 || ':' || name, id, fence
 FROM (SELECT CASE $1 WHEN 'queue' THEN queue WHEN 'kind' THEN kind ELSE concurrency_key END AS name, id, fence
-      FROM tasks WHERE state = $2) running
+      FROM tasklane.tasks WHERE state = $2) running
 WHERE CASE WHEN $4 THEN starts_with(name, $3) ELSE name = $3 END
 ON CONFLICT (scope, task_id) DO UPDATE SET fence = excluded.fence, kept_until = NULL";
 
 const FORGET_PLACES: &str = "
-DELETE FROM limit_places WHERE (scope, task_id) IN (
-    SELECT p.scope, p.task_id FROM limit_places p
+DELETE FROM tasklane.limit_places WHERE (scope, task_id) IN (
+    SELECT p.scope, p.task_id FROM tasklane.limit_places p
     WHERE NOT EXISTS (
-        SELECT 1 FROM tasks t WHERE t.id = p.task_id AND (
+        SELECT 1 FROM tasklane.tasks t WHERE t.id = p.task_id AND (
             t.state = 3 AND t.fence = p.fence
             OR p.fence IS NULL AND t.state IN (0, 1, 2, 4) AND p.kept_until BETWEEN $2 AND $3))
     LIMIT $1)";
 
 const FORGET_GATES: &str = "
-DELETE FROM limit_gates
-WHERE scope IN (SELECT scope FROM limit_gates WHERE next_us < $2 AND turn = '' LIMIT $1)";
+DELETE FROM tasklane.limit_gates
+WHERE scope IN (SELECT scope FROM tasklane.limit_gates WHERE next_us < $2 AND turn = '' LIMIT $1)";
 
 const WAITING: &str = "
 SELECT count(*) FROM (
-    (SELECT 1 FROM tasks WHERE state = 2 AND queue = $1 LIMIT $2)
+    (SELECT 1 FROM tasklane.tasks WHERE state = 2 AND queue = $1 LIMIT $2)
     UNION ALL
-    (SELECT 1 FROM tasks WHERE due_at IS NOT NULL AND due_at < (SELECT tasklane_now() + 60000) AND queue = $1 LIMIT $2)
+    (SELECT 1 FROM tasklane.tasks
+     WHERE due_at IS NOT NULL AND due_at < (SELECT tasklane.now_ms() + 60000) AND queue = $1 LIMIT $2)
     UNION ALL
-    (SELECT 1 FROM tasks WHERE state = 0 AND due_at IS NULL AND queue = $1 LIMIT $2)
+    (SELECT 1 FROM tasklane.tasks WHERE state = 0 AND due_at IS NULL AND queue = $1 LIMIT $2)
     LIMIT $2) waiting";
 
 fn scope_of(text: &str) -> Result<Scope, Fault> {
@@ -96,7 +98,8 @@ pub(super) async fn set(connections: &Connections, scope: &Scope, bounds: &Bound
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
     lock_all(&mut transaction).await?;
-    let taken: Vec<String> = sqlx::query_scalar("SELECT scope FROM limits").fetch_all(&mut *transaction).await?;
+    let taken: Vec<String> =
+        sqlx::query_scalar("SELECT scope FROM tasklane.limits").fetch_all(&mut *transaction).await?;
     let known = taken.contains(&scope.to_string());
     let done = match known {
         false if taken.len() >= LIMITS_MAX => LimitSet::TooMany,
@@ -137,7 +140,7 @@ async fn put(connection: &mut PgConnection, scope: &Scope, bounds: &Bounds, orig
 pub(super) async fn delete(connections: &Connections, scope: &Scope) -> Result<bool, Fault> {
     let mut lent = connections.lend().await?;
     let deleted =
-        sqlx::query("DELETE FROM limits WHERE scope = $1").bind(scope.to_string()).execute(&mut *lent).await?;
+        sqlx::query("DELETE FROM tasklane.limits WHERE scope = $1").bind(scope.to_string()).execute(&mut *lent).await?;
     lent.keep();
     Ok(deleted.rows_affected() > 0)
 }
@@ -147,8 +150,9 @@ pub(super) async fn adopt(connections: &Connections, limits: &[(Scope, Bounds)])
     let mut lent = connections.lend().await?;
     let mut transaction = lent.begin().await?;
     lock_all(&mut transaction).await?;
-    sqlx::query("DELETE FROM limits WHERE origin = 0").execute(&mut *transaction).await?;
-    let mut taken: Vec<String> = sqlx::query_scalar("SELECT scope FROM limits").fetch_all(&mut *transaction).await?;
+    sqlx::query("DELETE FROM tasklane.limits WHERE origin = 0").execute(&mut *transaction).await?;
+    let mut taken: Vec<String> =
+        sqlx::query_scalar("SELECT scope FROM tasklane.limits").fetch_all(&mut *transaction).await?;
     for (scope, bounds) in limits {
         let text = scope.to_string();
         if !taken.contains(&text) && taken.len() < LIMITS_MAX {

@@ -18,7 +18,7 @@ use crate::task::{QueueName, TaskId};
 const QUEUES_BUDGET: Duration = Duration::from_secs(2);
 
 pub(super) const NEXT_QUEUE: &str = "
-SELECT queue FROM tasks
+SELECT queue FROM tasklane.tasks
 WHERE finished_at IS NOT NULL AND group_id IS NULL AND queue > $1
 ORDER BY queue
 LIMIT 1";
@@ -27,17 +27,18 @@ LIMIT 1";
 /// and below, so that indexes lead to the rows: a join with them could be planned as a pass over all tasks.
 pub(super) const PRUNE_QUEUE: &str = "
 WITH clock AS MATERIALIZED (
-    SELECT tasklane_now() - COALESCE((SELECT retention_ms FROM queue_retention WHERE name = $1), $2) AS cutoff
+    SELECT tasklane.now_ms()
+           - COALESCE((SELECT retention_ms FROM tasklane.queue_retention WHERE name = $1), $2) AS cutoff
 ),
 doomed AS MATERIALIZED (
-    SELECT id FROM tasks
+    SELECT id FROM tasklane.tasks
     WHERE finished_at IS NOT NULL AND group_id IS NULL AND queue = $1 AND finished_at < (SELECT cutoff FROM clock)
     ORDER BY finished_at
     LIMIT $3
     FOR UPDATE SKIP LOCKED
 ),
-gone AS (DELETE FROM tasks WHERE id = ANY(ARRAY(SELECT id FROM doomed)) RETURNING id, unique_key),
-freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
+gone AS (DELETE FROM tasklane.tasks WHERE id = ANY(ARRAY(SELECT id FROM doomed)) RETURNING id, unique_key),
+freed AS (DELETE FROM tasklane.unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
 SELECT count(*) FROM gone";
 
 /// Members of a group count from its end, so this walks along their index, up to the groups that are too young to have
@@ -46,60 +47,63 @@ SELECT count(*) FROM gone";
 /// A replay in between takes `finished_at` away; the deletion waits for its lock, looks again and leaves the row.
 pub(super) const PRUNE_MEMBERS: &str = "
 WITH clock AS MATERIALIZED (
-    SELECT now, GREATEST(now - LEAST($5, (SELECT min(retention_ms) FROM queue_retention)) + 3600000, 0) AS youngest
-    FROM (SELECT tasklane_now() AS now) once
+    SELECT now,
+           GREATEST(now - LEAST($5, (SELECT min(retention_ms) FROM tasklane.queue_retention)) + 3600000, 0) AS youngest
+    FROM (SELECT tasklane.now_ms() AS now) once
 ),
 scanned AS MATERIALIZED (
-    SELECT group_id, state, id, queue, finished_at FROM tasks
+    SELECT group_id, state, id, queue, finished_at FROM tasklane.tasks
     WHERE group_id IS NOT NULL AND (group_id, state, id) > ($1, $2, $3)
       AND group_id < (SELECT rpad(lpad(to_hex(youngest), 12, '0'), 32, '0')::uuid FROM clock)
     ORDER BY group_id, state, id
     LIMIT $4
 ),
 judged AS MATERIALIZED (
-    SELECT s.*, clock.now - COALESCE((SELECT retention_ms FROM queue_retention WHERE name = s.queue), $5) AS cutoff
+    SELECT s.*,
+           clock.now - COALESCE((SELECT retention_ms FROM tasklane.queue_retention WHERE name = s.queue), $5) AS cutoff
     FROM clock, scanned s
 ),
 doomed AS MATERIALIZED (
     SELECT j.id, j.cutoff FROM judged j
     WHERE j.finished_at < j.cutoff
       -- An open group keeps its members; one that is gone does not.
-      AND (SELECT COALESCE(g.finished_at < j.cutoff, false) FROM task_groups g WHERE g.id = j.group_id) IS NOT FALSE
+      AND (SELECT COALESCE(g.finished_at < j.cutoff, false)
+           FROM tasklane.task_groups g WHERE g.id = j.group_id) IS NOT FALSE
     ORDER BY j.id
 ),
 gone AS (
-    DELETE FROM tasks
+    DELETE FROM tasklane.tasks
     WHERE id = ANY(ARRAY(SELECT id FROM doomed)) AND finished_at < (SELECT max(cutoff) FROM doomed)
     RETURNING id, unique_key
 ),
-freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id),
+freed AS (DELETE FROM tasklane.unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id),
 last AS (SELECT group_id, state, id FROM scanned ORDER BY group_id DESC, state DESC, id DESC LIMIT 1)
 SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT group_id FROM last),
        (SELECT state FROM last), (SELECT id FROM last)";
 
 const PRUNE_WORKERS: &str = "
-DELETE FROM workers w
-WHERE dead AND expires_at < tasklane_now() - 3600000
-  AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
+DELETE FROM tasklane.workers w
+WHERE dead AND expires_at < tasklane.now_ms() - 3600000
+  AND NOT EXISTS (SELECT 1 FROM tasklane.tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
 
 pub(super) const EXPIRE_RESULTS: &str = "
-UPDATE tasks SET result = NULL
+UPDATE tasklane.tasks SET result = NULL
 WHERE id = ANY(ARRAY(
-    SELECT id FROM tasks
+    SELECT id FROM tasklane.tasks
     WHERE result_ttl_ms IS NOT NULL AND result IS NOT NULL
-      AND finished_at + result_ttl_ms <= (SELECT tasklane_now())
+      AND finished_at + result_ttl_ms <= (SELECT tasklane.now_ms())
     ORDER BY finished_at + result_ttl_ms
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ))";
 
 /// Two producers that start at once say it one after the other, and not half of each; the pruner reads all the same.
-const KEEP_OTHERS_OUT: &str = "LOCK TABLE queue_retention IN SHARE ROW EXCLUSIVE MODE";
+const KEEP_OTHERS_OUT: &str = "LOCK TABLE tasklane.queue_retention IN SHARE ROW EXCLUSIVE MODE";
 
-const FORGET_RETENTION: &str = "DELETE FROM queue_retention WHERE name <> ALL($1)";
+const FORGET_RETENTION: &str = "DELETE FROM tasklane.queue_retention WHERE name <> ALL($1)";
 
 const SAY_RETENTION: &str = "
-INSERT INTO queue_retention (name, retention_ms)
+INSERT INTO tasklane.queue_retention (name, retention_ms)
 SELECT * FROM UNNEST($1::text[], $2::bigint[])
 ON CONFLICT (name) DO UPDATE SET retention_ms = excluded.retention_ms
 WHERE queue_retention.retention_ms <> excluded.retention_ms";
@@ -108,14 +112,14 @@ WHERE queue_retention.retention_ms <> excluded.retention_ms";
 /// keeps its members, or its counts would be wrong.
 const PURGE: &str = "
 WITH doomed AS MATERIALIZED (
-    SELECT id FROM tasks t
+    SELECT id FROM tasklane.tasks t
     WHERE id = ANY($1) AND state >= 5
       AND (group_id IS NULL OR NOT EXISTS (
-          SELECT 1 FROM task_groups g WHERE g.id = t.group_id AND g.finished_at IS NULL))
+          SELECT 1 FROM tasklane.task_groups g WHERE g.id = t.group_id AND g.finished_at IS NULL))
     ORDER BY id FOR UPDATE OF t
 ),
-gone AS (DELETE FROM tasks t USING doomed d WHERE t.id = d.id RETURNING t.id, t.unique_key),
-freed AS (DELETE FROM unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
+gone AS (DELETE FROM tasklane.tasks t USING doomed d WHERE t.id = d.id RETURNING t.id, t.unique_key),
+freed AS (DELETE FROM tasklane.unique_keys u USING gone g WHERE u.key = g.unique_key AND u.task_id = g.id)
 SELECT count(*) FROM gone";
 
 /// Where the next step begins.

@@ -20,30 +20,30 @@ const DUE_BYTES_MAX: i64 = 8 * 1024 * 1024;
 /// The fence refuses the mark of a publication that a claim has overtaken: the row may be waiting again already,
 /// and the mark would hide it from the relay although the broker has no message for it.
 const MARK_QUEUED: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, p.ago_ms
-    FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[]) AS p (id, fence, ago_ms) JOIN tasks t ON t.id = p.id
+    FROM UNNEST($1::uuid[], $2::bigint[], $3::bigint[]) AS p (id, fence, ago_ms) JOIN tasklane.tasks t ON t.id = p.id
     WHERE t.fence = p.fence AND t.state = ANY($4)
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t SET state = $5, queued_at = clock.now - l.ago_ms, due_at = NULL
+UPDATE tasklane.tasks t SET state = $5, queued_at = clock.now - l.ago_ms, due_at = NULL
 FROM clock, locked l
 WHERE t.id = l.id";
 
 /// The raised fence voids a late mark of the publication that is given back. A task whose own time is later
 /// still waits for it.
 const PUT_BACK: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, p.delay_ms
-    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, delay_ms) JOIN tasks t ON t.id = p.id
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, delay_ms) JOIN tasklane.tasks t ON t.id = p.id
     WHERE t.state = ANY($3)
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t
+UPDATE tasklane.tasks t
 SET state = $4, fence = t.fence + 1, due_at = GREATEST(clock.now + l.delay_ms, t.run_at), queued_at = NULL
 FROM clock, locked l
 WHERE t.id = l.id";
@@ -54,10 +54,10 @@ WHERE t.id = l.id";
 ///
 /// Rows that were locked but would make the answer too big are left as they are, due, for the next fetch.
 pub(super) const FETCH_DUE: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, t.due_at, octet_length(t.args) AS size
-    FROM tasks t
+    FROM tasklane.tasks t
     WHERE t.due_at <= (SELECT now FROM clock)  -- a subquery bounds the index scan, a join would only filter it
     ORDER BY t.due_at
     LIMIT $1
@@ -67,47 +67,48 @@ fitting AS MATERIALIZED (
     SELECT id FROM (SELECT id, sum(size) OVER (ORDER BY due_at, id) - size AS before FROM locked) sized
     WHERE before < $2
 )
-UPDATE tasks t SET due_at = clock.now + $3, fence = t.fence + 1
+UPDATE tasklane.tasks t SET due_at = clock.now + $3, fence = t.fence + 1
 FROM clock, fitting f
 WHERE t.id = f.id
 RETURNING t.id, t.kind, t.queue, t.priority, t.args, t.fence, t.traceparent";
 
 /// What is not due any more was claimed, marked or ended meanwhile.
 const RELEASE: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id
-    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, fence) JOIN tasks t ON t.id = p.id
+    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, fence) JOIN tasklane.tasks t ON t.id = p.id
     WHERE t.fence = p.fence AND t.due_at IS NOT NULL
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t SET due_at = LEAST(t.due_at, clock.now)
+UPDATE tasklane.tasks t SET due_at = LEAST(t.due_at, clock.now)
 FROM clock, locked l
 WHERE t.id = l.id";
 
-const NEXT_DUE: &str = "SELECT min(due_at) - tasklane_now() FROM tasks WHERE due_at IS NOT NULL";
+const NEXT_DUE: &str = "SELECT min(due_at) - tasklane.now_ms() FROM tasklane.tasks WHERE due_at IS NOT NULL";
 
 /// A claim that has the row locked at this moment proves that its message was there: skipped. The fence stays: should
 /// the message turn up after all, the claim lets only one of the two through. What a pause has given back to a paused
 /// queue is older than what was claimed before, and not lost.
 pub(super) const STRAND: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 lost AS MATERIALIZED (
-    SELECT GREATEST((SELECT CASE $6::smallint WHEN 1 THEN high_at WHEN 0 THEN head_at ELSE low_at END FROM queues
-                     WHERE name = $1 AND NOT EXISTS (SELECT 1 FROM paused_queues WHERE name = $1)),
+    SELECT GREATEST((SELECT CASE $6::smallint WHEN 1 THEN high_at WHEN 0 THEN head_at ELSE low_at END
+                     FROM tasklane.queues
+                     WHERE name = $1 AND NOT EXISTS (SELECT 1 FROM tasklane.paused_queues WHERE name = $1)),
                     CASE WHEN $2 THEN clock.now END) - $3 AS before
     FROM clock
 ),
 locked AS MATERIALIZED (
     SELECT t.id
-    FROM tasks t
+    FROM tasklane.tasks t
     WHERE t.state = 2 AND t.queue = $1 AND t.priority = $6 AND t.queued_at < (SELECT before FROM lost)
     ORDER BY t.queued_at
     LIMIT $4
     FOR UPDATE OF t SKIP LOCKED
 )
-UPDATE tasks t SET state = $5, due_at = clock.now, queued_at = NULL
+UPDATE tasklane.tasks t SET state = $5, due_at = clock.now, queued_at = NULL
 FROM clock, locked l
 WHERE t.id = l.id";
 

@@ -10,26 +10,27 @@ use crate::ledger::{Caller, Paused};
 use crate::state::{Event, State};
 use crate::task::{ChangeCall, QueueName, TaskId};
 
-/// The other side of `tasklane_gates()` and `tasklane_paused()`, with the same number: it waits for every claim that may have looked at the
+/// The other side of `tasklane.gates()`, with the same number: it waits for every claim that may have looked at the
 /// paused queues before this one is among them, and claims that come meanwhile wait for the commit. So after the
 /// answer no claim is granted that had not seen it.
 pub(super) const KEEP_CLAIMS_OUT: &str = "SELECT pg_advisory_xact_lock(8386110886424704371)";
 
 const PAUSE: &str = "
-INSERT INTO paused_queues (name, paused_at, paused_by) VALUES ($1, tasklane_now(), $2) ON CONFLICT (name) DO NOTHING";
+INSERT INTO tasklane.paused_queues (name, paused_at, paused_by) VALUES ($1, tasklane.now_ms(), $2)
+ON CONFLICT (name) DO NOTHING";
 
-const RESUME: &str = "DELETE FROM paused_queues WHERE name = $1";
+const RESUME: &str = "DELETE FROM tasklane.paused_queues WHERE name = $1";
 
-const PAUSES: &str = "SELECT name, paused_at, paused_by FROM paused_queues ORDER BY name";
+const PAUSES: &str = "SELECT name, paused_at, paused_by FROM tasklane.paused_queues ORDER BY name";
 
 /// The raised fence voids the late mark of a publication to the old queue, and the messages that are there: one could start
 /// its task where it is not any more. So each must be published again.
 const MOVE: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
-    SELECT id FROM tasks WHERE id = ANY($1) AND queue = $2 AND state = ANY($4) ORDER BY id FOR UPDATE
+    SELECT id FROM tasklane.tasks WHERE id = ANY($1) AND queue = $2 AND state = ANY($4) ORDER BY id FOR UPDATE
 )
-UPDATE tasks t
+UPDATE tasklane.tasks t
 SET queue = $3, state = CASE WHEN t.state = $5 THEN $6 ELSE t.state END, due_at = GREATEST(clock.now, t.run_at),
     queued_at = NULL, fence = t.fence + 1, void_below = t.fence + 1,
     last_change = ($7::jsonb || jsonb_build_object('at', clock.now))::text

@@ -14,13 +14,13 @@ use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts,
 use crate::state::State;
 use crate::task::{Kind, Lane, QueueName, Task, TaskId};
 
-const GET: &str = "SELECT * FROM tasks WHERE id = ANY($1)";
+const GET: &str = "SELECT * FROM tasklane.tasks WHERE id = ANY($1)";
 
 /// A page out of the rows that `$scanned` lets through, newest first, at most `$2` of them. `matches` tells whether
 /// the page was cut short by its bytes.
 macro_rules! list {
     ($scanned:literal) => {
-        list!("tasks", $scanned)
+        list!("tasklane.tasks", $scanned)
     };
     ($table:literal, $scanned:literal) => {
         concat!(
@@ -48,13 +48,13 @@ macro_rules! list {
 /// The last row that a scan of `$2` rows looks at, if there are so many.
 macro_rules! scan_end {
     ($scanned:literal) => {
-        concat!("SELECT id FROM tasks WHERE id < $1 AND ", $scanned, " ORDER BY id DESC OFFSET $2 - 1 LIMIT 1")
+        concat!("SELECT id FROM tasklane.tasks WHERE id < $1 AND ", $scanned, " ORDER BY id DESC OFFSET $2 - 1 LIMIT 1")
     };
 }
 
 /// The members are found before anything else is asked of them: the order of ids would do as well for the planner, and
 /// leads past all tasks that ever were.
-const MEMBERS: &str = list!("(SELECT * FROM tasks WHERE group_id = $9 OFFSET 0) members", "true");
+const MEMBERS: &str = list!("(SELECT * FROM tasklane.tasks WHERE group_id = $9 OFFSET 0) members", "true");
 
 /// The page's statement and its scan's end: the newest rows, or those of an index that knows the state.
 const fn statements(state: Option<State>) -> (&'static str, &'static str) {
@@ -67,18 +67,19 @@ const fn statements(state: Option<State>) -> (&'static str, &'static str) {
 
 /// One look into each of four partial indexes; completed rows are in none of them.
 const QUEUES: &str = "
-SELECT name, NULL::smallint, 0::bigint, NULL::bigint, tasklane_now() FROM queues
+SELECT name, NULL::smallint, 0::bigint, NULL::bigint, tasklane.now_ms() FROM tasklane.queues
 UNION ALL
-SELECT queue, 2::smallint, count(*), min(run_at), tasklane_now() FROM tasks WHERE state = 2 GROUP BY queue
+SELECT queue, 2::smallint, count(*), min(run_at), tasklane.now_ms() FROM tasklane.tasks WHERE state = 2 GROUP BY queue
 UNION ALL
-SELECT queue, state, count(*), min(run_at), tasklane_now() FROM tasks WHERE due_at IS NOT NULL GROUP BY queue, state
+SELECT queue, state, count(*), min(run_at), tasklane.now_ms() FROM tasklane.tasks
+WHERE due_at IS NOT NULL GROUP BY queue, state
 UNION ALL
-SELECT queue, 0::smallint, count(*), min(run_at), tasklane_now() FROM tasks
+SELECT queue, 0::smallint, count(*), min(run_at), tasklane.now_ms() FROM tasklane.tasks
 WHERE state = 0 AND due_at IS NULL GROUP BY queue
 UNION ALL
-SELECT queue, 3::smallint, count(*), NULL, tasklane_now() FROM tasks WHERE state = 3 GROUP BY queue
+SELECT queue, 3::smallint, count(*), NULL, tasklane.now_ms() FROM tasklane.tasks WHERE state = 3 GROUP BY queue
 UNION ALL
-SELECT queue, state, count(*), NULL, tasklane_now() FROM tasks WHERE state IN (6, 7) GROUP BY queue, state";
+SELECT queue, state, count(*), NULL, tasklane.now_ms() FROM tasklane.tasks WHERE state IN (6, 7) GROUP BY queue, state";
 
 pub(super) async fn get(connections: &Connections, ids: &[TaskId]) -> Result<Vec<Task>, Fault> {
     let mut lent = connections.lend().await?;
@@ -172,11 +173,11 @@ pub(super) async fn queued_lanes(connections: &Connections) -> Result<Vec<Lane>,
     // Jumps from queue to queue in the index instead of reading every row of it, which EXISTS would do, as a join.
     const LANES: &str = "
 WITH RECURSIVE names (name) AS (
-    SELECT min(queue) FROM tasks WHERE state = 2
+    SELECT min(queue) FROM tasklane.tasks WHERE state = 2
     UNION ALL
-    SELECT (SELECT min(queue) FROM tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
+    SELECT (SELECT min(queue) FROM tasklane.tasks WHERE state = 2 AND queue > name) FROM names WHERE name IS NOT NULL)
 SELECT name, p.priority FROM names, (VALUES (1::smallint), (0::smallint), (-1::smallint)) AS p (priority)
-WHERE (SELECT true FROM tasks t WHERE t.state = 2 AND t.queue = name AND t.priority = p.priority LIMIT 1)";
+WHERE (SELECT true FROM tasklane.tasks t WHERE t.state = 2 AND t.queue = name AND t.priority = p.priority LIMIT 1)";
     let mut lent = connections.lend().await?;
     let lanes: Vec<(String, i16)> = sqlx::query_as(LANES).fetch_all(&mut *lent).await?;
     lent.keep();
@@ -186,7 +187,7 @@ WHERE (SELECT true FROM tasks t WHERE t.state = 2 AND t.queue = name AND t.prior
 pub(super) async fn run_times(connections: &Connections, queue: &QueueName) -> Result<Vec<(Kind, Duration)>, Fault> {
     const TIMES: &str = "
 SELECT kind, avg(finished_at - started_at)::bigint
-FROM (SELECT kind, state, started_at, finished_at FROM tasks
+FROM (SELECT kind, state, started_at, finished_at FROM tasklane.tasks
       WHERE queue = $1 AND finished_at IS NOT NULL AND group_id IS NULL ORDER BY finished_at DESC LIMIT $2) AS last
 WHERE state = 5 GROUP BY kind";
     let mut lent = connections.lend().await?;

@@ -19,8 +19,8 @@ use crate::task::{NewTask, TaskId};
 /// Equal keys meet in the unique index: the later statement waits there for the earlier one to commit, then leaves
 /// its row out. Rows go in by the order of their keys, so that two statements never wait for each other.
 const INSERT: &str = r#"
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
-INSERT INTO tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now)
+INSERT INTO tasklane.tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
                    idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority,
                    concurrency_key, retried_from, result_ttl_ms)
 SELECT n.id, n.kind, n.queue,
@@ -40,19 +40,19 @@ ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
 
 const BY_KEY: &str = "
-SELECT idempotency_key, id, idempotency_hash FROM tasks
+SELECT idempotency_key, id, idempotency_hash FROM tasklane.tasks
 WHERE idempotency_key = ANY($1) AND idempotency_key IS NOT NULL";
 
 const REPLACE: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now),
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, r.reason
-    FROM UNNEST($1::uuid[], $2::text[]) AS r (id, reason) JOIN tasks t ON t.id = r.id
+    FROM UNNEST($1::uuid[], $2::text[]) AS r (id, reason) JOIN tasklane.tasks t ON t.id = r.id
     WHERE t.state = ANY($3)
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t
+UPDATE tasklane.tasks t
 SET state = $4, due_at = NULL, reason = l.reason, finished_at = clock.now, cancel_requested_at = clock.now
 FROM clock, locked l
 WHERE t.id = l.id";

@@ -19,8 +19,9 @@ use crate::task::TaskId;
 macro_rules! select {
     ($rest:literal) => {
         concat!(
-            "SELECT s.*, (SELECT t.id FROM tasks t WHERE t.schedule = s.name AND t.tick = s.last_tick) AS last_task
-             FROM schedules s ",
+            "SELECT s.*,
+                 (SELECT t.id FROM tasklane.tasks t WHERE t.schedule = s.name AND t.tick = s.last_tick) AS last_task
+             FROM tasklane.schedules s ",
             $rest
         )
     };
@@ -29,35 +30,37 @@ macro_rules! select {
 const ONE: &str = select!("WHERE s.name = $1");
 const PAGE: &str = select!("WHERE s.name > $1 ORDER BY s.name LIMIT $2");
 const DUE: &str = select!("WHERE s.next_at <= $1 ORDER BY s.next_at LIMIT $2");
-const NOW: &str = "SELECT tasklane_now()";
-const NEXT: &str = "SELECT clock.now, (SELECT min(next_at) FROM schedules WHERE next_at IS NOT NULL)
-FROM (SELECT tasklane_now() AS now) clock";
+const NOW: &str = "SELECT tasklane.now_ms()";
+const NEXT: &str = "SELECT clock.now, (SELECT min(next_at) FROM tasklane.schedules WHERE next_at IS NOT NULL)
+FROM (SELECT tasklane.now_ms() AS now) clock";
 
 /// Two that are made at the same moment may both find room for one.
 const INSERT: &str = "
-INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
-SELECT $1, $2, $3, $4, clock.now, clock.now, CASE WHEN $5 THEN clock.now END, CASE WHEN $5 THEN $6 END FROM (SELECT tasklane_now() AS now) clock
+INSERT INTO tasklane.schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
+SELECT $1, $2, $3, $4, clock.now, clock.now, CASE WHEN $5 THEN clock.now END, CASE WHEN $5 THEN $6 END
+FROM (SELECT tasklane.now_ms() AS now) clock
 ON CONFLICT (name) DO NOTHING";
 const REPLACE: &str = "
-UPDATE schedules
-SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane_now(),
+UPDATE tasklane.schedules
+SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane.now_ms(),
     missed = missed + $8, paused_by = CASE WHEN NOT $9 THEN NULL WHEN paused_at IS NULL THEN $10 ELSE paused_by END,
-    paused_at = CASE WHEN $9 THEN COALESCE(paused_at, tasklane_now()) END
+    paused_at = CASE WHEN $9 THEN COALESCE(paused_at, tasklane.now_ms()) END
 WHERE name = $1 AND revision = $5 AND ($7::bigint IS NULL OR next_at = $7)";
 
 /// Whoever else has the row locked is firing this tick, or changing the definition: he has overtaken us. The revision
 /// tells a schedule from one that was replaced, or deleted and made again, and stands at the same tick.
 const TAKE: &str = "
-SELECT 1 FROM schedules WHERE name = $1 AND revision = $2 AND next_at = $3 FOR UPDATE SKIP LOCKED";
+SELECT 1 FROM tasklane.schedules WHERE name = $1 AND revision = $2 AND next_at = $3 FOR UPDATE SKIP LOCKED";
 const MOVE: &str = "
-UPDATE schedules
+UPDATE tasklane.schedules
 SET next_at = $2, missed = missed + $3, fired = fired + $4, last_tick = COALESCE($5, last_tick),
     skipped = skipped + $6, last_skipped = COALESCE($7, last_skipped)
 WHERE name = $1";
-const IS_OPEN: &str = "SELECT EXISTS (SELECT 1 FROM tasks WHERE schedule = $1 AND state < 5)";
-const KNOWN: &str = "SELECT tick FROM tasks WHERE schedule = $1 AND tick = ANY($2)";
+const IS_OPEN: &str = "SELECT EXISTS (SELECT 1 FROM tasklane.tasks WHERE schedule = $1 AND state < 5)";
+const KNOWN: &str = "SELECT tick FROM tasklane.tasks WHERE schedule = $1 AND tick = ANY($2)";
 const MARK: &str = "
-UPDATE tasks t SET schedule = $1, tick = n.tick FROM UNNEST($2::uuid[], $3::bigint[]) AS n (id, tick) WHERE t.id = n.id";
+UPDATE tasklane.tasks t SET schedule = $1, tick = n.tick
+FROM UNNEST($2::uuid[], $3::bigint[]) AS n (id, tick) WHERE t.id = n.id";
 
 fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
     let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
@@ -143,7 +146,7 @@ pub(super) async fn change(
     let mut lent = connections.lend().await?;
     let sql = if change.replaces.is_some() { REPLACE } else { INSERT };
     if change.replaces.is_none() {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM schedules").fetch_one(&mut *lent).await?;
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM tasklane.schedules").fetch_one(&mut *lent).await?;
         if count >= SCHEDULES_MAX {
             lent.keep();
             return Ok(Changed::Full);
@@ -169,7 +172,8 @@ pub(super) async fn change(
 
 pub(super) async fn delete(connections: &Connections, name: &ScheduleName) -> Result<bool, Fault> {
     let mut lent = connections.lend().await?;
-    let deleted = sqlx::query("DELETE FROM schedules WHERE name = $1").bind(name.as_str()).execute(&mut *lent).await?;
+    let deleted =
+        sqlx::query("DELETE FROM tasklane.schedules WHERE name = $1").bind(name.as_str()).execute(&mut *lent).await?;
     lent.keep();
     Ok(deleted.rows_affected() > 0)
 }

@@ -23,7 +23,7 @@ use crate::task::{ERROR_BYTES_MAX, ERRORS_KEPT, ErrorKind, TaskId, truncate};
 const SETTLE: &str = r#"
 WITH clock AS MATERIALIZED (
     SELECT now, to_char(to_timestamp(now / 1000.0) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS text
-    FROM (SELECT tasklane_now() AS now) once
+    FROM (SELECT tasklane.now_ms() AS now) once
 ),
 locked AS MATERIALIZED (
     SELECT o.*, o.delay_ms IS NOT NULL AND t.cancel_requested_at IS NOT NULL AS stops,
@@ -31,12 +31,12 @@ locked AS MATERIALIZED (
     FROM UNNEST($1::uuid[], $2::bigint[], $3::smallint[], $4::integer[], $5::bigint[], $6::text[], $7::text[],
                 $8::text[], $9::integer[])
          AS o (id, fence, state, attempts, delay_ms, result, reason, error, crashes)
-    JOIN tasks t ON t.id = o.id
+    JOIN tasklane.tasks t ON t.id = o.id
     WHERE t.fence = o.fence AND t.state = $10
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t
+UPDATE tasklane.tasks t
 SET state = CASE WHEN l.stops THEN $12 ELSE l.state END,
     attempt = t.attempt + CASE WHEN l.stops THEN 0 ELSE l.attempts END, crashes = t.crashes + l.crashes,
     result = l.result,

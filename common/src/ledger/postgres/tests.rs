@@ -1,6 +1,7 @@
 //! The suite on PostgreSQL, and what only a server can do to a ledger.
 
 mod cost;
+mod layout;
 mod server;
 
 use std::time::{Duration, Instant};
@@ -14,15 +15,15 @@ use self::server::Database;
 use super::PostgresLedger;
 use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, NEWEST, Store, cancelled, claim, complete, get, granted, mark_queued, new_task, one, recorded, refused,
-    settle, submission, until, worker,
+    HOUR, NEWEST, Store, claim, complete, get, granted, mark_queued, new_task, one, recorded, refused, settle,
+    submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
     Settled, Settlement, open,
 };
 use crate::state::State;
-use crate::task::{Fence, TaskId};
+use crate::task::Fence;
 
 async fn store() -> Store {
     let database = Database::create().await;
@@ -51,29 +52,6 @@ async fn many_processes_may_start_at_once() {
     assert_eq!((rows, version), (1, SCHEMA_VERSION));
 }
 
-/// What an earlier release has recorded goes on under this one.
-#[tokio::test]
-async fn an_older_schema_is_brought_up_to_date() {
-    let database = Database::create().await;
-    let mut connection = database.connect().await;
-    let id = TaskId::new();
-    let steps = [
-        include_str!("../migrations/postgres/0001_ledger.sql").to_owned(),
-        "CREATE TABLE schema_version (version bigint PRIMARY KEY); INSERT INTO schema_version VALUES (1)".to_owned(),
-        format!(
-            "INSERT INTO tasks (id, kind, queue, state, args, max_attempts, created_at, run_at)
-             VALUES ('{id}', 'test.work', 'default', 2, '{{}}', 3, 1, 1)"
-        ),
-    ];
-    for step in steps {
-        sqlx::raw_sql(AssertSqlSafe(step)).execute(&mut connection).await.unwrap();
-    }
-    let ledger = PostgresLedger::connect(&database.url()).await.unwrap();
-    assert_eq!(get(&ledger, id).await.cancel_requested_at, None);
-    assert_eq!(cancelled(&ledger, id, "old").await, State::Queued);
-    assert_eq!(get(&ledger, id).await.state, State::Cancelled);
-}
-
 #[tokio::test]
 async fn a_newer_schema_is_refused() {
     let (_, database) = ledger().await;
@@ -82,17 +60,6 @@ async fn a_newer_schema_is_refused() {
     sqlx::query("INSERT INTO schema_version VALUES ($1)").bind(newer).execute(&mut connection).await.unwrap();
     let error = PostgresLedger::connect(&database.url()).await.unwrap_err();
     assert!(matches!(error, LedgerError::NewerSchema { found, known: SCHEMA_VERSION } if found == newer), "{error}");
-}
-
-#[tokio::test]
-async fn a_failed_migration_leaves_nothing() {
-    let database = Database::create().await;
-    let mut connection = database.connect().await;
-    sqlx::query("CREATE TABLE workers (id int)").execute(&mut connection).await.unwrap();
-    let error = PostgresLedger::connect(&database.url()).await.unwrap_err();
-    assert!(matches!(error, LedgerError::Unsuitable(_)), "{error}");
-    let sql = "SELECT to_regclass('tasks') IS NULL AND to_regclass('schema_version') IS NULL";
-    assert!(sqlx::query_scalar::<_, bool>(sql).fetch_one(&mut connection).await.unwrap());
 }
 
 #[tokio::test]

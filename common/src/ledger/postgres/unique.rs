@@ -21,14 +21,14 @@ FROM (SELECT DISTINCT hashtextextended('tasklane unique ' || key, 0) AS hash FRO
 
 /// One that is not kept any more holds nothing.
 const HOLDERS: &str = "
-WITH clock AS MATERIALIZED (SELECT tasklane_now() AS now)
+WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now)
 SELECT u.key, t.id, t.state
-FROM clock, unique_keys u JOIN tasks t ON t.id = u.task_id
+FROM clock, tasklane.unique_keys u JOIN tasklane.tasks t ON t.id = u.task_id
 WHERE u.key = ANY($1) AND CASE WHEN u.until_at IS NULL THEN t.state < 5 ELSE u.until_at > clock.now END";
 
 const TAKE: &str = "
-INSERT INTO unique_keys (key, task_id, until_at)
-SELECT key, task_id, tasklane_now() + window_ms
+INSERT INTO tasklane.unique_keys (key, task_id, until_at)
+SELECT key, task_id, tasklane.now_ms() + window_ms
 FROM UNNEST($1::text[], $2::uuid[], $3::bigint[]) AS n (key, task_id, window_ms)
 ON CONFLICT (key) DO UPDATE SET task_id = excluded.task_id, until_at = excluded.until_at";
 

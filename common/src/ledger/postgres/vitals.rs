@@ -6,6 +6,7 @@ use tokio::time::timeout;
 
 use super::connections::{Connections, options};
 use super::fault::Fault;
+use super::layout::{self, Layout};
 use super::schema;
 use crate::ledger::{CALL_TIMEOUT, LedgerError};
 
@@ -23,21 +24,19 @@ pub(crate) struct Vitals {
     /// A standby, or a session that may only read.
     pub(crate) in_recovery: bool,
     pub(crate) read_only: bool,
-    /// Whether the user may create the tables.
-    pub(crate) may_create: bool,
     pub(crate) max_connections: i32,
     pub(crate) connections: i64,
     /// How far the server's clock is ahead of ours, in seconds, and how far that may be wrong.
     pub(crate) clock_ahead: f64,
     pub(crate) clock_error: f64,
-    /// 0 where there is none yet.
-    pub(crate) schema: i64,
+    /// What is there, or what is in the way.
+    pub(crate) layout: Result<Layout, LedgerError>,
 }
 
 const ASK: &str = "SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'),
     current_setting('fsync'), current_setting('full_page_writes'), current_setting('synchronous_commit'),
     pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on',
-    COALESCE(has_schema_privilege(current_schema(), 'CREATE'), false), current_setting('max_connections')::integer,
+    current_setting('max_connections')::integer,
     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')";
 
 /// Asks the server behind an address.
@@ -52,11 +51,11 @@ pub(crate) async fn look(url: &str) -> Result<Vitals, LedgerError> {
 
 async fn ask(connections: &Connections) -> Result<Vitals, Fault> {
     let mut lent = connections.lend().await?;
-    type Row = (i32, String, String, String, String, bool, bool, bool, i32, i64);
+    type Row = (i32, String, String, String, String, bool, bool, i32, i64);
     let row: Row = sqlx::query_as(ASK).fetch_one(&mut *lent).await?;
-    let (number, encoding, fsync, full_page_writes, synchronous_commit, in_recovery, read_only, may_create, ..) = row;
+    let (number, encoding, fsync, full_page_writes, synchronous_commit, in_recovery, read_only, ..) = row;
     let (.., max_connections, open_now) = row;
-    let schema = schema::found_version(&mut lent).await?;
+    let layout = layout::look(&mut lent).await;
     let before = now();
     let theirs: f64 =
         sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut *lent).await?;
@@ -70,12 +69,11 @@ async fn ask(connections: &Connections) -> Result<Vitals, Fault> {
         synchronous_commit,
         in_recovery,
         read_only,
-        may_create,
         max_connections,
         connections: open_now,
         clock_ahead: theirs - f64::midpoint(before, after),
         clock_error: (after - before) / 2.0,
-        schema,
+        layout,
     })
 }
 

@@ -39,6 +39,11 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, LedgerError> {
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
+    connection.busy_handler(Some(wait_for_lock)).map_err(|error| cannot_open(path, &error))?;
+    // Before anything is written to a file that may be another application's.
+    if let Some(table) = foreign_table(&connection).map_err(|error| cannot_open(path, &error))? {
+        return Err(LedgerError::Unsuitable(not_a_ledger(path, table)));
+    }
     prepare(&connection).map_err(|error| cannot_open(path, &error))?;
     migrate(&mut connection)?;
     Ok(connection)
@@ -57,7 +62,6 @@ fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_handler(Some(wait_for_lock))?;
     use_wal(connection)?;
     // FULL syncs the log at every commit: what a caller was told survives a power cut.
     connection.pragma_update(None, "synchronous", "FULL")?;
@@ -100,6 +104,36 @@ fn wait_for_lock(tries: i32) -> bool {
     let micros = 100 + u64::from(tries.unsigned_abs().wrapping_mul(2_654_435_761) >> 16) % 200;
     std::thread::sleep(Duration::from_micros(micros));
     tries < LOCK_TRIES_MAX
+}
+
+/// A table whose presence, or absence, shows that the file is another application's: `user_version` is anybody's.
+pub(super) fn foreign_table(connection: &Connection) -> rusqlite::Result<Option<&'static str>> {
+    const OURS: [(&str, &str); 4] =
+        [("tasks", "fence"), ("task_args", "args"), ("workers", "boot_id"), ("queues", "head_at")];
+    // One look at one moment: a process that makes the ledger just now makes tables and version together.
+    let look = connection.unchecked_transaction()?;
+    let version: i64 = look.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if version > SCHEMA_VERSION {
+        return Ok(None);
+    }
+    let mut columns = look.prepare("SELECT name FROM pragma_table_info(?1)")?;
+    for (table, column) in OURS {
+        let found: Vec<String> = columns.query_map([table], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        let (there, ours) = (!found.is_empty(), found.iter().any(|name| name == column));
+        if (version == 0 && there) || (version > 0 && !ours) {
+            return Ok(Some(table));
+        }
+    }
+    Ok(None)
+}
+
+/// What such a table says.
+pub(super) fn not_a_ledger(path: &Path, table: &str) -> String {
+    format!(
+        "{} is another application's database and no ledger: its table {table} is missing, or is not the ledger's. \
+         Name a file of its own in ledger_url",
+        path.display()
+    )
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), LedgerError> {

@@ -30,6 +30,27 @@ async fn a_newer_schema_is_refused_in_clear_words() {
     assert!(told.contains(&versions), "{told}");
 }
 
+/// A version is no proof, and a file that is another application's is left as it is.
+#[tokio::test]
+async fn a_file_of_another_application_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, sql, table) in [
+        ("versioned.db", "CREATE TABLE people (name); PRAGMA user_version = 10", "tasks"),
+        ("tasks.db", "CREATE TABLE tasks (title)", "tasks"),
+        ("both.db", "CREATE TABLE tasks (title, fence); PRAGMA user_version = 3", "task_args"),
+    ] {
+        let path = folder.path().join(name);
+        rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let error = SqliteLedger::open(&path).await.unwrap_err();
+        assert!(matches!(&error, LedgerError::Unsuitable(told) if told.contains(&format!("table {table}"))), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), before, "{name}");
+    }
+    let path = folder.path().join("people.db");
+    rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE people (name)").unwrap();
+    SqliteLedger::open(&path).await.unwrap();
+}
+
 /// What an earlier release has recorded goes on under this one.
 #[tokio::test]
 async fn an_older_schema_is_brought_up_to_date() {

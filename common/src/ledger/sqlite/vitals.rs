@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::schema::SQLITE_MIN;
+use super::schema::{SQLITE_MIN, foreign_table, not_a_ledger};
 
 /// How long the doctor waits for the write lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -21,6 +21,8 @@ pub(crate) struct Vitals {
     /// 0 where there is no schema yet.
     pub(crate) schema: i64,
     pub(crate) journal_mode: String,
+    /// Why it is no ledger, if it is none.
+    pub(crate) foreign: Option<String>,
 }
 
 /// Opens a file that is there, without making or changing anything.
@@ -32,5 +34,6 @@ pub(crate) fn look(path: &Path) -> Result<Vitals, rusqlite::Error> {
     connection.transaction_with_behavior(TransactionBehavior::Immediate)?.rollback()?;
     let schema = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let journal_mode = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
-    Ok(Vitals { schema, journal_mode })
+    let foreign = foreign_table(&connection)?.map(|table| not_a_ledger(path, table));
+    Ok(Vitals { schema, journal_mode, foreign })
 }

@@ -1,3 +1,23 @@
+-- From here on everything is in the schema `tasklane`, which the steps find by their search path (schema.rs). Statements
+-- and the bodies of functions name it: the search path of a session is the application's.
+ALTER FUNCTION tasklane_now() RENAME TO now_ms;
+DROP FUNCTION tasklane_paused();
+DROP FUNCTION tasklane_gates();
+
+-- What a claim asks: which queues are paused, and which tasks must be claimed behind the limits' lock. A pause takes the
+-- lock for itself, so it waits for the claims that may not have seen it. The tables must be read as they are behind the
+-- lock, not as they were when the claim began: a volatile function of PL/pgSQL looks anew with each of its statements.
+CREATE FUNCTION gates(OUT paused text[], OUT limited text[], OUT keys boolean) LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(8386110886424704371);
+    paused := (SELECT coalesce(array_agg(name), '{}') FROM tasklane.paused_queues);
+    SELECT coalesce(array_agg(scope) FILTER (WHERE scope NOT LIKE 'key:%'), '{}'),
+           coalesce(bool_or(scope LIKE 'key:%'), false)
+    INTO limited, keys
+    FROM tasklane.limits WHERE max_running IS NOT NULL OR rate_tasks IS NOT NULL;
+END
+$$;
+
 -- Which ledger this is: messages carry it, so that a worker tells another ledger's task from a lost one.
 CREATE TABLE ledger (
     id uuid NOT NULL PRIMARY KEY

@@ -15,9 +15,9 @@ use crate::state::Event;
 
 const ASKED: &str = "
 SELECT t.id, t.queue, t.kind, t.concurrency_key,
-       ARRAY(SELECT p.scope FROM limit_places p
+       ARRAY(SELECT p.scope FROM tasklane.limit_places p
              WHERE p.task_id = t.id AND p.fence IS NULL AND p.kept_until BETWEEN $3 AND $4)
-FROM tasks t
+FROM tasklane.tasks t
 WHERE t.id = ANY($1) AND t.state = ANY($2)
 ORDER BY t.id
 FOR UPDATE OF t";

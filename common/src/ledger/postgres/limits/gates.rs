@@ -22,20 +22,20 @@ pub(super) const LOCK: &str = "SELECT pg_advisory_xact_lock(8386110886424704372)
 
 /// Places whose task neither runs in them nor is on its way to them.
 const SWEEP: &str = "
-DELETE FROM limit_places p
+DELETE FROM tasklane.limit_places p
 WHERE ($1::text[] IS NULL OR p.scope = ANY($1)) AND NOT EXISTS (
-    SELECT 1 FROM tasks t WHERE t.id = p.task_id AND (
+    SELECT 1 FROM tasklane.tasks t WHERE t.id = p.task_id AND (
         t.state = 3 AND t.fence = p.fence
         OR p.fence IS NULL AND t.state IN (0, 1, 2, 4) AND p.kept_until BETWEEN $2 AND $3))";
 
 /// The scopes among these that a limit fits, the closest name first.
 const GATES: &str = "
 SELECT s.scope, l.max_running, l.rate_tasks, l.rate_per_ms, l.rate_burst, COALESCE(g.next_us, 0), COALESCE(g.turn, ''),
-       EXISTS (SELECT 1 FROM tasks t WHERE t.state = 0 AND t.due_at IS NULL AND t.limited_by = s.scope),
+       EXISTS (SELECT 1 FROM tasklane.tasks t WHERE t.state = 0 AND t.due_at IS NULL AND t.limited_by = s.scope),
        p.used, p.kept, p.kept_until
 FROM UNNEST($1::text[]) AS s (scope)
 CROSS JOIN LATERAL (
-    SELECT * FROM limits l
+    SELECT * FROM tasklane.limits l
     WHERE (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL)
       AND (l.scope = s.scope OR right(l.scope, 1) = '*' AND starts_with(s.scope, left(l.scope, -1)))
     ORDER BY l.scope = s.scope DESC, length(l.scope) DESC
@@ -43,32 +43,32 @@ CROSS JOIN LATERAL (
 ) l
 CROSS JOIN LATERAL (
     SELECT count(*) AS used, count(*) - count(p.fence) AS kept, max(p.kept_until) FILTER (WHERE p.fence IS NULL) AS kept_until
-    FROM limit_places p WHERE p.scope = s.scope
+    FROM tasklane.limit_places p WHERE p.scope = s.scope
 ) p
-LEFT JOIN limit_gates g ON g.scope = s.scope";
+LEFT JOIN tasklane.limit_gates g ON g.scope = s.scope";
 
 const TAKE_PLACES: &str = "
-INSERT INTO limit_places (scope, task_id, fence, kept_until)
+INSERT INTO tasklane.limit_places (scope, task_id, fence, kept_until)
 SELECT * FROM UNNEST($1::text[], $2::uuid[], $3::bigint[], $4::bigint[])
 ON CONFLICT (scope, task_id) DO UPDATE SET fence = excluded.fence, kept_until = excluded.kept_until";
 
 const WRITE_RATES: &str = "
-INSERT INTO limit_gates (scope, next_us) SELECT * FROM UNNEST($1::text[], $2::bigint[])
+INSERT INTO tasklane.limit_gates (scope, next_us) SELECT * FROM UNNEST($1::text[], $2::bigint[])
 ON CONFLICT (scope) DO UPDATE SET next_us = excluded.next_us";
 
 /// The refused delivery is acked, so these are tasks that nobody publishes before a place is free. The raised fence
 /// voids the late mark of the publication that is acked.
 const HOLD: &str = "
 WITH held AS MATERIALIZED (
-    SELECT t.id, h.scope FROM UNNEST($1::uuid[], $2::text[]) AS h (id, scope) JOIN tasks t ON t.id = h.id
+    SELECT t.id, h.scope FROM UNNEST($1::uuid[], $2::text[]) AS h (id, scope) JOIN tasklane.tasks t ON t.id = h.id
     WHERE t.state = ANY($3)
     ORDER BY t.id
     FOR UPDATE OF t
 )
-UPDATE tasks t SET state = $4, due_at = NULL, queued_at = NULL, fence = t.fence + 1, limited_by = h.scope
+UPDATE tasklane.tasks t SET state = $4, due_at = NULL, queued_at = NULL, fence = t.fence + 1, limited_by = h.scope
 FROM held h WHERE t.id = h.id";
 
-const LEAVE_PLACES: &str = "DELETE FROM limit_places WHERE task_id = ANY($1)";
+const LEAVE_PLACES: &str = "DELETE FROM tasklane.limit_places WHERE task_id = ANY($1)";
 
 pub(super) fn scopes_of(row: &PgRow) -> Result<Vec<Scope>, Fault> {
     let queue = QueueName::parse(row.try_get(1)?).map_err(Fault::corrupt)?;
@@ -135,7 +135,7 @@ pub(super) struct Look {
 impl Look {
     pub(super) async fn begin(connection: &mut PgConnection) -> Result<Self, Fault> {
         sqlx::query(LOCK).execute(&mut *connection).await?;
-        let now: i64 = sqlx::query_scalar("SELECT tasklane_now()").fetch_one(connection).await?;
+        let now: i64 = sqlx::query_scalar("SELECT tasklane.now_ms()").fetch_one(connection).await?;
         let gates = Gates { now_us: now * 1_000, by_scope: HashMap::new() };
         Ok(Self { now, gates, turns: HashMap::new(), known: BTreeSet::new(), changed: BTreeSet::new() })
     }

@@ -19,16 +19,17 @@ use crate::limit::Scope;
 const LOOK_SCOPES_MAX: i64 = 500;
 
 const WRITE_TURN: &str = "
-INSERT INTO limit_gates (scope, turn) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE SET turn = excluded.turn";
+INSERT INTO tasklane.limit_gates (scope, turn) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE SET turn = excluded.turn";
 
-const ANYTHING_HELD: &str = "SELECT EXISTS (SELECT 1 FROM tasks WHERE state = 0 AND due_at IS NULL)";
+const ANYTHING_HELD: &str = "SELECT EXISTS (SELECT 1 FROM tasklane.tasks WHERE state = 0 AND due_at IS NULL)";
 
 /// Jumps from scope to scope in the index.
 const HOLDING: &str = "
 WITH RECURSIVE scopes (scope) AS (
-    (SELECT limited_by FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by > $1 ORDER BY limited_by LIMIT 1)
+    (SELECT limited_by FROM tasklane.tasks WHERE state = 0 AND due_at IS NULL AND limited_by > $1
+     ORDER BY limited_by LIMIT 1)
     UNION ALL
-    SELECT (SELECT limited_by FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by > scope
+    SELECT (SELECT limited_by FROM tasklane.tasks WHERE state = 0 AND due_at IS NULL AND limited_by > scope
             ORDER BY limited_by LIMIT 1)
     FROM scopes WHERE scope IS NOT NULL)
 SELECT scope FROM scopes WHERE scope IS NOT NULL LIMIT $2";
@@ -36,12 +37,12 @@ SELECT scope FROM scopes WHERE scope IS NOT NULL LIMIT $2";
 /// Jumps from key to key in the index.
 const KEYS: &str = "
 WITH RECURSIVE keys (key) AS (
-    (SELECT coalesce(concurrency_key, '') FROM tasks
+    (SELECT coalesce(concurrency_key, '') FROM tasklane.tasks
      WHERE state = 0 AND due_at IS NULL AND limited_by = $1
        AND (coalesce(concurrency_key, '') > $2 OR $3 AND coalesce(concurrency_key, '') = $2)
      ORDER BY coalesce(concurrency_key, '') LIMIT 1)
     UNION ALL
-    SELECT (SELECT coalesce(concurrency_key, '') FROM tasks
+    SELECT (SELECT coalesce(concurrency_key, '') FROM tasklane.tasks
             WHERE state = 0 AND due_at IS NULL AND limited_by = $1 AND coalesce(concurrency_key, '') > key
             ORDER BY coalesce(concurrency_key, '') LIMIT 1)
     FROM keys WHERE key IS NOT NULL)
@@ -53,15 +54,15 @@ SELECT id, queue, kind, concurrency_key
 FROM UNNEST($2::text[]) WITH ORDINALITY AS k (key, place)
 CROSS JOIN LATERAL (
     SELECT t.id, t.queue, t.kind, t.concurrency_key, row_number() OVER (ORDER BY t.priority DESC, t.id) AS round
-    FROM (SELECT * FROM tasks WHERE state = 0 AND due_at IS NULL AND limited_by = $1
+    FROM (SELECT * FROM tasklane.tasks WHERE state = 0 AND due_at IS NULL AND limited_by = $1
             AND coalesce(concurrency_key, '') = k.key ORDER BY priority DESC, id LIMIT $3) t
 ) held
 ORDER BY round, place
 LIMIT $4";
 
 const LET_GO: &str = "
-UPDATE tasks SET due_at = GREATEST($2, run_at), limited_by = NULL
-WHERE id IN (SELECT id FROM tasks WHERE id = ANY($1) AND state = 0 AND due_at IS NULL ORDER BY id FOR UPDATE)";
+UPDATE tasklane.tasks SET due_at = GREATEST($2, run_at), limited_by = NULL
+WHERE id IN (SELECT id FROM tasklane.tasks WHERE id = ANY($1) AND state = 0 AND due_at IS NULL ORDER BY id FOR UPDATE)";
 
 /// Lets held tasks go for which there is a place: takes it for them, and makes them due.
 pub(in crate::ledger::postgres) async fn release(

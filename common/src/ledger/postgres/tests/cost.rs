@@ -46,11 +46,11 @@ struct Done {
 
 const DONE: &str = "
 SELECT (SELECT count(*) FROM pg_prepared_statements),
-       pg_stat_get_xact_numscans('tasks'::regclass),
-       (SELECT sum(pg_stat_get_xact_tuples_fetched(indexrelid))::bigint FROM pg_index WHERE indrelid = 'tasks'::regclass),
-       pg_stat_get_xact_tuples_inserted('tasks'::regclass) + pg_stat_get_xact_tuples_updated('tasks'::regclass),
+       pg_stat_get_xact_numscans('tasklane.tasks'::regclass),
+       (SELECT sum(pg_stat_get_xact_tuples_fetched(indexrelid))::bigint FROM pg_index WHERE indrelid = 'tasklane.tasks'::regclass),
+       pg_stat_get_xact_tuples_inserted('tasklane.tasks'::regclass) + pg_stat_get_xact_tuples_updated('tasklane.tasks'::regclass),
        sum(pg_stat_get_xact_blocks_fetched(oid))::bigint
-FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i')";
+FROM pg_class WHERE relnamespace = 'tasklane'::regnamespace AND relkind IN ('r', 'i')";
 
 impl Sub for Done {
     type Output = Self;

@@ -49,8 +49,23 @@ impl Database {
         url.into()
     }
 
-    /// A connection that is none of the ledger's.
+    /// The address as another user would give it.
+    pub(super) fn url_as(&self, user: &str, password: &str) -> String {
+        let mut url = Url::parse(&self.url()).unwrap();
+        url.set_username(user).unwrap();
+        url.set_password(Some(password)).unwrap();
+        url.into()
+    }
+
+    /// A connection that is none of the ledger's, and finds its tables.
     pub(super) async fn connect(&self) -> PgConnection {
+        let mut connection = self.connect_as_application().await;
+        sqlx::query("SET search_path = tasklane, public").execute(&mut connection).await.unwrap();
+        connection
+    }
+
+    /// A connection as an application has it.
+    pub(super) async fn connect_as_application(&self) -> PgConnection {
         PgConnection::connect(&self.url()).await.unwrap()
     }
 
