@@ -196,10 +196,10 @@ impl Database {
         &self.url
     }
 
-    /// A connection that finds the ledger's tables before an application's.
+    /// A connection that finds the ledger's tables, and makes an application's where those are made.
     pub async fn connect(&self) -> Result<PgConnection> {
         let mut connection = connect(&self.url).await?;
-        sqlx::query("SET search_path = tasklane, public").execute(&mut connection).await?;
+        sqlx::query("SET search_path = public, tasklane").execute(&mut connection).await?;
         Ok(connection)
     }
 

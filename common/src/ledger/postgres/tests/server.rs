@@ -60,7 +60,7 @@ impl Database {
     /// A connection that is none of the ledger's, and finds its tables.
     pub(super) async fn connect(&self) -> PgConnection {
         let mut connection = self.connect_as_application().await;
-        sqlx::query("SET search_path = tasklane, public").execute(&mut connection).await.unwrap();
+        sqlx::query("SET search_path = public, tasklane").execute(&mut connection).await.unwrap();
         connection
     }
 
