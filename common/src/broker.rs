@@ -3,36 +3,34 @@
 //! lapin's own recovery is not used: it gives up after some tries, and a half-recovered channel is worse than a new
 //! one. Whatever belongs to an old generation (channels, delivery tags, confirms) dies with it.
 
+mod address;
+mod connect;
+mod generations;
+pub mod guard;
+
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
-use secrecy::{ExposeSecret, SecretString};
+use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 
-use crate::backoff::Backoff;
+pub use self::address::Address;
+pub use self::connect::connect;
+pub use self::generations::Generations;
 use crate::task::Lane;
 use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, EVENTS_EXCHANGE, TASKS_EXCHANGE};
 
 /// How long a connection attempt or one synchronous AMQP method may take.
 pub const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// AMQP's codes of what the broker refuses.
+const ACCESS_REFUSED: u16 = 403;
+const NOT_ALLOWED: u16 = 530;
+
 /// The heartbeat of connections whose peer need not know soon that they are dead.
 pub const HEARTBEAT: Duration = Duration::from_secs(10);
-/// The largest frame, to which larger bodies are cut: lapin keeps room for 64 of them a connection, which at the
-/// broker's 128 KiB would be 8 MiB.
-pub const FRAME_BYTES_MAX: u64 = 32 * 1024;
-/// The largest frame that RabbitMQ agrees to unless told otherwise, and so the most headers that another program's message has: they
-/// are not cut.
-pub const PEER_FRAME_BYTES_MAX: u64 = 128 * 1024;
-const RECONNECT: Backoff = Backoff { base_ms: 100, max_ms: 5_000 };
-/// A generation that lived so long was healthy: the next reconnection begins with the shortest wait again.
-const HEALTHY_AFTER: Duration = Duration::from_secs(10);
-
 /// What can go wrong between this process and the broker.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,6 +38,24 @@ pub enum BrokerError {
     /// The broker, or the library on its behalf, refused or failed.
     #[error(transparent)]
     Amqp(#[from] lapin::Error),
+    /// There is no connection.
+    #[error("no connection to RabbitMQ at {to}: {error}")]
+    Connect {
+        /// Where, and as whom.
+        to: String,
+        /// Why.
+        error: lapin::Error,
+    },
+    /// The broker does not let this user in.
+    #[error("RabbitMQ does not let us in at {to}: {what}? ({error})")]
+    Denied {
+        /// Where, and as whom.
+        to: String,
+        /// What to look at.
+        what: &'static str,
+        /// What it said.
+        error: lapin::Error,
+    },
     /// No answer within [`RPC_TIMEOUT`].
     #[error("no answer to {0} within 10 s")]
     Timeout(&'static str),
@@ -49,13 +65,31 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
-    /// Whether the broker has sent a frame larger than was agreed on, as RabbitMQ does with headers.
+    /// Why no connection came about, in words for whoever has set the address.
+    fn connecting(address: &Address, error: lapin::Error) -> Self {
+        let code = match error.kind() {
+            ErrorKind::ProtocolError(said) => said.get_id(),
+            _ => 0,
+        };
+        let to = address.to_string();
+        match code {
+            ACCESS_REFUSED => Self::Denied { to, what: "are user and password right", error },
+            NOT_ALLOWED => {
+                Self::Denied { to, what: "is there such a virtual host, and has the user permissions in it", error }
+            }
+            _ => Self::Connect { to, error },
+        }
+    }
+
+    /// The code of AMQP with which the broker closed a channel or the connection, if it did.
     #[must_use]
-    pub fn is_frame_too_large(&self) -> bool {
+    pub fn code(&self) -> Option<u16> {
         match self {
-            Self::Amqp(error) => matches!(error.kind(), ErrorKind::ProtocolError(error)
-                if *error.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR)),
-            Self::Timeout(_) | Self::Ended(_) => false,
+            Self::Amqp(error) | Self::Connect { error, .. } | Self::Denied { error, .. } => match error.kind() {
+                ErrorKind::ProtocolError(said) => Some(said.get_id()),
+                _ => None,
+            },
+            Self::Timeout(_) | Self::Ended(_) => None,
         }
     }
 }
@@ -78,41 +112,6 @@ pub async fn within<T>(
     future: impl Future<Output = Result<T, lapin::Error>>,
 ) -> Result<T, BrokerError> {
     timeout(RPC_TIMEOUT, future).await.map_err(|_| BrokerError::Timeout(what))?.map_err(BrokerError::Amqp)
-}
-
-/// Connects under a name that the management UI shows. Each side takes a peer that is silent for two heartbeats for dead.
-///
-/// # Errors
-/// When the broker is not there, refuses, or does not answer in time.
-pub async fn connect(url: &SecretString, name: &str, heartbeat: Duration) -> Result<Connection, BrokerError> {
-    connect_with_frames(url, name, heartbeat, FRAME_BYTES_MAX).await
-}
-
-/// [`connect`], with another limit for frames, in bytes.
-///
-/// # Errors
-/// As of [`connect`].
-pub async fn connect_with_frames(
-    url: &SecretString,
-    name: &str,
-    heartbeat: Duration,
-    frame_bytes_max: u64,
-) -> Result<Connection, BrokerError> {
-    let properties = ConnectionProperties::default().with_connection_name(name.into());
-    let url = with_defaults(url.expose_secret(), heartbeat, frame_bytes_max);
-    within("connect", Connection::connect(&url, properties)).await
-}
-
-/// Adds the heartbeat, in whole seconds, and the frame size, unless the address sets its own.
-fn with_defaults(url: &str, heartbeat: Duration, frame_bytes_max: u64) -> String {
-    let mut url = url.to_owned();
-    for (name, value) in [("heartbeat", heartbeat.as_secs().max(1)), ("frame_max", frame_bytes_max)] {
-        if !url.contains(&format!("{name}=")) {
-            let separator = if url.contains('?') { '&' } else { '?' };
-            url = format!("{url}{separator}{name}={value}");
-        }
-    }
-    url
 }
 
 /// Declares the exchanges and the dead letters' queue. Idempotent.
@@ -184,58 +183,4 @@ pub async fn depths(connection: &Connection, lanes: &[Lane]) -> Result<BTreeMap<
     // The answers are in hand: a channel that does not close goes with its connection.
     let _ = within("channel.close", channel.close(200, "done".into())).await;
     Ok(found)
-}
-
-/// Counts the generations of one connection, and paces them: a growing wait between those that fail.
-#[derive(Debug)]
-pub struct Generations {
-    role: &'static str,
-    failures: i32,
-    began: Instant,
-}
-
-impl Generations {
-    /// For the connection that plays this role; the name is used in logs and metrics.
-    #[must_use]
-    pub fn of(role: &'static str) -> Self {
-        Self { role, failures: 0, began: Instant::now() }
-    }
-
-    /// Whether another generation shall begin now: always, until the shutdown.
-    pub fn begin(&mut self, shutdown: &CancellationToken) -> bool {
-        self.began = Instant::now();
-        !shutdown.is_cancelled()
-    }
-
-    /// Tells why a generation has ended, and waits before the next.
-    pub async fn ended(&mut self, outcome: Result<(), BrokerError>, shutdown: &CancellationToken) {
-        if shutdown.is_cancelled() {
-            return;
-        }
-        self.failures = if self.began.elapsed() >= HEALTHY_AFTER { 1 } else { self.failures + 1 };
-        let wait = RECONNECT.delay(self.failures);
-        let (role, wait_ms) = (self.role, wait.as_millis());
-        match outcome {
-            Ok(()) => tracing::info!(role, wait_ms, "the broker connection is renewed"),
-            Err(error) => tracing::warn!(role, %error, wait_ms, "the broker connection failed, trying again"),
-        }
-        metrics::counter!("tasklane_broker_reconnects_total", "role" => role).increment(1);
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = shutdown.cancelled() => {}
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_the_address_sets_stays() {
-        let ours = |url| with_defaults(url, Duration::from_millis(500), 8192);
-        assert_eq!(ours("amqp://h/%2f"), "amqp://h/%2f?heartbeat=1&frame_max=8192");
-        assert_eq!(ours("amqp://h/%2f?frame_max=4096"), "amqp://h/%2f?frame_max=4096&heartbeat=1");
-        assert_eq!(ours("amqp://h/%2f?heartbeat=60"), "amqp://h/%2f?heartbeat=60&frame_max=8192");
-    }
 }

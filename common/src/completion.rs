@@ -9,11 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures::StreamExt;
 use lapin::options::{BasicConsumeOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
-use secrecy::SecretString;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::broker::{self, BrokerError, Generations, within};
+use crate::broker::{self, Address, BrokerError, Generations, within};
 use crate::task::TaskId;
 
 /// A handle to the process's queue of notices; clones share it.
@@ -49,7 +48,7 @@ pub struct Watch {
 impl Completions {
     /// Starts the supervised consumer.
     #[must_use]
-    pub fn spawn(amqp_url: &SecretString, shutdown: CancellationToken) -> Self {
+    pub fn spawn(amqp_url: &Address, shutdown: CancellationToken) -> Self {
         let (named, queue) = watch::channel(None);
         let watched = Arc::new(Watched::default());
         let (amqp_url, notices) = (amqp_url.clone(), Arc::clone(&watched));
@@ -106,7 +105,7 @@ impl Drop for Watch {
 }
 
 async fn consume(
-    amqp_url: &SecretString,
+    amqp_url: &Address,
     named: &watch::Sender<Option<String>>,
     watched: &Watched,
 ) -> Result<(), BrokerError> {

@@ -16,6 +16,7 @@ use serde::Deserialize;
 
 pub use self::tables::{CommandTable, HttpTable, LimitTable, RouteTable};
 use crate::backoff::Backoff;
+use crate::broker::Address;
 use crate::task::QueueName;
 
 /// The file that is read when none is named and it is there.
@@ -151,7 +152,7 @@ pub struct CommonArgs {
 #[derive(Debug, Clone)]
 pub struct Common {
     /// Where the broker is.
-    pub amqp_url: SecretString,
+    pub amqp_url: Address,
     /// Where the ledger is.
     pub ledger_url: SecretString,
     /// Where the broker's management API is. Defaults to port 15672 of the broker's host.
@@ -239,7 +240,10 @@ impl CommonArgs {
             flag.clone().or_else(|| file.clone()).unwrap_or_else(|| default.into())
         };
         let common = Common {
-            amqp_url: url(&self.amqp_url, &file.amqp_url, "amqp://guest:guest@127.0.0.1:5672/%2f"),
+            amqp_url: url(&self.amqp_url, &file.amqp_url, "amqp://guest:guest@127.0.0.1:5672/%2f")
+                .expose_secret()
+                .parse()
+                .map_err(|fault: String| ConfigError::setting("amqp_url", fault))?,
             ledger_url: url(&self.ledger_url, &file.ledger_url, "sqlite://tasklane.db"),
             management_url: self.management_url.clone().or_else(|| file.management_url.clone()),
             log: self.log.clone().or_else(|| file.log.clone()).unwrap_or_else(|| "info".to_owned()),
@@ -264,13 +268,6 @@ impl Common {
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        let amqp = self.amqp_url.expose_secret();
-        if !(amqp.starts_with("amqp://") || amqp.starts_with("amqps://")) || url::Url::parse(amqp).is_err() {
-            return Err(ConfigError::setting(
-                "amqp_url",
-                "must be an address such as amqp://user:password@host:5672/%2f",
-            ));
-        }
         let web =
             |url: &SecretString| ["http://", "https://"].iter().any(|scheme| url.expose_secret().starts_with(scheme));
         if self.management_url.as_ref().is_some_and(|url| !web(url) || url::Url::parse(url.expose_secret()).is_err()) {

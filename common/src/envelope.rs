@@ -6,6 +6,7 @@ use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 
+use crate::broker::guard::{WITHHELD_HEADER, Withheld};
 use crate::task::{Fence, Json, Kind, TaskId};
 
 /// The version of the layout for one task, in the header [`VERSION_HEADER`].
@@ -43,6 +44,9 @@ pub struct Envelope {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum EnvelopeError {
+    /// The headers were not let through to this process.
+    #[error("its headers are withheld: {}", .0.as_str())]
+    Headers(Withheld),
     /// The version header is missing or not a number.
     #[error("no {VERSION_HEADER} header: not a message of Tasklane")]
     NoVersion,
@@ -65,6 +69,7 @@ impl EnvelopeError {
     #[must_use]
     pub const fn reason(&self) -> &'static str {
         match self {
+            Self::Headers(withheld) => withheld.as_str(),
             Self::NoVersion => "foreign_message",
             Self::UnknownVersion(_) => "unknown_version",
             Self::BadId => "bad_message_id",
@@ -199,7 +204,13 @@ fn properties_of(id: TaskId, kind: &Kind, headers: FieldTable) -> AMQPProperties
 
 fn version(properties: &AMQPProperties) -> Result<i64, EnvelopeError> {
     let headers = properties.headers().as_ref().map(FieldTable::inner).ok_or(EnvelopeError::NoVersion)?;
-    headers.get(VERSION_HEADER).and_then(integer).ok_or(EnvelopeError::NoVersion)
+    headers.get(VERSION_HEADER).and_then(integer).ok_or_else(|| {
+        let withheld = headers.get(WITHHELD_HEADER).and_then(|reason| match reason {
+            AMQPValue::LongString(reason) => Withheld::parse(reason.as_bytes()),
+            _ => None,
+        });
+        withheld.map_or(EnvelopeError::NoVersion, EnvelopeError::Headers)
+    })
 }
 
 fn kind(properties: &AMQPProperties) -> Result<Kind, EnvelopeError> {

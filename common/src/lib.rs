@@ -31,6 +31,7 @@ pub mod completion;
 pub mod control;
 pub mod events;
 pub mod backoff;
+pub mod recurring;
 pub mod clock;
 pub mod config;
 pub mod telemetry;

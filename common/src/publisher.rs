@@ -13,7 +13,6 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
 use lapin::{Channel, Connection};
-use secrecy::SecretString;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use self::batch::{Sent, send_batch};
 use self::bundles::Bundles;
 use self::lanes::Lanes;
 use self::patience::Patience;
-use crate::broker::{self, BrokerError, Depth, Generations, within};
+use crate::broker::{self, Address, BrokerError, Depth, Generations, within};
 use crate::ledger::SharedLedger;
 use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
 
@@ -97,7 +96,7 @@ struct Job {
 impl Publisher {
     /// Starts the supervised connection. Tasks share a message as long as one place works it off within `bundle`; zero: none do.
     #[must_use]
-    pub fn spawn(amqp_url: &SecretString, ledger: SharedLedger, bundle: Duration, shutdown: CancellationToken) -> Self {
+    pub fn spawn(amqp_url: &Address, ledger: SharedLedger, bundle: Duration, shutdown: CancellationToken) -> Self {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
         let (notices, waiting_notices) = mpsc::channel(WAITING_MAX);
         let (connected, connection) = watch::channel(None);
@@ -226,7 +225,7 @@ fn takes_messages(connection: &Connection) -> bool {
 
 /// The task that has the channel.
 struct Owner {
-    amqp_url: SecretString,
+    amqp_url: Address,
     waiting: mpsc::Receiver<Job>,
     waiting_notices: mpsc::Receiver<(String, TaskId)>,
     connected: watch::Sender<Option<Arc<Connection>>>,

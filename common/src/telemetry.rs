@@ -58,12 +58,16 @@ impl Metrics {
     }
 }
 
+/// Libraries that tell of a failure before they return it: whoever handles that tells it, once. `log` may ask for them by
+/// name, such as `info,lapin=debug`.
+const SILENCED: &str = "lapin=off,async_rs=off,rustls_connector=off";
+
 /// Starts logging to standard error, and making traces where they have a way to go.
 ///
 /// # Errors
 /// [`ConfigError::Setting`] when the filter cannot be read.
 pub fn init_logging(settings: &Common, traces: Option<&Traces>) -> Result<(), ConfigError> {
-    let filter = EnvFilter::try_new(&settings.log)
+    let filter = EnvFilter::try_new(format!("{SILENCED},{}", settings.log))
         .map_err(|error| ConfigError::setting("log", format!("{error}; such as info or warn,tasklane_worker=debug")))?;
     // The fields of these spans are for the collector: nothing is written for them here.
     let filter =

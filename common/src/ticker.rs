@@ -204,7 +204,7 @@ mod tests {
         let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
         let ledger = crate::ledger::open(&url).await.unwrap();
         let publisher = Publisher::spawn(
-            &"amqp://127.0.0.1:1/%2f".into(),
+            &"amqp://127.0.0.1:1/%2f".parse().unwrap(),
             ledger.clone(),
             Duration::ZERO,
             CancellationToken::new(),

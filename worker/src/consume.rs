@@ -39,27 +39,22 @@ const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// Consumes until the life ends, over as many generations of the connection as it takes.
 pub async fn run(life: Arc<Life>) {
     let mut generations = Generations::of("consumer");
-    let mut frame_bytes_max = broker::FRAME_BYTES_MAX;
     // While draining nothing new is wanted, and what runs is acked by the ledger alone.
     while generations.begin(&life.ended) && !life.draining.is_cancelled() {
-        let outcome = generation(&life, frame_bytes_max).await;
-        if outcome.as_ref().is_err_and(BrokerError::is_frame_too_large) {
-            // The broker will deliver that message again, and nothing else could be consumed.
-            frame_bytes_max = broker::PEER_FRAME_BYTES_MAX;
-        }
+        let outcome = generation(&life).await;
         life.stats.consuming.store(false, Ordering::Relaxed);
         generations.ended(outcome, &life.ended).await;
     }
 }
 
-async fn generation(life: &Arc<Life>, frame_bytes_max: u64) -> Result<(), BrokerError> {
+async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     let name = format!("tasklane worker {}", life.lease.worker());
     // A frozen worker must be dead to the broker before it is dead to the ledger: messages that are published again
     // after its lease has ended would otherwise still be handed to it.
     let heartbeat = life.settings.lease_ttl / 3;
     let url = &life.settings.common.amqp_url;
     let connection = tokio::select! {
-        connection = broker::connect_with_frames(url, &name, heartbeat, frame_bytes_max) => Arc::new(connection?),
+        connection = broker::connect(url, &name, heartbeat) => Arc::new(connection?),
         () = life.ended.cancelled() => return Ok(()),
     };
     let acks = TaskTracker::new();

@@ -1,10 +1,8 @@
 //! The broker: whether it lets us in, is new enough, and has what we declare.
 
 use std::net::IpAddr;
-use std::str::FromStr;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ErrorKind, ExchangeKind};
+use lapin::{Connection, ExchangeKind};
 use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
@@ -12,7 +10,7 @@ use super::greeting::{self, numbers};
 use super::policies::{self, Management};
 use super::probe::{self, Answer};
 use super::{Finding, LOOK_LIMIT, Role, Subject};
-use crate::broker::{self, BrokerError, HEARTBEAT};
+use crate::broker::{self, Address, BrokerError, HEARTBEAT};
 use crate::task::Lane;
 use crate::topology::{CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, EVENTS_EXCHANGE, TASKS_EXCHANGE, broker_queue};
 
@@ -22,22 +20,19 @@ const VERSION_MIN: (u32, u32) = (3, 10);
 const VERSION_SUPPORTED: (u32, u32) = (4, 0);
 
 pub(super) async fn look(subject: &Subject) -> Vec<Finding> {
-    let uri = match AMQPUri::from_str(subject.common.amqp_url.expose_secret()) {
-        Ok(uri) => uri,
-        Err(error) => return vec![Finding::fail("broker.connection", error, "set TASKLANE_AMQP_URL")],
-    };
-    let mut findings = transport(&uri);
-    let connected = timeout(LOOK_LIMIT, broker::connect(&subject.common.amqp_url, "tasklane doctor", HEARTBEAT)).await;
+    let address = &subject.common.amqp_url;
+    let mut findings = transport(address);
+    let connected = timeout(LOOK_LIMIT, broker::connect(address, "tasklane doctor", HEARTBEAT)).await;
     let connection = match connected.unwrap_or(Err(BrokerError::Ended("no answer within 5 s"))) {
         Ok(connection) => connection,
         Err(error) => {
-            findings.push(no_connection(&uri, &error));
+            findings.push(no_connection(address, &error));
             return findings;
         }
     };
-    findings.push(Finding::ok("broker.connection", format!("{} lets us in", place(&uri))));
-    let management = Management::new(&uri, subject.common.management_url.as_ref());
-    let version = find_version(&uri, &management).await;
+    findings.push(Finding::ok("broker.connection", format!("{address} lets us in")));
+    let management = Management::new(address, subject.common.management_url.as_ref());
+    let version = find_version(address, &management).await;
     findings.push(judge_version(version.as_deref()));
     match timeout(LOOK_LIMIT, topology(&connection, subject)).await {
         Ok(seen) => findings.extend(seen),
@@ -79,29 +74,24 @@ async fn look_at_policies(
     })
 }
 
-fn place(uri: &AMQPUri) -> String {
-    let (user, host, port) = (&uri.authority.userinfo.username, &uri.authority.host, uri.authority.port);
-    format!("{host}:{port}, user {user}, virtual host {}", uri.vhost)
-}
-
 fn is_loopback(host: &str) -> bool {
-    let host = host.trim_matches(['[', ']']);
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|addr| addr.is_loopback())
 }
 
-fn transport(uri: &AMQPUri) -> Vec<Finding> {
-    let near = is_loopback(&uri.authority.host);
-    let mut findings = vec![match uri.scheme {
-        AMQPScheme::AMQPS => Finding::ok("broker.transport", "TLS"),
-        AMQPScheme::AMQP if near => Finding::ok("broker.transport", "plain, on this machine only"),
-        AMQPScheme::AMQP => Finding::warn(
+fn transport(address: &Address) -> Vec<Finding> {
+    let near = is_loopback(address.host());
+    let mut findings = vec![if address.is_tls() {
+        Finding::ok("broker.transport", "TLS")
+    } else if near {
+        Finding::ok("broker.transport", "plain, on this machine only")
+    } else {
+        Finding::warn(
             "broker.transport",
-            format!("password and tasks go to {} unencrypted", uri.authority.host),
+            format!("password and tasks go to {} unencrypted", address.host()),
             "amqps://, unless the network between is yours alone",
-        ),
+        )
     }];
-    let user = &uri.authority.userinfo;
-    if !near && user.username == "guest" && user.password == "guest" {
+    if !near && address.user() == "guest" && address.password().expose_secret() == "guest" {
         findings.push(Finding::warn(
             "broker.credentials",
             "the user that every RabbitMQ begins with, from another machine",
@@ -111,23 +101,22 @@ fn transport(uri: &AMQPUri) -> Vec<Finding> {
     findings
 }
 
-fn no_connection(uri: &AMQPUri, error: &BrokerError) -> Finding {
-    let advice = match error {
-        BrokerError::Amqp(error) => match error.kind() {
-            ErrorKind::ProtocolError(said) if said.get_id() == 403 => "are user and password right?",
-            ErrorKind::ProtocolError(said) if said.get_id() == 530 => {
-                "is there such a virtual host, and has the user permissions in it?"
-            }
-            _ => "is the broker up, and is this its AMQP port?",
-        },
-        _ => "is this the AMQP port of a RabbitMQ?",
-    };
-    Finding::fail("broker.connection", format!("{}: {error}", place(uri)), advice)
+fn no_connection(address: &Address, error: &BrokerError) -> Finding {
+    let check = "broker.connection";
+    match error {
+        BrokerError::Denied { what, error, .. } => {
+            Finding::fail(check, format!("{address}: {error}"), format!("{what}?"))
+        }
+        BrokerError::Connect { error, .. } => {
+            Finding::fail(check, format!("{address}: {error}"), "is the broker up, and is this its AMQP port?")
+        }
+        error => Finding::fail(check, format!("{address}: {error}"), "is this the AMQP port of a RabbitMQ?"),
+    }
 }
 
-async fn find_version(uri: &AMQPUri, management: &Result<Management, String>) -> Option<String> {
-    if uri.scheme == AMQPScheme::AMQP
-        && let Some(version) = greeting::version(uri, LOOK_LIMIT).await
+async fn find_version(address: &Address, management: &Result<Management, String>) -> Option<String> {
+    if !address.is_tls()
+        && let Some(version) = greeting::version(address, LOOK_LIMIT).await
     {
         return Some(version);
     }

@@ -2,22 +2,23 @@
 
 use std::time::Duration;
 
-use lapin::uri::AMQPUri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use crate::broker::Address;
 
 /// Longer than any greeting.
 const GREETING_BYTES_MAX: usize = 16 * 1024;
 
 /// Asks for the greeting over plain TCP. `None` when there is no answer in time, or it names no version.
-pub(super) async fn version(uri: &AMQPUri, limit: Duration) -> Option<String> {
-    let greeting = timeout(limit, greeting(uri)).await.ok()?.ok()?;
+pub(super) async fn version(address: &Address, limit: Duration) -> Option<String> {
+    let greeting = timeout(limit, greeting(address)).await.ok()?.ok()?;
     version_in(&greeting)
 }
 
-async fn greeting(uri: &AMQPUri) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect((uri.authority.host.as_str(), uri.authority.port)).await?;
+async fn greeting(address: &Address) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect((address.host(), address.port())).await?;
     stream.write_all(b"AMQP\0\0\x09\x01").await?;
     let mut head = [0; 7];
     stream.read_exact(&mut head).await?;

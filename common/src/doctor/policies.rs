@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -10,6 +9,7 @@ use url::Url;
 
 use super::greeting::numbers;
 use super::{Finding, LOOK_LIMIT, Role};
+use crate::broker::Address;
 
 /// Each message that is given back costs one delivery: healthy tasks must not get to the limit.
 const DELIVERY_LIMIT_MIN: i64 = 100;
@@ -36,13 +36,13 @@ struct Queue {
 
 impl Management {
     /// The configured address, or the usual one beside the broker's, with the same credentials.
-    pub(super) fn new(uri: &AMQPUri, configured: Option<&SecretString>) -> Result<Self, String> {
+    pub(super) fn new(address: &Address, configured: Option<&SecretString>) -> Result<Self, String> {
         let mut base = match configured {
             Some(url) => Url::parse(url.expose_secret()).map_err(|error| error.to_string())?,
-            None => usual(uri).map_err(|error| error.to_string())?,
+            None => usual(address).map_err(|error| error.to_string())?,
         };
         let (user, password) = if base.username().is_empty() {
-            (uri.authority.userinfo.username.clone(), uri.authority.userinfo.password.clone())
+            (address.user().to_owned(), address.password().expose_secret().to_owned())
         } else {
             (base.username().to_owned(), base.password().unwrap_or_default().to_owned())
         };
@@ -57,7 +57,7 @@ impl Management {
             .no_proxy()
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Self { client, base, user, password, vhost: uri.vhost.clone() })
+        Ok(Self { client, base, user, password, vhost: address.vhost().to_owned() })
     }
 
     /// Where it is, for people.
@@ -137,14 +137,11 @@ pub(super) fn unreachable(check: String, place: &str, error: &str) -> Finding {
     Finding::unseen(check, format!("the management API at {place}: {error}"), advice)
 }
 
-fn usual(uri: &AMQPUri) -> Result<Url, url::ParseError> {
-    let host = &uri.authority.host;
-    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.clone() };
+fn usual(address: &Address) -> Result<Url, url::ParseError> {
+    let host = address.host();
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
     // Credentials that are given over TLS are not given without it.
-    match uri.scheme {
-        AMQPScheme::AMQP => Url::parse(&format!("http://{host}:15672")),
-        AMQPScheme::AMQPS => Url::parse(&format!("https://{host}:15671")),
-    }
+    Url::parse(&if address.is_tls() { format!("https://{host}:15671") } else { format!("http://{host}:15672") })
 }
 
 /// What in a policy hurts, each with what to do.

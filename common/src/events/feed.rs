@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use secrecy::SecretString;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Events, TaskEvent};
-use crate::broker::{self, BrokerError, Generations, within};
+use crate::broker::{self, Address, BrokerError, Generations, within};
 use crate::control::Control;
 use crate::publisher::Publisher;
 use crate::topology::{EVENTS_EXCHANGE, events_queue};
@@ -84,7 +83,7 @@ struct Listener {
 impl Feed {
     /// Starts the feed, which connects to the broker while there are listeners only.
     #[must_use]
-    pub fn spawn(amqp_url: &SecretString, publisher: Publisher, events: Events, shutdown: CancellationToken) -> Self {
+    pub fn spawn(amqp_url: &Address, publisher: Publisher, events: Events, shutdown: CancellationToken) -> Self {
         let feed = Self::default();
         let reader =
             Reader { amqp_url: amqp_url.clone(), control: Control::spawn(publisher), events, hub: Arc::clone(&feed.0) };
@@ -180,7 +179,7 @@ impl Hub {
 
 /// The task that reads.
 struct Reader {
-    amqp_url: SecretString,
+    amqp_url: Address,
     control: Control,
     events: Events,
     hub: Arc<Hub>,

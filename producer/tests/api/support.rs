@@ -52,7 +52,7 @@ impl Api {
         let ledger = ledger::open(&format!("sqlite://{}/api.db", folder.path().display())).await.unwrap();
         let background = CancellationToken::new();
         // Nobody listens on port 1.
-        let broker = "amqp://127.0.0.1:1/%2f".into();
+        let broker = "amqp://127.0.0.1:1/%2f".parse().unwrap();
         let publisher = Publisher::spawn(&broker, ledger.clone(), Duration::ZERO, background.clone());
         let completions = Completions::spawn(&broker, background.clone());
         let queue = QueueName::parse("emails").unwrap();
