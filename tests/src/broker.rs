@@ -115,6 +115,8 @@ pub(crate) struct Identity {
     distribution_port: u16,
     /// The names of all nodes of the cluster, or nothing for a node that stands alone.
     pub(crate) peers: Vec<String>,
+    /// Further lines of its configuration.
+    settings: Vec<String>,
 }
 
 impl Identity {
@@ -128,6 +130,7 @@ impl Identity {
             management_port: free_port()?,
             distribution_port: free_port()?,
             peers: Vec::new(),
+            settings: Vec::new(),
         })
     }
 }
@@ -136,6 +139,11 @@ impl Broker {
     /// Starts a node and waits until it accepts AMQP connections.
     pub async fn private() -> Result<Self> {
         Self::with_identity(Identity::fresh()?).await
+    }
+
+    /// A node with further lines in its `rabbitmq.conf`.
+    pub async fn with_settings(settings: &[String]) -> Result<Self> {
+        Self::with_identity(Identity { settings: settings.to_vec(), ..Identity::fresh()? }).await
     }
 
     pub(crate) async fn with_identity(identity: Identity) -> Result<Self> {
@@ -319,6 +327,7 @@ fn configuration(identity: &Identity) -> String {
         let nodes = identity.peers.iter().enumerate();
         lines.extend(nodes.map(|(i, name)| format!("cluster_formation.classic_config.nodes.{} = {name}", i + 1)));
     }
+    lines.extend(identity.settings.iter().cloned());
     lines.join("\n") + "\n"
 }
 

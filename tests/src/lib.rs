@@ -23,6 +23,7 @@ pub mod broker;
 pub mod cluster;
 pub mod management;
 pub mod vhost;
+pub mod wire;
 
 pub mod ledger;
 pub mod postgres;
@@ -45,4 +46,5 @@ mod http;
 mod port;
 mod teardown;
 
+pub use port::free_port;
 pub use wait::{eventually, within};

@@ -13,7 +13,7 @@ use rand::Rng;
 const CANDIDATES: std::ops::Range<u16> = 15_000..32_000;
 
 /// A port of 127.0.0.1 on which nobody listens, and which no other test is given while this process lives.
-pub(crate) fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     let mut rng = rand::rng();
     for _ in 0..1_000 {
         let port = rng.random_range(CANDIDATES);

@@ -198,21 +198,27 @@ impl Address {
 
     /// The authorities to trust besides the system's, as PEM.
     pub(super) fn authorities(&self) -> io::Result<Option<String>> {
-        self.cacertfile.as_ref().map(|file| read("cacertfile", file)).transpose()
+        self.cacertfile.as_ref().map(|file| read("cacertfile", file, CERTIFICATE)).transpose()
     }
 
     /// The certificate that proves who comes.
     pub(super) fn identity(&self) -> io::Result<Option<OwnedIdentity>> {
         let (Some(certificate), Some(key)) = (&self.certfile, &self.keyfile) else { return Ok(None) };
-        let (pem, key) = (read("certfile", certificate)?.into_bytes(), read("keyfile", key)?.into_bytes());
+        let pem = read("certfile", certificate, CERTIFICATE)?.into_bytes();
+        let key = read("keyfile", key, PRIVATE_KEY)?.into_bytes();
         Ok(Some(OwnedIdentity::PKCS8 { pem, key }))
     }
 }
 
-fn read(parameter: &str, file: &PathBuf) -> io::Result<String> {
+/// What the parts of a PEM file are called.
+const CERTIFICATE: &str = "CERTIFICATE-----";
+const PRIVATE_KEY: &str = "PRIVATE KEY-----";
+
+fn read(parameter: &str, file: &PathBuf, part: &str) -> io::Result<String> {
     let told = |error: io::Error| io::Error::new(error.kind(), format!("{parameter} {}: {error}", file.display()));
     let pem = std::fs::read_to_string(file).map_err(told)?;
-    if pem.contains("-----BEGIN ") { Ok(pem) } else { Err(told(io::Error::other("it is no PEM file"))) }
+    let has_part = pem.lines().any(|line| line.starts_with("-----BEGIN ") && line.trim_end().ends_with(part));
+    has_part.then_some(pem).ok_or_else(|| told(io::Error::other(format!("it has no part BEGIN {part}"))))
 }
 
 /// Undoes percent-encoding. A percent sign that encodes nothing was meant to be one.
@@ -225,7 +231,7 @@ fn decode(part: &str) -> Result<String, String> {
             continue;
         }
         let digits = [rest.next(), rest.next()].map(|digit| digit.and_then(|digit| char::from(digit).to_digit(16)));
-        let [Some(high), Some(low)] = digits else { return Err(format!("{ENCODE}")) };
+        let [Some(high), Some(low)] = digits else { return Err(ENCODE.to_owned()) };
         bytes.push(u8::try_from(high * 16 + low).unwrap_or_default());
     }
     String::from_utf8(bytes).map_err(|_| "user, password, host and virtual host must be UTF-8".to_owned())

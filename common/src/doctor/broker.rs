@@ -108,7 +108,12 @@ fn no_connection(address: &Address, error: &BrokerError) -> Finding {
             Finding::fail(check, format!("{address}: {error}"), format!("{what}?"))
         }
         BrokerError::Connect { error, .. } => {
-            Finding::fail(check, format!("{address}: {error}"), "is the broker up, and is this its AMQP port?")
+            let advice = if address.is_tls() {
+                "is the broker up, and is this its TLS port? An authority of your own is named by ?cacertfile="
+            } else {
+                "is the broker up, and is this its AMQP port?"
+            };
+            Finding::fail(check, format!("{address}: {error}"), advice)
         }
         error => Finding::fail(check, format!("{address}: {error}"), "is this the AMQP port of a RabbitMQ?"),
     }

@@ -1,5 +1,6 @@
 //! The integration tests: one module per promise, all in one binary, on real brokers, databases and processes.
 
+mod addresses;
 mod broker_away;
 mod bundles;
 mod cancel;
