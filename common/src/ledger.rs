@@ -97,6 +97,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// so that a renewal still under way fails.
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError>;
 
+    /// The tasks that run under a worker as far as the ledger knows; cheap.
+    async fn running(&self, worker: WorkerId) -> Result<Vec<Abandoned>, LedgerError>;
+
     /// Takes up to `limit` tasks that are due for publication and hides them from other relays for `reserve`. Raises their
     /// fences: what was published before is told from what will be.
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError>;

@@ -33,6 +33,7 @@ pub mod events;
 pub mod backoff;
 pub mod recurring;
 pub mod clock;
+pub mod seldom;
 pub mod config;
 pub mod telemetry;
 pub mod traces;

@@ -23,11 +23,11 @@ pub async fn watch(life: &Life, period: Duration) {
             () = life.asked.notified() => {}
             () = life.ended.cancelled() => return,
         }
-        if !life.runs_anything() {
+        if !life.held.runs_anything() {
             continue;
         }
         match life.ledger.cancelling(life.lease.worker()).await {
-            Ok(runs) => runs.into_iter().for_each(|(id, fence)| life.cancel_run(id, fence)),
+            Ok(runs) => runs.into_iter().for_each(|(id, fence)| life.held.cancel(id, fence)),
             Err(error) => tracing::debug!(%error, "the ledger does not say what to cancel, asking again"),
         }
     }
@@ -37,7 +37,7 @@ pub async fn watch(life: &Life, period: Duration) {
 pub(crate) async fn listen(life: &Life, connection: &Connection) {
     loop {
         let heard = |word: &control::Word| {
-            if life.runs_any_of(&word.cancel) {
+            if life.held.runs_any_of(&word.cancel) {
                 life.asked.notify_one();
             }
             if word.events_ms > 0 {

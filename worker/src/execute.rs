@@ -6,6 +6,7 @@ use std::time::Duration;
 use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::Happening;
 use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
+use tasklane_common::seldom::Seldom;
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, Json, QueueName, TaskId};
 use tasklane_common::traces::{self, TARGET};
@@ -27,6 +28,8 @@ use crate::transaction::Transaction;
 
 /// How long a ledger that is away is left alone before it is asked again.
 pub(crate) const LEDGER_PAUSE: Duration = Duration::from_millis(250);
+/// What many tasks run into at once is said once a minute.
+static UNCLAIMED: Seldom = Seldom::once_in(Duration::from_secs(60));
 /// How long a task waits whose kind has a handler in another live worker, so that it may get it.
 const ELSEWHERE_DELAY: Duration = Duration::from_millis(500);
 /// How long a task waits whose kind nobody handles at present.
@@ -91,6 +94,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         Some(Claim::Refused(reason)) => return Box::pin(refused(reason, &envelope, delivery)).await,
         None => return delivery.give_back().await,
     };
+    let mut holding = life.held.holding(envelope.id, granted.fence);
     observe_claim(&life, meters, &granted, envelope.fence, &delivery);
     let run = prepare(&life, &envelope, &delivery.lane.queue, &granted, &options);
     let unwanted = run.unwanted.clone();
@@ -104,6 +108,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
     let attempted = if policy.is_too_old() {
         Some(Attempted::TooOld)
     } else {
+        holding.begun = true;
         Stats::add(&life.stats.started);
         life.events.tell(|| ran.event(&life, granted.started_at, (Happening::Started, State::Running)));
         let began = Instant::now();
@@ -129,7 +134,8 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
     } else {
         settle(&life, &ran, transition, transaction.is_in_doubt()).await
     };
-    life.release(id);
+    holding.settled = settled;
+    drop(holding);
     if granted.limited {
         life.nudges.freed.notify_one();
     }
@@ -170,6 +176,7 @@ async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<C
 /// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
 async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
     let id = request.id;
+    let _asked = life.held.ask(id);
     let mut in_doubt = false;
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
@@ -179,11 +186,15 @@ async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
         };
         match claim {
             Ok(Claim::Granted(granted)) => {
-                life.hold(id);
+                life.held.hold(id, granted.fence);
                 return Some(Claim::Granted(granted));
             }
             Ok(refused) => return Some(refused),
-            Err(error) => tracing::warn!(%error, task.id = %id, "a task cannot be claimed, trying again"),
+            Err(error) => {
+                if let Some(left_out) = UNCLAIMED.admit() {
+                    tracing::warn!(%error, task.id = %id, left_out, "a task cannot be claimed, trying again");
+                }
+            }
         }
         in_doubt = true;
         tokio::select! {
@@ -201,7 +212,9 @@ async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerErro
     let own = task.filter(|task| {
         task.state == State::Running && task.worker_id == Some(life.lease.worker()) && task.args == *args
     });
-    let Some(task) = own.filter(|_| life.hold(id)) else { return Ok(Claim::Refused(Refusal::Held)) };
+    let Some(task) = own.filter(|task| life.held.hold(id, task.fence)) else {
+        return Ok(Claim::Refused(Refusal::Held));
+    };
     Ok(Claim::Granted(Granted {
         fence: task.fence,
         attempt: task.attempt,
@@ -303,7 +316,7 @@ fn prepare<'a>(
     Run {
         lease: &life.lease,
         interrupt: &life.interrupt,
-        unwanted: life.begin_run(envelope.id, granted.fence),
+        unwanted: life.held.unwanted(envelope.id),
         cancel_grace: life.settings.cancel_grace,
         custody_after: life.settings.custody_after,
         cx,

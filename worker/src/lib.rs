@@ -5,13 +5,15 @@
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
 //! In the order of a task's way: [`consume`] takes a [`delivery`] when the [`arbiter`] has a place for its lane, under the eyes of a [`lookout`]; [`execute`] leads it through decode, claim,
-//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumers.
+//! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`] and knows what is [`held`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumers.
 
 pub mod handler;
 pub mod registry;
 pub mod config;
 pub mod worker;
 pub mod life;
+pub mod held;
+mod audit;
 pub mod meters;
 pub mod lease;
 pub mod consume;

@@ -1,21 +1,22 @@
 //! One life of a worker: from entering the ledger under a new id to the end of its lease.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tasklane_common::events::Events;
 use tasklane_common::ledger::SharedLedger;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::release::Nudges;
-use tasklane_common::task::{Fence, Lane, TaskId};
+use tasklane_common::task::Lane;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::arbiter::Arbiter;
 use crate::config::Settings;
+use crate::held::Held;
 use crate::lease::Lease;
 use crate::lookout::Stalled;
 use crate::meters::Meters;
@@ -53,10 +54,8 @@ pub struct Life {
     pub ended: CancellationToken,
     /// What this process has done so far, over all lives.
     pub stats: Arc<Stats>,
-    /// The tasks that the ledger has granted to this life and that have not ended.
-    pub claimed: Mutex<HashSet<TaskId>>,
-    /// The runs under way: their fences, and what cancels them on somebody's word.
-    pub runs: Mutex<HashMap<TaskId, (Fence, CancellationToken)>>,
+    /// The tasks that the ledger has granted to this life, or may have.
+    pub held: Held,
     /// Is notified when the ledger has something for [`crate::cancel`].
     pub asked: Notify,
     /// Is notified when messages of a queue of this worker were lost.
@@ -70,49 +69,6 @@ pub struct Life {
 }
 
 impl Life {
-    /// Notes that a task is held here; false when it was noted already.
-    pub fn hold(&self, id: TaskId) -> bool {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).insert(id)
-    }
-
-    /// Notes that a task is not held here any more.
-    pub fn release(&self, id: TaskId) {
-        self.claimed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        self.lock_runs().remove(&id);
-    }
-
-    /// Notes a run; its token is cancelled when somebody wants the run cancelled.
-    pub fn begin_run(&self, id: TaskId, fence: Fence) -> CancellationToken {
-        let unwanted = CancellationToken::new();
-        self.lock_runs().insert(id, (fence, unwanted.clone()));
-        unwanted
-    }
-
-    /// Cancels a run, if it is this one.
-    pub fn cancel_run(&self, id: TaskId, fence: Fence) {
-        if let Some((_, unwanted)) = self.lock_runs().get(&id).filter(|(held, _)| *held == fence)
-            && !unwanted.is_cancelled()
-        {
-            tracing::info!(task.id = %id, "somebody wants the run cancelled");
-            unwanted.cancel();
-        }
-    }
-
-    /// Whether there is a run under way.
-    pub fn runs_anything(&self) -> bool {
-        !self.lock_runs().is_empty()
-    }
-
-    /// Whether one of these tasks runs here.
-    pub fn runs_any_of(&self, ids: &[TaskId]) -> bool {
-        let runs = self.lock_runs();
-        ids.iter().any(|id| runs.contains_key(id))
-    }
-
-    fn lock_runs(&self) -> MutexGuard<'_, HashMap<TaskId, (Fence, CancellationToken)>> {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes that a task queued at `queued_at` was delivered.
     pub fn note_head(&self, lane: &Lane, queued_at: Timestamp) {
         let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
 //! The worker as a whole: life after life, until it is told to stop.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -20,13 +20,14 @@ use tokio_util::task::TaskTracker;
 
 use crate::arbiter::Arbiter;
 use crate::config::Settings;
+use crate::held::Held;
 use crate::lease::{self, Lease};
 use crate::life::{Life, Stats};
 use crate::meters::Meters;
 use crate::pause::Pauses;
 use crate::process_group::ProcessGroups;
 use crate::registry::Registry;
-use crate::{cancel, consume, pause, readiness};
+use crate::{audit, cancel, consume, pause, readiness};
 
 const LEDGER_PAUSE: Duration = Duration::from_millis(500);
 /// How long interrupted handlers and their outcomes get after the grace: longer than a command's SIGTERM and SIGKILL.
@@ -174,8 +175,7 @@ impl Worker {
             interrupt: CancellationToken::new(),
             ended: CancellationToken::new(),
             stats: Arc::clone(&self.stats),
-            claimed: Mutex::new(HashSet::new()),
-            runs: Mutex::new(HashMap::new()),
+            held: Held::default(),
             asked: Notify::new(),
             messages_lost: Notify::new(),
             nudges: Arc::clone(&self.nudges),
@@ -204,6 +204,10 @@ impl Worker {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { cancel::watch(&life, period).await }
         });
+        let auditing = tokio::spawn({
+            let (life, period) = (Arc::clone(&life), self.settings.lease_ttl);
+            async move { audit::watch(&life, period).await }
+        });
         // Known before the first consumer: it would be handed what it must give back.
         if let Err(error) = life.pauses.look(&*life.ledger).await {
             tracing::warn!(%error, "the ledger does not say which queues are paused, asking again");
@@ -225,12 +229,13 @@ impl Worker {
                 sleep(Duration::from_millis(10)).await;
             }
         } else {
+            audit::finish(&life).await;
             self.retire(worker).await;
         }
         let left_running = life.lease.running();
         life.ended.cancel();
         // All end with the life.
-        let _ = tokio::join!(renewing, cancelling, pausing, consuming);
+        let _ = tokio::join!(renewing, cancelling, auditing, pausing, consuming);
         left_running
     }
 

@@ -47,7 +47,7 @@ pub enum Renewed {
     Lost,
 }
 
-/// A running task whose worker is gone.
+/// A running task, as whoever takes it from its worker must know it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Abandoned {
     /// The task.
@@ -56,11 +56,11 @@ pub struct Abandoned {
     pub kind: Kind,
     /// Its queue.
     pub queue: QueueName,
-    /// The fence of the interrupted run.
+    /// The fence of the run.
     pub fence: Fence,
-    /// The worker that is gone.
+    /// The worker that has it.
     pub worker: WorkerId,
-    /// The interrupted attempt.
+    /// The attempt.
     pub attempt: i32,
     /// How many there may be.
     pub max_attempts: i32,

@@ -199,6 +199,10 @@ impl Ledger for PostgresLedger {
         again(|| lease::abandoned(&self.shared, limit)).await
     }
 
+    async fn running(&self, worker: WorkerId) -> Result<Vec<Abandoned>, LedgerError> {
+        again(|| lease::running(&self.shared, worker)).await
+    }
+
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
         again(|| publish::fetch_due(&self.shared, limit, reserve)).await
     }

@@ -138,6 +138,10 @@ impl Ledger for SqliteLedger {
         self.writer.write_urgently(move |db| write::abandoned(db, limit, &boot_id)).await
     }
 
+    async fn running(&self, worker: WorkerId) -> Result<Vec<Abandoned>, LedgerError> {
+        self.readers.read(move |db| read::running(db, worker)).await
+    }
+
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
         self.writer.write(limit as usize, move |db| write::fetch_due(db, limit, reserve)).await
     }

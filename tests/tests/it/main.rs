@@ -38,6 +38,7 @@ mod pause;
 mod priority;
 mod shutdown;
 mod smoke;
+mod strays;
 mod traces;
 mod transactional;
 mod verbatim;

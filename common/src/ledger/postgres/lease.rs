@@ -56,6 +56,10 @@ FROM tasklane.tasks t LEFT JOIN tasklane.workers w ON w.id = t.worker_id
 WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
 LIMIT $1";
 
+pub(super) const RUNNING: &str = "
+SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL, queue
+FROM tasks WHERE worker_id = $1 AND state = 3";
+
 /// Asked all the time, so it has an index of its own, which is empty nearly always.
 pub(super) const CANCELLING: &str = "
 SELECT id, fence FROM tasklane.tasks WHERE worker_id = $1 AND state = 3 AND cancel_requested_at IS NOT NULL";
@@ -121,22 +125,30 @@ pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<V
     sqlx::query(END_LEASES).execute(&mut *lent).await?;
     let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     lent.keep();
-    let abandoned = rows.into_iter().map(|row| {
-        let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested, queue) = row;
-        Ok(Abandoned {
-            id: TaskId(id),
-            kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
-            queue: QueueName::parse(&queue).map_err(Fault::corrupt)?,
-            fence: Fence(fence),
-            worker: WorkerId(worker),
-            attempt,
-            max_attempts,
-            crashes,
-            guarantee: guarantee_of(guarantee)?,
-            cancel_requested,
-        })
-    });
-    abandoned.collect()
+    rows.into_iter().map(running_of).collect()
+}
+
+pub(super) async fn running(connections: &Connections, worker: WorkerId) -> Result<Vec<Abandoned>, Fault> {
+    let mut lent = connections.lend().await?;
+    let rows: Vec<AbandonedRow> = sqlx::query_as(RUNNING).bind(worker.0).fetch_all(&mut *lent).await?;
+    lent.keep();
+    rows.into_iter().map(running_of).collect()
+}
+
+fn running_of(row: AbandonedRow) -> Result<Abandoned, Fault> {
+    let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested, queue) = row;
+    Ok(Abandoned {
+        id: TaskId(id),
+        kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
+        queue: QueueName::parse(&queue).map_err(Fault::corrupt)?,
+        fence: Fence(fence),
+        worker: WorkerId(worker),
+        attempt,
+        max_attempts,
+        crashes,
+        guarantee: guarantee_of(guarantee)?,
+        cancel_requested,
+    })
 }
 
 type WorkerRow = (Uuid, String, Vec<String>, Vec<String>, i32, i32, String, i64, i64);

@@ -10,11 +10,13 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::write::{RUNNING_COLUMNS, running_of};
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::caller::last_change;
 use crate::ledger::{
-    CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT, Worker,
+    Abandoned, CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT,
+    Worker,
 };
 use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
@@ -329,6 +331,14 @@ pub(super) fn cancelling(db: &Connection, worker: WorkerId) -> rusqlite::Result<
          WHERE worker_id = ?1 AND state = 3 AND cancel_requested_at IS NOT NULL",
     )?;
     statement.query_map([worker.0.as_bytes().as_slice()], |row| Ok((id_of(row, 0)?, Fence(row.get(1)?))))?.collect()
+}
+
+/// The tasks that run under a worker.
+pub(super) fn running(db: &Connection, worker: WorkerId) -> rusqlite::Result<Vec<Abandoned>> {
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {RUNNING_COLUMNS} FROM tasks INDEXED BY tasks_running WHERE worker_id = ?1 AND state = 3"
+    ))?;
+    statement.query_map([worker.0.as_bytes().as_slice()], running_of)?.collect()
 }
 
 /// How long until the next task is due.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::read::id_of;
 use super::unique;
@@ -211,28 +211,31 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
     // so no worker can believe in a lease whose tasks go to somebody else.
     db.prepare_cached("UPDATE workers SET dead = 1 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)")?
         .execute(params![boot_id, boot_ms()])?;
-    let mut statement = db.prepare_cached(
-        "SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL,
-             queue
-         FROM tasks
+    let mut statement = db.prepare_cached(&format!(
+        "SELECT {RUNNING_COLUMNS} FROM tasks
          WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)
-         LIMIT ?1",
-    )?;
-    let rows = statement.query_map([limit], |row| {
-        Ok(Abandoned {
-            id: id_of(row, 0)?,
-            kind: super::read::parsed(row, 1, Kind::parse)?,
-            queue: super::read::parsed(row, 9, QueueName::parse)?,
-            fence: Fence(row.get(2)?),
-            worker: WorkerId(id_of(row, 3)?.0),
-            attempt: row.get(4)?,
-            max_attempts: row.get(5)?,
-            crashes: row.get(6)?,
-            guarantee: guarantee_of(row.get(7)?),
-            cancel_requested: row.get(8)?,
-        })
-    })?;
-    rows.collect()
+         LIMIT ?1"
+    ))?;
+    statement.query_map([limit], running_of)?.collect()
+}
+
+/// What [`running_of`] reads.
+pub(super) const RUNNING_COLUMNS: &str = "id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee,
+    cancel_requested_at IS NOT NULL, queue";
+
+pub(super) fn running_of(row: &Row<'_>) -> rusqlite::Result<Abandoned> {
+    Ok(Abandoned {
+        id: id_of(row, 0)?,
+        kind: super::read::parsed(row, 1, Kind::parse)?,
+        queue: super::read::parsed(row, 9, QueueName::parse)?,
+        fence: Fence(row.get(2)?),
+        worker: WorkerId(id_of(row, 3)?.0),
+        attempt: row.get(4)?,
+        max_attempts: row.get(5)?,
+        crashes: row.get(6)?,
+        guarantee: guarantee_of(row.get(7)?),
+        cancel_requested: row.get(8)?,
+    })
 }
 
 pub(super) fn fetch_due(db: &Connection, limit: u32, reserve: Duration) -> rusqlite::Result<Vec<Due>> {
