@@ -9,6 +9,7 @@ mod greeting;
 mod probe;
 mod policies;
 mod ledger;
+pub(crate) mod runs;
 mod file_system;
 mod report;
 

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::time::timeout;
 
 use super::file_system::FileSystem;
-use super::{Finding, LOOK_LIMIT};
+use super::{Finding, LOOK_LIMIT, runs};
 use crate::ledger::postgres::layout::Layout;
 use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
 
@@ -56,6 +56,7 @@ async fn look_at_server(url: &str) -> Vec<Finding> {
         writable(&vitals),
         clock(vitals.clock_ahead, vitals.clock_error),
         connections(vitals.connections, i64::from(vitals.max_connections)),
+        runs::judge(&vitals.runs),
     ]
 }
 
@@ -164,6 +165,7 @@ fn look_at_file(path: &Path) -> Vec<Finding> {
                 None => schema(vitals.schema),
             });
             findings.push(journal(&vitals));
+            findings.push(runs::judge(&vitals.runs));
         }
         Err(error) => {
             let advice = "the file, its -wal and -shm, and their folder must belong to the user of the processes";

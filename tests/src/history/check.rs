@@ -226,6 +226,9 @@ fn check_end(task: &FinalTask, ran: &[Ran], unwanted: bool, verdict: &mut Verdic
         ("discarded" | "cancelled", ..) => {
             return verdict.blame(Broken::WrongEnd, id, format!("{state} ({reason:?}): {ran:?}"));
         }
+        ("running", ..) if !ran.iter().any(|run| run.run.fence == *fence && run.over().is_none()) => {
+            return verdict.blame(Broken::Stray, id, format!("running under fence {fence}: {ran:?}"));
+        }
         _ => return verdict.blame(Broken::Unfinished, id, format!("{state} under fence {fence}: {ran:?}")),
     }
     // A transactional effect is in the database and counted there; the worker may die before it has written its end.

@@ -130,10 +130,11 @@ fn interrupted(id: &str, name: &str) -> FinalTask {
 /// What is planted into the clean evidence, how, and what must be found: this and nothing else.
 type Planted = (&'static str, fn(&mut Evidence), &'static [Broken]);
 
-const PLANTED: [Planted; 47] = [
+const PLANTED: [Planted; 48] = [
     ("an accepted task is not in the ledger", |e| forget(e, "o"), &[Broken::Lost]),
     ("a task waits for ever", |e| task(e, "k").state = "retryable".to_owned(), &[Broken::Unfinished]),
-    ("a task still runs", |e| task(e, "o").state = "running".to_owned(), &[Broken::Unfinished]),
+    ("a task runs that no worker runs", |e| task(e, "o").state = "running".to_owned(), &[Broken::Stray]),
+    ("a task still runs", still_runs, &[Broken::Unfinished]),
     ("an at_least_once task is discarded", |e| task(e, "k").state = "discarded".to_owned(), &[Broken::WrongEnd]),
     ("an at_most_once task is poison", |e| task(e, "c").reason = Some("poison".to_owned()), &[Broken::WrongEnd]),
     ("a completed task had no effect", |e| e.history.retain(|line| !is_effect(line, "b1")), &[Broken::NoEffect]),
@@ -197,6 +198,11 @@ fn run_of(line: &Line) -> Option<&Run> {
         Op::Start { run, .. } | Op::Effect(run) | Op::End { run, .. } => Some(run),
         _ => None,
     }
+}
+
+fn still_runs(evidence: &mut Evidence) {
+    task(evidence, "o").state = "running".to_owned();
+    evidence.history.retain(|line| !matches!(&line.op, Op::End { run, .. } if run.task == "o"));
 }
 
 fn is_effect(line: &Line, id: &str) -> bool {

@@ -113,6 +113,8 @@ pub enum Broken {
     Lost,
     /// A task has not ended when everything was given time to.
     Unfinished,
+    /// The ledger has a task running that no worker runs.
+    Stray,
     /// A task ended in another way than its guarantee allows.
     WrongEnd,
     /// A completed task never had its effect.
@@ -166,6 +168,7 @@ impl fmt::Display for Broken {
         f.write_str(match self {
             Self::Lost => "lost",
             Self::Unfinished => "unfinished",
+            Self::Stray => "running without a run",
             Self::WrongEnd => "wrong end",
             Self::NoEffect => "no effect",
             Self::Doubled => "doubled",

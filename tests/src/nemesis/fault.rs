@@ -87,6 +87,7 @@ faults! {
     LedgerWireSlow => "ledger wire slow",
     LedgerAnswerCut => "ledger answer cut",
     LedgerLocked => "ledger locked by operator",
+    TasksLocked => "table of tasks locked by operator",
     ClientWireCut => "client wire cut",
     ClientAnswerCut => "answer to client cut",
     ConnectionsClosed => "connections closed by operator",
@@ -114,6 +115,7 @@ impl Fault {
             | Self::LedgerWireHalfClosed
             | Self::LedgerWireSlow
             | Self::LedgerAnswerCut
+            | Self::TasksLocked
             | Self::DatabaseCrashed
             | Self::DatabaseStopped
             | Self::DatabaseStalled => ledger == LedgerKind::Postgres,
@@ -177,6 +179,7 @@ impl Injection {
             Fault::Duplicated => duplicator::run(&lane.stack.vhost, self.hold).await,
             Fault::Garbage => operator::litter(lane, self.queue()).await,
             Fault::LedgerLocked => operator::lock(lane, self.hold).await,
+            Fault::TasksLocked => operator::lock_tasks(lane, self.hold).await,
             fault if fault.is_shared() => self.harm_broker(world).await,
             Fault::DatabaseCrashed | Fault::DatabaseStopped => self.harm_database(world).await,
             Fault::DatabaseStalled => {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use lapin::BasicProperties;
 use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
 use tasklane_common::envelope::Envelope;
 use tasklane_common::rusqlite;
 use tasklane_common::task::{Json, TaskId};
@@ -14,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::api::Answer;
 use crate::history::Op;
+use crate::ledger::Ledger;
 use crate::nemesis::world::{Lane, QUEUES, World, broker_queue};
-use crate::wait::eventually;
+use crate::wait::{eventually, within};
 
 /// What every garbage message has in its body.
 pub const GARBAGE: &str = "nemesis";
@@ -25,6 +27,9 @@ const ANEW_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long the write lock of the ledger's file is waited for.
 const LOCK_LIMIT: Duration = Duration::from_secs(4);
+
+/// How long a statement of the ledger may wait for a lock.
+const STATEMENT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a request may take, and how long a pause may take to be taken back.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -144,6 +149,17 @@ pub async fn lock(lane: &Lane, time: Duration) -> Result<()> {
         Ok(connection.execute_batch("COMMIT")?)
     });
     locked.await?
+}
+
+/// Lets nobody write about tasks, as somebody does who makes an index: longer than a statement may take. Leases live on.
+pub async fn lock_tasks(lane: &Lane, time: Duration) -> Result<()> {
+    let Ledger::Postgres(database) = &lane.stack.ledger else { anyhow::bail!("the ledger is a file") };
+    let mut connection = PgConnection::connect(database.url()).await?;
+    let mut transaction = connection.begin().await?;
+    let lock = sqlx::query("LOCK TABLE tasks IN SHARE MODE").execute(&mut *transaction);
+    within(LOCK_LIMIT, "the table's lock", lock).await??;
+    sleep(STATEMENT_LIMIT + time).await;
+    Ok(transaction.rollback().await?)
 }
 
 /// Sends what is no task: no properties at all, properties of somebody else's, and a task that the ledger does not know.

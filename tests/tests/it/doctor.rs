@@ -114,6 +114,20 @@ on_both_ledgers! {
     }
 }
 
+on_both_ledgers! {
+    /// The worker gives it back after twice its lease, which is far longer than the visit takes.
+    async fn what_the_ledger_has_running_and_no_worker_runs_is_told(ledger) {
+        let stack = Stack::new(ledger).await?;
+        let running = (producer(&stack).start().await?, worker(&stack).env("TASKLANE_LEASE_TTL_MS", 120_000).start().await?);
+        running.0.api.submit(&json!({"kind": "test.true", "delay_ms": 3_600_000})).await?;
+        visit(worker(&stack)).await?.says("ledger.running", "ok", "0 tasks")?;
+        let granted = "UPDATE tasks SET state = 3, fence = 1, attempt = 1, guarantee = 0, due_at = NULL,
+            started_at = created_at - 60000, worker_id = (SELECT id FROM workers)";
+        stack.ledger.execute(granted).await?;
+        visit(producer(&stack)).await?.says("ledger.running", "warn", "runs 0 tasks, and the ledger has 1 running")
+    }
+}
+
 #[tokio::test]
 async fn a_broker_that_is_away_or_does_not_let_us_in_fails_without_its_password() -> Result<()> {
     let stack = Stack::new(LedgerKind::Sqlite).await?;

@@ -1,5 +1,6 @@
 //! Leases: a worker lives as long as the ledger's clock says, and not a moment longer.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -150,4 +151,24 @@ pub async fn live_workers_are_listed(ledger: &dyn Ledger) {
     assert_eq!((&found.queues, &found.kinds), (&record.queues, &record.kinds));
     assert_eq!((found.concurrency, found.running), (8, 5));
     assert!((0..20_000).contains(&found.lease_age_ms), "{found:?}");
+}
+
+/// Of each worker its own runs, from the grant to the outcome.
+pub async fn what_runs_under_a_worker_is_told(ledger: &dyn Ledger) {
+    let [one, other] = [worker(ledger).await, worker(ledger).await];
+    let [first, second, theirs, _waits] = recorded(ledger, 4, |_| {}).await[..] else { panic!("four tasks") };
+    let running = async |worker| {
+        let told = ledger.running(worker).await.unwrap().into_iter();
+        told.map(|task| (task.id, task.fence, task.worker)).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(running(one).await, BTreeSet::new());
+    let [a, b] = [granted(ledger, first, one).await.fence, granted(ledger, second, one).await.fence];
+    let c = granted(ledger, theirs, other).await.fence;
+    assert_eq!(running(one).await, [(first, a, one), (second, b, one)].into());
+    assert_eq!(running(other).await, [(theirs, c, other)].into());
+    settle(ledger, first, a, complete()).await;
+    settle(ledger, second, b, retry(HOUR, "again")).await;
+    assert_eq!(running(one).await, BTreeSet::new());
+    ledger.retire(other).await.unwrap();
+    assert_eq!(running(other).await, [(theirs, c, other)].into(), "until somebody has taken it over");
 }

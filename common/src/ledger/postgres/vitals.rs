@@ -2,13 +2,15 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use sqlx::PgConnection;
 use tokio::time::timeout;
 
 use super::connections::{Connections, options};
 use super::fault::Fault;
 use super::layout::{self, Layout};
 use super::schema;
-use crate::ledger::{CALL_TIMEOUT, LedgerError};
+use crate::doctor::runs::{RunsOf, SETTLED_MS};
+use crate::ledger::{CALL_TIMEOUT, LedgerError, SCHEMA_VERSION};
 
 /// The settings and state of a server, as a session of ours sees them.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) struct Vitals {
     pub(crate) clock_error: f64,
     /// What is there, or what is in the way.
     pub(crate) layout: Result<Layout, LedgerError>,
+    /// What runs, by worker.
+    pub(crate) runs: Vec<RunsOf>,
 }
 
 const ASK: &str = "SELECT current_setting('server_version_num')::integer, current_setting('server_encoding'),
@@ -38,6 +42,13 @@ const ASK: &str = "SELECT current_setting('server_version_num')::integer, curren
     pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on',
     current_setting('max_connections')::integer,
     (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend')";
+
+/// What runs for a while, by worker; only the present schema is asked.
+const RUNS: &str = "
+SELECT t.worker_id::text, CASE WHEN NOT w.dead AND w.expires_at > clock.now THEN w.running::bigint END, count(*)
+FROM (SELECT tasklane.now_ms() AS now) clock, tasklane.tasks t LEFT JOIN tasklane.workers w ON w.id = t.worker_id
+WHERE t.state = 3 AND t.worker_id IS NOT NULL AND t.started_at < clock.now - $1
+GROUP BY 1, 2";
 
 /// Asks the server behind an address.
 ///
@@ -56,6 +67,10 @@ async fn ask(connections: &Connections) -> Result<Vitals, Fault> {
     let (number, encoding, fsync, full_page_writes, synchronous_commit, in_recovery, read_only, ..) = row;
     let (.., max_connections, open_now) = row;
     let layout = layout::look(&mut lent).await;
+    let runs = match &layout {
+        Ok(layout) if layout.version() == SCHEMA_VERSION => runs(&mut lent).await?,
+        _ => Vec::new(),
+    };
     let before = now();
     let theirs: f64 =
         sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut *lent).await?;
@@ -74,7 +89,13 @@ async fn ask(connections: &Connections) -> Result<Vitals, Fault> {
         clock_ahead: theirs - f64::midpoint(before, after),
         clock_error: (after - before) / 2.0,
         layout,
+        runs,
     })
+}
+
+async fn runs(connection: &mut PgConnection) -> Result<Vec<RunsOf>, Fault> {
+    let rows: Vec<(String, Option<i64>, i64)> = sqlx::query_as(RUNS).bind(SETTLED_MS).fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|(worker, told, running)| RunsOf { worker, told, running }).collect())
 }
 
 fn now() -> f64 {

@@ -3,9 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
+use super::read::id_of;
 use super::schema::{SQLITE_MIN, foreign_table, not_a_ledger};
+use crate::clock::{self, millis};
+use crate::doctor::runs::{RunsOf, SETTLED_MS};
+use crate::ledger::SCHEMA_VERSION;
 
 /// How long the doctor waits for the write lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -23,6 +27,8 @@ pub(crate) struct Vitals {
     pub(crate) journal_mode: String,
     /// Why it is no ledger, if it is none.
     pub(crate) foreign: Option<String>,
+    /// What runs, by worker.
+    pub(crate) runs: Vec<RunsOf>,
 }
 
 /// Opens a file that is there, without making or changing anything.
@@ -35,5 +41,24 @@ pub(crate) fn look(path: &Path) -> Result<Vitals, rusqlite::Error> {
     let schema = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let journal_mode = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     let foreign = foreign_table(&connection)?.map(|table| not_a_ledger(path, table));
-    Ok(Vitals { schema, journal_mode, foreign })
+    let runs = match schema {
+        SCHEMA_VERSION if foreign.is_none() => runs(&connection)?,
+        _ => Vec::new(),
+    };
+    Ok(Vitals { schema, journal_mode, foreign, runs })
+}
+
+/// What runs for a while, by worker; only the present schema is asked. A lease of another boot has ended.
+fn runs(connection: &Connection) -> rusqlite::Result<Vec<RunsOf>> {
+    let mut statement = connection.prepare(
+        "SELECT t.worker_id, iif(w.dead = 0 AND w.boot_id = ?1 AND w.expires_at > ?2, w.running, NULL), count(*)
+         FROM tasks t INDEXED BY tasks_running LEFT JOIN workers w ON w.id = t.worker_id
+         WHERE t.state = 3 AND t.worker_id IS NOT NULL AND t.started_at < ?3 GROUP BY 1",
+    )?;
+    let boot_id = clock::boot_id().unwrap_or_default();
+    let rows = statement
+        .query_map(params![boot_id, millis(clock::since_boot()), clock::wall_ms() - SETTLED_MS], |row| {
+            Ok(RunsOf { worker: id_of(row, 0)?.to_string(), told: row.get(1)?, running: row.get(2)? })
+        })?;
+    rows.collect()
 }

@@ -6,8 +6,16 @@ use std::time::Duration;
 use super::{Evidence, FinalTask, Line, Op, Ran, Runs, Verdict};
 
 /// How the faults begin in whose time nothing starts: no broker, no ledger, no queue, no other worker.
-pub const ABSENCES: [&str; 7] =
-    ["broker node", "memory alarm", "database", "ledger locked", "queue", "all workers", "rolling restart"];
+pub const ABSENCES: [&str; 8] = [
+    "broker node",
+    "memory alarm",
+    "database",
+    "ledger locked",
+    "table of tasks",
+    "queue",
+    "all workers",
+    "rolling restart",
+];
 
 /// Counts from each death to the next start of what ran there. What waited for a place, or was changed and maybe put off,
 /// does not count.
