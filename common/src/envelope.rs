@@ -7,6 +7,7 @@ use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::guard::{WITHHELD_HEADER, Withheld};
+use crate::ledger::Belief;
 use crate::task::{Fence, Json, Kind, TaskId};
 
 /// The version of the layout for one task, in the header [`VERSION_HEADER`].
@@ -32,7 +33,8 @@ pub struct Envelope {
     pub kind: Kind,
     /// The handler's input, as the body.
     pub args: Json,
-    /// The row's fence when the message was published: an edit or a move since then voids it. Earlier releases wrote none.
+    /// The row's fence when the message was published, never below zero: an edit or a move since then voids it. Earlier
+    /// releases wrote none.
     pub fence: Option<Fence>,
     /// W3C trace context of the submission.
     pub traceparent: Option<String>,
@@ -80,6 +82,12 @@ impl EnvelopeError {
 }
 
 impl Envelope {
+    /// What it says of its task, for the ledger to compare.
+    #[must_use]
+    pub fn belief(&self) -> Belief {
+        Belief { kind: self.kind.clone(), published: self.fence, args: self.args.digest() }
+    }
+
     /// The AMQP properties; the body is [`Envelope::args`] as it is.
     #[must_use]
     pub fn properties(&self) -> AMQPProperties {
@@ -118,7 +126,7 @@ impl Envelope {
             AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
             _ => None,
         });
-        let fence = headers.get(FENCE_HEADER).and_then(integer).map(Fence);
+        let fence = headers.get(FENCE_HEADER).and_then(integer).map(Fence).filter(|fence| fence.0 >= 0);
         Ok(Self { id, kind, args, fence, traceparent, reply_to: text(properties.reply_to()).map(str::to_owned) })
     }
 }
@@ -185,7 +193,7 @@ impl Message {
             id,
             kind: kind.clone(),
             args,
-            fence,
+            fence: fence.filter(|fence| fence.0 >= 0),
             traceparent,
             reply_to,
         };

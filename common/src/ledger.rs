@@ -28,7 +28,10 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 
 pub use self::caller::{ACTOR_BYTES_MAX, Caller};
-pub use self::claiming::{Claim, ClaimRequest, Failure, Granted, Mark, Refusal, Settled, Settlement, Transition};
+pub(crate) use self::claiming::Believed;
+pub use self::claiming::{
+    Belief, Claim, ClaimRequest, Failure, Granted, Mark, Refusal, Settled, Settlement, Transition,
+};
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
@@ -81,8 +84,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Puts a waiting task back to `accepted`, to be published again after `delay`; for what cannot run here now.
     ///
     /// Raises the fence, so that a late [`Ledger::mark_queued`] of the old publication changes nothing.
-    /// A task that is not waiting is left alone.
-    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError>;
+    /// A task that is not waiting is left alone, and so is one of which the message says what is not true: then it answers what.
+    async fn put_back(&self, id: TaskId, belief: Belief, delay: Duration) -> Result<Option<Refusal>, LedgerError>;
 
     /// Enters a worker with a fresh lease of `ttl`.
     async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError>;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use self::json::Json;
+pub use self::json::{Digest, Json};
 pub use self::name::{Kind, NameError, QueueName};
 pub use self::priority::{Lane, Priority};
 use crate::state::State;

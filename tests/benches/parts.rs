@@ -9,7 +9,7 @@ use futures::future::join_all;
 use tasklane_common::backoff::Backoff;
 use tasklane_common::envelope::Envelope;
 use tasklane_common::ledger::sqlite::SqliteLedger;
-use tasklane_common::ledger::{Claim, ClaimRequest, Ledger, Settlement, Submission, Transition, WorkerRecord};
+use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Ledger, Settlement, Submission, Transition, WorkerRecord};
 use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
 use tasklane_worker::Outcome;
 use tasklane_worker::decide::{Attempted, Policy, decide};
@@ -43,6 +43,13 @@ fn envelope_read(bencher: Bencher) {
     let envelope = envelope();
     let (properties, body) = (envelope.properties(), envelope.args.as_str().as_bytes().to_vec());
     bencher.bench(|| Envelope::decode(&properties, &body).unwrap());
+}
+
+/// What the ledger compares args by, of short ones and of a MiB.
+#[divan::bench(args = [100, 1 << 20])]
+fn args_digest(bencher: Bencher, bytes: usize) {
+    let args = Json::of(&"x".repeat(bytes)).unwrap();
+    bencher.bench(|| args.digest());
 }
 
 #[divan::bench]
@@ -91,7 +98,8 @@ async fn three_writes(ledger: &SqliteLedger, worker: WorkerId, tasks: Vec<NewTas
     ledger.record(Submission { tasks, idempotency: None, reserve, group: None }).await.unwrap();
     let claims = ids.iter().map(|&id| {
         let guarantee = Guarantee::AtLeastOnce;
-        ledger.claim(ClaimRequest { id, worker, guarantee, published: Some(Fence(0)), crashes_below: 2 })
+        let belief = Belief { kind: kind(), published: Some(Fence(0)), args: args().digest() };
+        ledger.claim(ClaimRequest { id, worker, guarantee, belief, crashes_below: 2 })
     });
     let claims = join_all(claims).await;
     let settlements = ids.iter().zip(claims).map(|(&id, claim)| {

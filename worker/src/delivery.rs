@@ -130,7 +130,8 @@ impl Delivery {
 
     /// Puts a copy with the reason into the dead letters, and lets the broker forget the message once that is confirmed.
     pub async fn bury(mut self, body: Vec<u8>, reason: &'static str) {
-        tracing::warn!(queue = %self.lane, reason, "not a task: moved to the dead letters");
+        let id = self.properties.message_id().as_ref().map_or("none", |id| id.as_str());
+        tracing::warn!(queue = %self.lane, reason, message.id = id, "not a task: moved to the dead letters");
         metrics::counter!("tasklane_dead_letters_total", "reason" => reason).increment(1);
         let properties = std::mem::take(&mut self.properties);
         // Boxed, as whatever is rare on the way of a delivery: its future would make that of each larger.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::Happening;
-use tasklane_common::ledger::{Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
+use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
 use tasklane_common::seldom::Seldom;
 use tasklane_common::state::State;
-use tasklane_common::task::{Fence, Json, QueueName, TaskId};
+use tasklane_common::task::{Fence, QueueName, TaskId};
 use tasklane_common::traces::{self, TARGET};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -83,15 +83,7 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
     let (claimed, apart) = claim(&life, &envelope, &options).await;
     let granted = match claimed {
         Some(Claim::Granted(granted)) => granted,
-        Some(Claim::Refused(Refusal::Suspect)) => {
-            return Box::pin(put_back(&life, &envelope, delivery, Refusal::Suspect.as_str(), SUSPECT_DELAY)).await;
-        }
-        // It does not say what held when it was published, so it may be the newest there is.
-        Some(Claim::Refused(Refusal::Outdated)) if envelope.fence.is_none() => {
-            return Box::pin(put_back(&life, &envelope, delivery, Refusal::Outdated.as_str(), Duration::ZERO)).await;
-        }
-        Some(Claim::Refused(Refusal::Paused)) => return Box::pin(paused(&life, &envelope, delivery)).await,
-        Some(Claim::Refused(reason)) => return Box::pin(refused(reason, &envelope, delivery)).await,
+        Some(Claim::Refused(reason)) => return Box::pin(refused(&life, reason, &envelope, delivery)).await,
         None => return delivery.give_back().await,
     };
     let mut holding = life.held.holding(envelope.id, granted.fence);
@@ -158,30 +150,28 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
 async fn claim(life: &Life, envelope: &Envelope, options: &Options) -> (Option<Claim>, Option<OwnedSemaphorePermit>) {
     let worker = life.lease.worker();
     let crashes_below = life.settings.common.max_crashes.saturating_sub(1).max(1);
-    let Envelope { id, fence: published, .. } = *envelope;
-    let request = ClaimRequest { id, worker, guarantee: options.guarantee, published, crashes_below };
-    let claim = ask(life, request.clone(), &envelope.args).await;
+    let (id, guarantee, belief) = (envelope.id, options.guarantee, envelope.belief());
+    let request = ClaimRequest { id, worker, guarantee, belief, crashes_below };
+    let claim = ask(life, request.clone()).await;
     if claim != Some(Claim::Refused(Refusal::Suspect)) {
         return (claim, None);
     }
     // Before the claim: what is claimed counts as running, and so as guilty, even if it only waits for its turn.
     match Arc::clone(&life.suspects).try_acquire_owned() {
-        Ok(apart) => {
-            (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }, &envelope.args).await, Some(apart))
-        }
+        Ok(apart) => (ask(life, ClaimRequest { crashes_below: i32::MAX, ..request }).await, Some(apart)),
         Err(_) => (claim, None),
     }
 }
 
 /// Asks the ledger until it answers; `None` when the life ends before that. What is granted is noted as held.
-async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
+async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
     let id = request.id;
     let _asked = life.held.ask(id);
     let mut in_doubt = false;
     loop {
         let claim = match life.ledger.claim(request.clone()).await {
             // An earlier try without an answer may have been granted all the same, and would be nobody's run.
-            Ok(Claim::Refused(Refusal::Held)) if in_doubt => Box::pin(adopt(life, id, args)).await,
+            Ok(Claim::Refused(Refusal::Held)) if in_doubt => Box::pin(adopt(life, id, &request.belief)).await,
             claim => claim,
         };
         match claim {
@@ -207,10 +197,14 @@ async fn ask(life: &Life, request: ClaimRequest, args: &Json) -> Option<Claim> {
 
 /// Takes over this life's own claim whose answer was lost, unless another delivery of the task has it: surely one with
 /// other args, which the ledger would not have granted to this one.
-async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerError> {
+async fn adopt(life: &Life, id: TaskId, belief: &Belief) -> Result<Claim, LedgerError> {
     let task = life.ledger.get(vec![id]).await?.pop();
     let own = task.filter(|task| {
-        task.state == State::Running && task.worker_id == Some(life.lease.worker()) && task.args == *args
+        let (worker, kind, args) = (task.worker_id, &task.kind, task.args.digest());
+        task.state == State::Running
+            && worker == Some(life.lease.worker())
+            && *kind == belief.kind
+            && args == belief.args
     });
     let Some(task) = own.filter(|task| life.held.hold(id, task.fence)) else {
         return Ok(Claim::Refused(Refusal::Held));
@@ -230,16 +224,38 @@ async fn adopt(life: &Life, id: TaskId, args: &Json) -> Result<Claim, LedgerErro
     }))
 }
 
-async fn refused(reason: Refusal, envelope: &Envelope, delivery: Delivery) {
+async fn refused(life: &Life, reason: Refusal, envelope: &Envelope, delivery: Delivery) {
+    match reason {
+        Refusal::Suspect => return put_back(life, envelope, delivery, reason.as_str(), SUSPECT_DELAY).await,
+        // It does not say what held when it was published, so it may be the newest there is.
+        Refusal::Outdated if envelope.fence.is_none() => {
+            return put_back(life, envelope, delivery, reason.as_str(), Duration::ZERO).await;
+        }
+        Refusal::Paused => return paused(life, envelope, delivery).await,
+        _ => {}
+    }
     metrics::counter!("tasklane_claims_refused_total", "reason" => reason.as_str()).increment(1);
     match reason {
         // The ledger has custody: whatever this task needs next, a relay publishes it again.
         Refusal::Finished | Refusal::Held | Refusal::Outdated | Refusal::NotDue | Refusal::Limited => {
             delivery.ack();
         }
-        Refusal::Unknown => delivery.bury_task(envelope, "unknown_task").await,
+        Refusal::Unknown | Refusal::WrongKind | Refusal::WrongFence | Refusal::WrongArgs => {
+            bury(envelope, delivery, reason).await;
+        }
         Refusal::LeaseLost | Refusal::Suspect | Refusal::Paused => delivery.give_back().await,
     }
+}
+
+/// Whether the message says what the ledger knows to be wrong: its task is another one, or none.
+fn is_untrue(reason: Refusal) -> bool {
+    matches!(reason, Refusal::Unknown | Refusal::WrongKind | Refusal::WrongFence | Refusal::WrongArgs)
+}
+
+/// The task, if there is one, goes its own way: nothing of it was touched.
+async fn bury(envelope: &Envelope, delivery: Delivery, reason: Refusal) {
+    let reason = if reason == Refusal::Unknown { "unknown_task" } else { reason.as_str() };
+    delivery.bury_task(envelope, reason).await;
 }
 
 /// A task of a paused queue stays in the broker: its message is given back once the consumer knows of the pause, since
@@ -273,13 +289,16 @@ async fn delay_elsewhere(life: &Life, envelope: &Envelope, delivery: &Delivery) 
 
 /// A task that cannot run here now: the ledger publishes it again later.
 async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: &'static str, delay: Duration) {
-    metrics::counter!("tasklane_claims_refused_total", "reason" => reason).increment(1);
     // Jitter: the broker deals out in turn, so tasks that came back in the same order every time would go to the same
     // wrong workers every time.
     let delay = delay.mul_f64(0.5 + rand::random::<f64>());
     tracing::debug!(task.id = %envelope.id, task.kind = %envelope.kind, reason, delay_ms = delay.as_millis(), "put back");
-    match life.ledger.put_back(envelope.id, delay).await {
-        Ok(()) => delivery.ack(),
+    let refused = life.ledger.put_back(envelope.id, envelope.belief(), delay).await;
+    let reason = refused.as_ref().ok().copied().flatten().map_or(reason, Refusal::as_str);
+    metrics::counter!("tasklane_claims_refused_total", "reason" => reason).increment(1);
+    match refused {
+        Ok(Some(refusal)) if is_untrue(refusal) => bury(envelope, delivery, refusal).await,
+        Ok(_) => delivery.ack(),
         Err(error) => {
             tracing::warn!(%error, task.id = %envelope.id, "a task could not be put back, trying again");
             sleep(LEDGER_PAUSE).await;

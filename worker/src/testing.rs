@@ -33,7 +33,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tasklane_common::backoff::Backoff;
 use tasklane_common::clock::since_boot;
-use tasklane_common::ledger::{Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
+use tasklane_common::ledger::{Belief, Claim, ClaimRequest, SharedLedger, Submission, Transition, WorkerRecord};
 use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -165,6 +165,7 @@ impl TestTask {
 async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(TaskId, Fence), HandlerError> {
     let task = NewTask::new(kind.clone(), args.clone());
     let (id, worker) = (task.id, WorkerId::new());
+    let belief = Belief { kind: kind.clone(), published: Some(Fence(0)), args: args.digest() };
     let record = WorkerRecord {
         id: worker,
         host: "test".to_owned(),
@@ -175,13 +176,7 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     };
     ledger.record(Submission { tasks: vec![task], idempotency: None, reserve: LEASE_TTL, group: None }).await?;
     ledger.register(record, LEASE_TTL).await?;
-    let request = ClaimRequest {
-        id,
-        worker,
-        guarantee: Guarantee::Transactional,
-        published: Some(Fence(0)),
-        crashes_below: i32::MAX,
-    };
+    let request = ClaimRequest { id, worker, guarantee: Guarantee::Transactional, belief, crashes_below: i32::MAX };
     match ledger.claim(request).await? {
         Claim::Granted(granted) => Ok((id, granted.fence)),
         Claim::Refused(reason) => Err(HandlerError::discard(format!("the claim was refused: {}", reason.as_str()))),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use crate::task::{ErrorKind, Fence, Guarantee, Json, TaskId, WorkerId};
+use crate::task::{Digest, ErrorKind, Fence, Guarantee, Json, Kind, Task, TaskId, WorkerId};
 
 /// A publication that the broker has confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,18 +26,65 @@ pub struct ClaimRequest {
     pub worker: WorkerId,
     /// What a crash in this run will mean.
     pub guarantee: Guarantee,
-    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
-    /// for a task that was never edited or moved.
-    pub published: Option<Fence>,
+    /// What the message says of it, by which it would be run.
+    pub belief: Belief,
     /// Grant the task only if fewer crashes of its workers have hit it: [`Refusal::Suspect`].
     pub crashes_below: i32,
 }
 
-impl ClaimRequest {
+/// What a message says of its task. Anybody who may publish can say anything: the ledger compares it with the row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Belief {
+    /// The work.
+    pub kind: Kind,
+    /// The fence under which the message was published. `None`: it does not say, as those of older releases; it counts
+    /// for a task that was never edited or moved.
+    pub published: Option<Fence>,
+    /// What its args are told by.
+    pub args: Digest,
+}
+
+impl Belief {
+    /// What a message of this moment would say.
+    #[must_use]
+    pub fn of(task: &Task) -> Self {
+        Self { kind: task.kind.clone(), published: Some(task.fence), args: task.args.digest() }
+    }
+
     /// The fence of the message as a number: below all others where it is not known.
     pub(crate) fn published_under(&self) -> i64 {
         self.published.map_or(-1, |fence| fence.0)
     }
+
+    /// What is wrong with it, by what the row says. Of an older message the args may be others.
+    pub(crate) fn refusal(&self, row: &Believed<'_>) -> Option<Refusal> {
+        let published = self.published_under();
+        if self.kind.as_str() != row.kind {
+            return Some(Refusal::WrongKind);
+        }
+        if published > row.fence {
+            return Some(Refusal::WrongFence);
+        }
+        if row.void_below.is_some_and(|void_below| void_below > published) {
+            return Some(Refusal::Outdated);
+        }
+        row.args.is_some_and(|args| args != self.args.0).then_some(Refusal::WrongArgs)
+    }
+
+    /// Why its task is not put back. A message that does not say of when it is may be the newest there is.
+    pub(crate) fn refusal_to_return(&self, row: &Believed<'_>) -> Option<Refusal> {
+        self.refusal(row).filter(|reason| *reason != Refusal::Outdated || self.published.is_some())
+    }
+}
+
+/// The columns of a task that a message is believed by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Believed<'r> {
+    pub(crate) kind: &'r str,
+    pub(crate) fence: i64,
+    pub(crate) void_below: Option<i64>,
+    /// `None` of a task that an earlier release has recorded.
+    pub(crate) args: Option<i64>,
 }
 
 /// The ledger's answer to a claim.
@@ -85,6 +132,13 @@ pub enum Refusal {
     Unknown,
     /// It was edited or moved after the message was published; another one is there, or will be.
     Outdated,
+    /// The message names another kind than the task has: it is nobody's of ours.
+    WrongKind,
+    /// The message was published under a higher fence than the task has: it is nobody's of ours, or the ledger was restored
+    /// from a backup.
+    WrongFence,
+    /// The message has other args than the task: it is nobody's of ours.
+    WrongArgs,
     /// Its queue is paused; a later claim may be granted.
     Paused,
     /// The asking worker's own lease has ended.
@@ -105,6 +159,9 @@ impl Refusal {
             Self::NotDue => "not_due",
             Self::Unknown => "unknown",
             Self::Outdated => "outdated",
+            Self::WrongKind => "wrong_kind",
+            Self::WrongFence => "wrong_fence",
+            Self::WrongArgs => "wrong_args",
             Self::Paused => "paused",
             Self::LeaseLost => "lease_lost",
             Self::Suspect => "suspect",

@@ -43,7 +43,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Caller, Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement,
+    Belief, Caller, Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement,
     SharedLedger, Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
@@ -95,6 +95,7 @@ macro_rules! suite {
                 a_task_is_not_claimed_before_its_time, a_claim_needs_a_living_lease, a_refusal_says_why,
                 a_delivery_may_overtake_the_mark, a_suspect_is_not_granted_unasked,
                 an_age_counts_from_when_a_task_was_first_due,
+                a_message_that_says_what_is_not_true_starts_nothing,
             }
             settle {
                 completing_keeps_the_result, retrying_waits_and_keeps_the_error, snoozing_gives_the_attempt_back,
@@ -361,18 +362,34 @@ pub async fn worker_for(ledger: &dyn Ledger, ttl: Duration) -> WorkerId {
     record.id
 }
 
-/// The fence of a message that no edit and no move has voided.
-pub const NEWEST: Option<Fence> = Some(Fence(i64::MAX));
+/// What a message of this moment says of a task; of one that is not there, something.
+pub async fn belief(ledger: &dyn Ledger, id: TaskId) -> Belief {
+    let nothing = || Belief { kind: new_task().kind, published: Some(Fence(0)), args: new_task().args.digest() };
+    ledger.get(vec![id]).await.unwrap().pop().map_or_else(nothing, |task| Belief::of(&task))
+}
+
+/// Asks for a task, by its newest message.
+pub async fn request(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> ClaimRequest {
+    let (guarantee, belief) = (Guarantee::AtLeastOnce, belief(ledger, id).await);
+    ClaimRequest { id, worker, guarantee, belief, crashes_below: i32::MAX }
+}
 
 /// Asks for a task, by its newest message.
 pub async fn claim(ledger: &dyn Ledger, id: TaskId, worker: WorkerId) -> Claim {
-    claim_by(ledger, id, worker, NEWEST).await
+    ledger.claim(request(ledger, id, worker).await).await.unwrap()
 }
 
 /// Asks for a task by a message that was published under this fence.
 pub async fn claim_by(ledger: &dyn Ledger, id: TaskId, worker: WorkerId, published: Option<Fence>) -> Claim {
-    let guarantee = Guarantee::AtLeastOnce;
-    ledger.claim(ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX }).await.unwrap()
+    let belief = Belief { published, ..belief(ledger, id).await };
+    ledger.claim(ClaimRequest { belief, ..request(ledger, id, worker).await }).await.unwrap()
+}
+
+/// Puts a task back, by its newest message.
+pub async fn put_back(ledger: &dyn Ledger, id: TaskId, delay: Duration) -> Result<(), LedgerError> {
+    let refused = ledger.put_back(id, belief(ledger, id).await, delay).await?;
+    assert!(matches!(refused, None | Some(Refusal::Unknown)), "{refused:?}");
+    Ok(())
 }
 
 /// Takes a task that is to be had.

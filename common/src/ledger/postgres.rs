@@ -56,9 +56,9 @@ use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
-    EndedGroups, Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned,
-    QueueCounts, Recorded, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
+    Abandoned, Belief, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
+    EndedGroups, Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts,
+    Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
     Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
@@ -179,8 +179,8 @@ impl Ledger for PostgresLedger {
         within(self.settle.write(settlement)).await
     }
 
-    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError> {
-        within(self.put_back.write((id, delay))).await
+    async fn put_back(&self, id: TaskId, belief: Belief, delay: Duration) -> Result<Option<Refusal>, LedgerError> {
+        within(self.put_back.write(publish::Return { id, belief, delay })).await
     }
 
     async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError> {

@@ -38,10 +38,10 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired,
-    Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded,
-    Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker,
-    WorkerRecord,
+    Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
+    Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded,
+    Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission,
+    Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -111,8 +111,8 @@ impl Ledger for SqliteLedger {
         self.writer.write(1, move |db| write::settle(db, &settlement)).await
     }
 
-    async fn put_back(&self, id: TaskId, delay: Duration) -> Result<(), LedgerError> {
-        self.writer.write(1, move |db| write::put_back(db, id, delay)).await
+    async fn put_back(&self, id: TaskId, belief: Belief, delay: Duration) -> Result<Option<Refusal>, LedgerError> {
+        self.writer.write(1, move |db| write::put_back(db, id, &belief, delay)).await
     }
 
     async fn register(&self, worker: WorkerRecord, ttl: Duration) -> Result<(), LedgerError> {

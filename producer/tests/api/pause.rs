@@ -2,8 +2,8 @@
 
 use insta::assert_snapshot;
 use serde_json::json;
-use tasklane_common::ledger::{Claim, ClaimRequest, Refusal};
-use tasklane_common::task::{Fence, Guarantee};
+use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Refusal};
+use tasklane_common::task::Guarantee;
 
 use crate::support::Api;
 
@@ -16,7 +16,8 @@ async fn a_paused_queue_is_shown_and_grants_nothing() {
     assert_eq!(api.post("/v1/queues/slow/pause", "").await.shown(), paused.shown(), "idempotent");
     assert_eq!(api.get("/v1/queues/slow").await.json()["paused"], true);
     let (worker, guarantee) = (api.worker().await, Guarantee::AtLeastOnce);
-    let request = ClaimRequest { id, worker, guarantee, published: Some(Fence(0)), crashes_below: i32::MAX };
+    let belief = Belief::of(&api.app.gate.ledger().get(vec![id]).await.unwrap()[0]);
+    let request = ClaimRequest { id, worker, guarantee, belief, crashes_below: i32::MAX };
     let claim = api.app.gate.ledger().claim(request).await.unwrap();
     assert_eq!(claim, Claim::Refused(Refusal::Paused));
     for _ in 0..2 {

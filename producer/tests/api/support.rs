@@ -12,7 +12,7 @@ use tasklane_common::completion::Completions;
 use tasklane_common::config::RouteTable;
 use tasklane_common::events::Events;
 use tasklane_common::events::feed::Feed;
-use tasklane_common::ledger::{self, Claim, ClaimRequest, Settled, Settlement, Transition, WorkerRecord};
+use tasklane_common::ledger::{self, Belief, Claim, ClaimRequest, Settled, Settlement, Transition, WorkerRecord};
 use tasklane_common::publisher::Publisher;
 use tasklane_common::task::{Fence, Guarantee, Kind, QueueName, TaskId, WorkerId};
 use tasklane_common::telemetry::Metrics;
@@ -149,9 +149,9 @@ impl Api {
     /// Takes a task as a worker does.
     pub(crate) async fn start_run(&self, id: TaskId) -> Fence {
         let worker = self.worker().await;
-        let published = Some(self.app.gate.ledger().get(vec![id]).await.unwrap()[0].fence);
+        let belief = Belief::of(&self.app.gate.ledger().get(vec![id]).await.unwrap()[0]);
         let guarantee = Guarantee::AtLeastOnce;
-        let request = ClaimRequest { id, worker, guarantee, published, crashes_below: i32::MAX };
+        let request = ClaimRequest { id, worker, guarantee, belief, crashes_below: i32::MAX };
         match self.app.gate.ledger().claim(request).await.unwrap() {
             Claim::Granted(granted) => granted.fence,
             Claim::Refused(reason) => panic!("the claim was refused: {reason:?}"),

@@ -19,6 +19,7 @@ mod faults_handlers;
 mod faults_ledger;
 mod faults_load;
 mod faults_restart;
+mod forged;
 mod fuzz;
 mod groups;
 mod harness;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, cancel, cancelled, complete, discard, failure, get, granted, mark_queued, new_task, one, recorded, refused,
-    retry, run, settle, submission, worker,
+    HOUR, cancel, cancelled, complete, discard, failure, get, granted, mark_queued, new_task, one, put_back, recorded,
+    refused, retry, run, settle, submission, worker,
 };
 use crate::ledger::{Caller, Failure, Ledger, Refusal, Replayed, Settled, Settlement, Transition};
 use crate::rescue;
@@ -52,7 +52,7 @@ pub async fn a_cancelled_task_is_never_granted(ledger: &dyn Ledger) {
         assert_eq!(refused(ledger, id, holder).await, Refusal::Finished);
         let fence = get(ledger, id).await.fence;
         mark_queued(ledger, vec![(id, fence)]).await.unwrap();
-        ledger.put_back(id, Duration::ZERO).await.unwrap();
+        put_back(ledger, id, Duration::ZERO).await.unwrap();
         assert_eq!(refused(ledger, id, holder).await, Refusal::Finished);
         assert_eq!(get(ledger, id).await.state, State::Cancelled);
     }
@@ -61,7 +61,7 @@ pub async fn a_cancelled_task_is_never_granted(ledger: &dyn Ledger) {
 /// Nothing is published that was cancelled before, and nothing counts it as waiting.
 pub async fn a_relay_forgets_what_is_cancelled(ledger: &dyn Ledger) {
     let id = one(ledger).await;
-    ledger.put_back(id, Duration::ZERO).await.unwrap();
+    put_back(ledger, id, Duration::ZERO).await.unwrap();
     cancelled(ledger, id, "not needed").await;
     assert_eq!(ledger.next_due().await.unwrap(), None);
     assert_eq!(ledger.fetch_due(10, HOUR).await.unwrap(), []);

@@ -5,26 +5,20 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use super::{
-    HOUR, NEWEST, claim, complete, discard, get, granted, mark_queued, new_task, one, recorded, refused, retry, run,
-    settle, submission, until, worker, worker_for,
+    HOUR, belief, claim, complete, discard, get, granted, kind, mark_queued, new_task, one, recorded, refused, request,
+    retry, run, settle, submission, until, worker, worker_for,
 };
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Caller, Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
+use crate::ledger::{Belief, Caller, Claim, ClaimRequest, Edit, Edited, Failure, Ledger, Refusal, Settled, Transition};
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, TaskId, WorkerId};
+use crate::task::{ErrorKind, Fence, Guarantee, Json, TaskId, WorkerId};
 
 /// The grant holds what the run needs to know, and the row says who runs it.
 pub async fn a_grant_tells_what_the_worker_needs(ledger: &dyn Ledger) {
     let id = recorded(ledger, 1, |task| task.timeout = Some(Duration::from_secs(9))).await[0];
     mark_queued(ledger, vec![(id, Fence(0))]).await.unwrap();
     let holder = worker(ledger).await;
-    let request = ClaimRequest {
-        id,
-        worker: holder,
-        guarantee: Guarantee::AtMostOnce,
-        published: NEWEST,
-        crashes_below: i32::MAX,
-    };
+    let request = ClaimRequest { guarantee: Guarantee::AtMostOnce, ..request(ledger, id, holder).await };
     let Claim::Granted(grant) = ledger.claim(request).await.unwrap() else { panic!("the task is free") };
     let task = get(ledger, id).await;
     assert_eq!((grant.fence, grant.attempt, grant.max_attempts), (Fence(1), 1, 3));
@@ -162,9 +156,43 @@ pub async fn a_suspect_is_not_granted_unasked(ledger: &dyn Ledger) {
     let (id, worker) = (one(ledger).await, worker(ledger).await);
     let error = Failure { message: String::new(), kind: ErrorKind::Crash };
     run(ledger, id, worker, Transition::Retry { delay: Duration::ZERO, error }).await;
-    let request = ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
+    let request = ClaimRequest { crashes_below: 1, ..request(ledger, id, worker).await };
     assert_eq!(ledger.claim(request.clone()).await.unwrap(), Claim::Refused(Refusal::Suspect));
     let claim = ledger.claim(ClaimRequest { crashes_below: 2, ..request.clone() }).await.unwrap();
     assert!(matches!(claim, Claim::Granted(_)), "{claim:?}");
     assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(Refusal::Held));
+}
+
+/// Anybody who may publish can say anything. What is not true starts nothing and changes nothing, and the task's own message
+/// is as good as before.
+pub async fn a_message_that_says_what_is_not_true_starts_nothing(ledger: &dyn Ledger) {
+    let (id, holder) = (one(ledger).await, worker(ledger).await);
+    let args = Json::of(&"new").unwrap();
+    let old = belief(ledger, id).await;
+    ledger.edit(id, Edit { args: Some(args), ..Edit::default() }, Caller::UNKNOWN).await.unwrap();
+    let truth = belief(ledger, id).await;
+    let far = Some(Fence(1 << 62));
+    let lies = [
+        (Belief { kind: kind("pay"), ..truth.clone() }, Refusal::WrongKind),
+        (Belief { kind: kind("pay"), published: None, ..truth.clone() }, Refusal::WrongKind),
+        (Belief { published: far, ..truth.clone() }, Refusal::WrongFence),
+        (Belief { published: far, ..old.clone() }, Refusal::WrongFence),
+        (Belief { args: old.args, ..truth.clone() }, Refusal::WrongArgs),
+        (old, Refusal::Outdated),
+    ];
+    let before = get(ledger, id).await;
+    for (lie, refusal) in lies {
+        let request = ClaimRequest { belief: lie.clone(), ..request(ledger, id, holder).await };
+        assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(refusal), "{lie:?}");
+        assert_eq!(ledger.put_back(id, lie.clone(), HOUR).await.unwrap(), Some(refusal), "{lie:?}");
+        assert_eq!(get(ledger, id).await, before, "{lie:?}");
+    }
+    let unknown = ledger.put_back(TaskId::new(), truth.clone(), HOUR).await.unwrap();
+    assert_eq!(unknown, Some(Refusal::Unknown));
+    assert_eq!(
+        ledger.put_back(id, Belief { published: None, ..truth }, HOUR).await.unwrap(),
+        None,
+        "it does not say of when"
+    );
+    granted(ledger, id, holder).await;
 }

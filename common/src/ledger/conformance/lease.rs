@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    HOUR, NEWEST, complete, get, granted, kind, one, queue, recorded, refused, retry, settle, until, worker,
+    HOUR, complete, get, granted, kind, one, queue, recorded, refused, request, retry, settle, until, worker,
     worker_for, worker_record,
 };
 use crate::ledger::{Abandoned, Claim, ClaimRequest, Ledger, Refusal, Renewal, Renewed, Settled, WorkerRecord};
@@ -92,13 +92,7 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
     });
     let ids = ids.await;
     for &id in &ids {
-        let request = ClaimRequest {
-            id,
-            worker: holder,
-            guarantee: Guarantee::AtMostOnce,
-            published: NEWEST,
-            crashes_below: i32::MAX,
-        };
+        let request = ClaimRequest { guarantee: Guarantee::AtMostOnce, ..request(ledger, id, holder).await };
         assert!(matches!(ledger.claim(request).await.unwrap(), Claim::Granted(_)));
     }
     ledger.retire(holder).await.unwrap();

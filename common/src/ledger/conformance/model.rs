@@ -12,10 +12,10 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 
-use super::{HOUR, cancel, complete, failure, mark_queued, new_task, queue, recorded, worker};
+use super::{HOUR, cancel, complete, failure, kind, mark_queued, new_task, queue, recorded, worker};
 use crate::ledger::{
-    Abandoned, Caller, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled, Settlement,
-    SharedLedger, Transition,
+    Abandoned, Belief, Caller, Claim, ClaimRequest, Edit, Edited, Failure, Granted, Refusal, Replayed, Settled,
+    Settlement, SharedLedger, Transition,
 };
 use crate::rescue;
 use crate::state::{Event, State};
@@ -49,35 +49,23 @@ enum Step {
 
 #[derive(Debug, Clone, Copy)]
 enum Act {
-    Claim {
-        worker: usize,
-        guarantee: Guarantee,
-        crashes_below: i32,
-        /// By how much the fence of its message is behind; `None`: the message does not say.
-        behind: Option<i64>,
-    },
-    Settle {
-        stale: bool,
-        how: How,
-    },
-    MarkQueued {
-        stale: bool,
-    },
-    PutBack {
-        wait: Duration,
-    },
-    Move {
-        back: bool,
-    },
-    Edit {
-        wait: Option<Duration>,
-        args: Option<u8>,
-        max_attempts: Option<i32>,
-    },
+    Claim { worker: usize, guarantee: Guarantee, crashes_below: i32, says: Says },
+    Settle { stale: bool, how: How },
+    MarkQueued { stale: bool },
+    PutBack { wait: Duration, says: Says },
+    Move { back: bool },
+    Edit { wait: Option<Duration>, args: Option<u8>, max_attempts: Option<i32> },
     Cancel,
-    Replay {
-        wait: Duration,
-    },
+    Replay { wait: Duration },
+}
+
+/// What a message says, as against the row of its moment.
+#[derive(Debug, Clone, Copy)]
+struct Says {
+    /// By how much its fence is behind, or if less than nothing, ahead; `None`: it does not say.
+    behind: Option<i64>,
+    other_kind: bool,
+    other_args: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +87,7 @@ enum Call {
     },
     Settle(Settlement),
     MarkQueued(Fence),
-    PutBack(Duration),
+    PutBack(Duration, Belief),
     Move {
         from: &'static str,
         to: &'static str,
@@ -119,6 +107,7 @@ enum Answer {
     Edited(Edited),
     WasCancelled(State),
     Moved(bool),
+    PutBack(Option<Refusal>),
     Nothing,
 }
 
@@ -184,12 +173,15 @@ impl Row {
                 }
                 Answer::Nothing
             }
-            Call::PutBack(wait) => {
-                if self.waits() {
+            Call::PutBack(wait, belief) => {
+                let untrue = self.untrue(belief);
+                // Who does not say of when it is may be the newest of an edited task.
+                let refused = untrue.filter(|reason| *reason != Refusal::Outdated || belief.published.is_some());
+                if refused.is_none() && self.waits() {
                     let wait = if self.early { HOUR } else { *wait };
                     (self.state, self.fence, self.due) = (State::Accepted, Fence(self.fence.0 + 1), Some(wait));
                 }
-                Answer::Nothing
+                Answer::PutBack(refused)
             }
             Call::Move { from, to } => Answer::Moved(self.change_queue(from, to)),
             Call::Edit(edit, wait) => Answer::Edited(self.edit(edit, *wait)),
@@ -198,13 +190,24 @@ impl Row {
         }
     }
 
+    /// What is not true of what a message says.
+    fn untrue(&self, belief: &Belief) -> Option<Refusal> {
+        match belief.published {
+            _ if belief.kind != new_task().kind => Some(Refusal::WrongKind),
+            Some(published) if published > self.fence => Some(Refusal::WrongFence),
+            published if self.void_below.0 > 0 && published.is_none_or(|fence| fence < self.void_below) => {
+                Some(Refusal::Outdated)
+            }
+            _ if belief.args != self.args.digest() => Some(Refusal::WrongArgs),
+            _ => None,
+        }
+    }
+
     fn claim(&mut self, request: &ClaimRequest, alive: bool) -> Answer {
         let refusal = match self.state {
             State::Running => Some(Refusal::Held),
             state if state.is_final() => Some(Refusal::Finished),
-            _ if self.void_below.0 > 0 && request.published.is_none_or(|fence| fence.0 < self.void_below.0) => {
-                Some(Refusal::Outdated)
-            }
+            _ if self.untrue(&request.belief).is_some() => self.untrue(&request.belief),
             _ if self.early => Some(Refusal::NotDue),
             _ if self.crashes >= request.crashes_below => Some(Refusal::Suspect),
             _ if !alive => Some(Refusal::LeaseLost),
@@ -402,20 +405,19 @@ impl<'a> World<'a> {
         let present = self.rows[&id][0].fence;
         let fence = |stale: bool| Fence(present.0 - i64::from(stale));
         match *act {
-            Act::Claim { worker, guarantee, crashes_below, behind } => {
+            Act::Claim { worker, guarantee, crashes_below, says } => {
                 // Every second claim of a place that was taken anew is one that the dead worker had sent.
                 let [.., newest] = &self.workers[worker % WORKERS][..] else { unreachable!() };
                 let late = self.workers[worker % WORKERS].first().filter(|_| worker >= WORKERS);
                 let worker = *late.unwrap_or(newest);
-                let published = behind.map(|behind| Fence(present.0 - behind));
-                let request = ClaimRequest { id, worker, guarantee, published, crashes_below };
+                let request = ClaimRequest { id, worker, guarantee, belief: self.belief(id, says), crashes_below };
                 Call::Claim { request, alive: worker == *newest }
             }
             Act::Settle { stale, how } => {
                 Call::Settle(Settlement { id, fence: fence(stale), transition: transition(how) })
             }
             Act::MarkQueued { stale } => Call::MarkQueued(fence(stale)),
-            Act::PutBack { wait } => Call::PutBack(wait),
+            Act::PutBack { wait, says } => Call::PutBack(wait, self.belief(id, says)),
             Act::Move { back } => {
                 let [from, to] = if back { [QUEUES[1], QUEUES[0]] } else { QUEUES };
                 Call::Move { from, to }
@@ -428,6 +430,14 @@ impl<'a> World<'a> {
             Act::Cancel => Call::Cancel,
             Act::Replay { wait } => Call::Replay(wait),
         }
+    }
+
+    fn belief(&self, id: TaskId, says: Says) -> Belief {
+        let row = &self.rows[&id][0];
+        let name = if says.other_kind { "test.other" } else { "test.work" };
+        let args = if says.other_args { Json::null() } else { row.args.clone() };
+        let published = says.behind.map(|behind| Fence((row.fence.0 - behind).max(0)));
+        Belief { kind: kind(name), published, args: args.digest() }
     }
 
     async fn die(&mut self, place: usize) -> Result<(), TestCaseError> {
@@ -495,10 +505,7 @@ async fn make(ledger: &SharedLedger, id: TaskId, call: &Call) -> Answer {
             mark_queued(&**ledger, vec![(id, fence)]).await.unwrap();
             Answer::Nothing
         }
-        Call::PutBack(wait) => {
-            ledger.put_back(id, wait).await.unwrap();
-            Answer::Nothing
-        }
+        Call::PutBack(wait, belief) => Answer::PutBack(ledger.put_back(id, belief, wait).await.unwrap()),
         Call::Move { from, to } => {
             Answer::Moved(ledger.move_tasks(vec![id], queue(from), queue(to), Caller::UNKNOWN).await.unwrap() == 1)
         }
@@ -548,20 +555,28 @@ fn how() -> impl Strategy<Value = How> {
     ]
 }
 
+fn says() -> impl Strategy<Value = Says> {
+    let far = i64::from(i32::MIN) << 31;
+    let behind = prop_oneof![
+        8 => Just(Some(0)), 4 => (1..4i64).prop_map(Some), 2 => Just(None), 1 => (-3..0i64).prop_map(Some), 1 => Just(Some(far))
+    ];
+    let seldom = || proptest::bool::weighted(0.06);
+    (behind, seldom(), seldom()).prop_map(|(behind, other_kind, other_args)| Says { behind, other_kind, other_args })
+}
+
 fn act() -> impl Strategy<Value = Act> {
     let stale = || proptest::bool::weighted(0.25);
     let guarantee = prop_oneof![3 => Just(Guarantee::AtLeastOnce), 1 => Just(Guarantee::AtMostOnce)];
     let crashes_below = prop_oneof![3 => Just(i32::MAX), 1 => Just(MAX_CRASHES - 1)];
-    let behind = prop_oneof![4 => Just(Some(0)), 2 => (1..4i64).prop_map(Some), 1 => Just(None)];
-    let claim = (0..WORKERS * 2, guarantee, crashes_below, behind)
-        .prop_map(|(worker, guarantee, crashes_below, behind)| Act::Claim { worker, guarantee, crashes_below, behind });
+    let claim = (0..WORKERS * 2, guarantee, crashes_below, says())
+        .prop_map(|(worker, guarantee, crashes_below, says)| Act::Claim { worker, guarantee, crashes_below, says });
     let edit = (proptest::option::of(wait()), any::<Option<u8>>(), proptest::option::of(1..4i32))
         .prop_map(|(wait, args, max_attempts)| Act::Edit { wait, args, max_attempts });
     prop_oneof![
         6 => claim,
         5 => (stale(), how()).prop_map(|(stale, how)| Act::Settle { stale, how }),
         2 => stale().prop_map(|stale| Act::MarkQueued { stale }),
-        1 => wait().prop_map(|wait| Act::PutBack { wait }),
+        1 => (wait(), says()).prop_map(|(wait, says)| Act::PutBack { wait, says }),
         1 => any::<bool>().prop_map(|back| Act::Move { back }),
         2 => edit,
         1 => Just(Act::Cancel),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{
-    HOUR, NEWEST, complete, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, retry, run,
+    HOUR, complete, get, granted, lane, mark_queued, new_task, one, queue, recorded, refused, request, retry, run,
     settle, submission, worker,
 };
 use crate::ledger::{
@@ -13,7 +13,7 @@ use crate::ledger::{
 };
 use crate::rescue;
 use crate::state::State;
-use crate::task::{ErrorKind, Fence, Guarantee, NewTask, Priority, WorkerId};
+use crate::task::{ErrorKind, Fence, NewTask, Priority, WorkerId};
 
 async fn pause(ledger: &dyn Ledger, name: &str) {
     ledger.set_paused(queue(name), true, Caller::UNKNOWN).await.unwrap();
@@ -36,8 +36,7 @@ pub async fn a_paused_queue_grants_nothing(ledger: &dyn Ledger) {
     pause(ledger, "default").await;
     for id in [accepted, queued, retryable, suspect] {
         let before = get(ledger, id).await;
-        let request =
-            ClaimRequest { id, worker: holder, guarantee: Guarantee::AtLeastOnce, published: NEWEST, crashes_below: 1 };
+        let request = ClaimRequest { crashes_below: 1, ..request(ledger, id, holder).await };
         assert_eq!(ledger.claim(request).await.unwrap(), Claim::Refused(Refusal::Paused));
         assert_eq!(refused(ledger, id, holder).await, Refusal::Paused);
         assert_eq!(get(ledger, id).await, before);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    HOUR, claim, complete, discard, get, granted, lane, mark_queued, new_task, one, queue, recorded, retry, run,
-    submission, until, worker,
+    HOUR, claim, complete, discard, get, granted, lane, mark_queued, new_task, one, put_back, queue, recorded, retry,
+    run, submission, until, worker,
 };
 use crate::clock::{timestamp, wall_ms};
 use crate::ledger::{Caller, Claim, Due, Ledger, Mark, Renewal, Renewed, Submission, Transition};
@@ -39,7 +39,7 @@ pub async fn a_late_mark_changes_nothing(ledger: &dyn Ledger) {
     let ids = recorded(ledger, 4, |_| {}).await;
     granted(ledger, ids[0], worker).await;
     run(ledger, ids[1], worker, retry(HOUR, "later")).await;
-    ledger.put_back(ids[2], HOUR).await.unwrap();
+    put_back(ledger, ids[2], HOUR).await.unwrap();
     run(ledger, ids[3], worker, complete()).await;
     mark_queued(ledger, ids.iter().map(|id| (*id, Fence(0))).collect()).await.unwrap();
     let mut states = Vec::new();
@@ -125,10 +125,10 @@ pub async fn what_was_fetched_in_vain_is_due_again(ledger: &dyn Ledger) {
     }
     let fetched = ledger.fetch_due(10, HOUR).await.unwrap();
     assert_eq!(fetched.len(), 5);
-    let [kept, .., claimed, marked, put_back] = &ids[..] else { panic!("five tasks") };
+    let [kept, .., claimed, marked, returned] = &ids[..] else { panic!("five tasks") };
     granted(ledger, *claimed, worker).await;
     mark_queued(ledger, vec![(*marked, Fence(2))]).await.unwrap();
-    ledger.put_back(*put_back, HOUR).await.unwrap();
+    put_back(ledger, *returned, HOUR).await.unwrap();
     let stale = (*kept, Fence(1));
     let mut unpublished: Vec<_> = ids[1..].iter().map(|id| (*id, Fence(2))).collect();
     unpublished.extend([stale, (TaskId::new(), Fence(2))]);
@@ -161,8 +161,8 @@ pub async fn next_due_tells_how_long(ledger: &dyn Ledger) {
 pub async fn putting_back_raises_the_fence(ledger: &dyn Ledger) {
     let [quick, slow] = recorded(ledger, 2, |_| {}).await[..] else { panic!("two tasks") };
     mark_queued(ledger, vec![(quick, Fence(0)), (slow, Fence(0))]).await.unwrap();
-    ledger.put_back(quick, NOW).await.unwrap();
-    ledger.put_back(slow, HOUR).await.unwrap();
+    put_back(ledger, quick, NOW).await.unwrap();
+    put_back(ledger, slow, HOUR).await.unwrap();
     let due = until("a task put back", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
     assert_eq!((due.id, due.fence), (quick, Fence(2)));
     let task = get(ledger, slow).await;
@@ -180,7 +180,7 @@ pub async fn putting_back_leaves_others_alone(ledger: &dyn Ledger) {
     run(ledger, finished, worker, complete()).await;
     let before = (get(ledger, running).await, get(ledger, finished).await);
     for id in [running, finished, TaskId::new()] {
-        ledger.put_back(id, NOW).await.unwrap();
+        put_back(ledger, id, NOW).await.unwrap();
     }
     assert_eq!((get(ledger, running).await, get(ledger, finished).await), before);
     assert_eq!(ledger.next_due().await.unwrap(), None);
@@ -265,7 +265,7 @@ pub async fn a_task_keeps_its_priority(ledger: &dyn Ledger) {
     for priority in Priority::ALL {
         let id = recorded(ledger, 1, |task| (task.priority, task.queue) = (priority, queue("letters"))).await[0];
         let due = async || until("a due task", async || ledger.fetch_due(10, HOUR).await.unwrap().pop()).await;
-        ledger.put_back(id, NOW).await.unwrap();
+        put_back(ledger, id, NOW).await.unwrap();
         assert_eq!(due().await.lane, lane("letters", priority), "put back");
         run(ledger, id, worker, retry(NOW, "again")).await;
         assert_eq!(due().await.lane, lane("letters", priority), "retried");

@@ -11,7 +11,7 @@ use super::lane::{Answers, Bulk, Size, TRIES};
 use super::limits;
 use super::rows::{codes_for, guarantee_code};
 use crate::clock::timestamp;
-use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
+use crate::ledger::{Belief, Believed, Claim, ClaimRequest, Granted, Refusal};
 use crate::state::{Event, State};
 use crate::task::{Fence, TaskId};
 
@@ -25,9 +25,9 @@ const CLAIM: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 gates AS MATERIALIZED (SELECT * FROM tasklane.gates()),
 asked AS (
-    SELECT a.id, a.worker, a.guarantee, a.crashes_below, a.published
-    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[])
-         AS a (id, worker, guarantee, crashes_below, published)
+    SELECT a.*
+    FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::smallint[], $6::int[], $7::bigint[], $9::text[], $10::bigint[])
+         AS a (id, worker, guarantee, crashes_below, published, kind, args_digest)
     JOIN tasklane.workers w ON w.id = a.worker
     WHERE NOT w.dead AND w.expires_at > clock.now
 ),
@@ -35,7 +35,8 @@ locked AS MATERIALIZED (
     SELECT t.id, a.worker, a.guarantee
     FROM clock, gates g, asked a JOIN tasklane.tasks t ON t.id = a.id
     WHERE t.state = ANY($4) AND t.run_at <= clock.now AND t.crashes < a.crashes_below
-      AND (t.void_below IS NULL OR t.void_below <= a.published)
+      AND t.kind = a.kind AND a.published BETWEEN COALESCE(t.void_below, -1) AND t.fence
+      AND (t.args_digest IS NULL OR t.args_digest = a.args_digest)
       AND t.queue <> ALL(g.paused)
       AND ($8 OR NOT ('queue:' || t.queue = ANY(g.limited) OR 'kind:' || t.kind = ANY(g.limited)
                       OR t.concurrency_key IS NOT NULL AND g.keys))
@@ -58,8 +59,8 @@ SELECT t.id, t.state, t.run_at <= clock.now,
        EXISTS (SELECT 1 FROM tasklane.limits l WHERE (l.scope IN ('queue:' || t.queue, 'kind:' || t.kind)
                                              OR t.concurrency_key IS NOT NULL AND starts_with(l.scope, 'key:'))
                                         AND (l.max_running IS NOT NULL OR l.rate_tasks IS NOT NULL)),
-       COALESCE(t.void_below > a.published, false)
-FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[], $4::bigint[]) AS a (id, worker, crashes_below, published)
+       t.kind, t.fence, t.void_below, t.args_digest
+FROM clock, UNNEST($1::uuid[], $2::uuid[], $3::int[]) AS a (id, worker, crashes_below)
 JOIN tasklane.tasks t ON t.id = a.id";
 
 /// A task whose message was delivered before its time, by a clock that was set back: the refused delivery is
@@ -72,8 +73,9 @@ RETURNING id";
 
 type GrantedRow = (Uuid, i64, i32, i32, Option<i64>, i64, i64, Option<i64>, i64);
 
-/// Of [`WHY_NOT`]: the task, its state, and what is due, alive, suspect, paused, limited and outdated about the claim.
-type LookedRow = (Uuid, i16, bool, bool, bool, bool, bool, bool);
+/// Of [`WHY_NOT`]: the task, its state, what is due, alive, suspect, paused and limited about the claim, and what its message
+/// is believed by.
+type LookedRow = (Uuid, i16, bool, bool, bool, bool, bool, String, i64, Option<i64>, Option<i64>);
 
 /// Claims of different tasks share a statement.
 pub(super) struct Claiming;
@@ -124,8 +126,10 @@ pub(super) async fn grant(
         .bind(codes_for(Event::Claim))
         .bind(State::Running.code())
         .bind(asked.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
-        .bind(asked.iter().map(|request| request.published_under()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.belief.published_under()).collect::<Vec<_>>())
         .bind(admitted)
+        .bind(asked.iter().map(|request| request.belief.kind.as_str()).collect::<Vec<_>>())
+        .bind(asked.iter().map(|request| request.belief.args.0).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
     Ok(rows.into_iter().map(|row| (row.0, Claim::Granted(granted(row, admitted)))).collect())
@@ -153,15 +157,17 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
         .bind(&ids)
         .bind(refused.iter().map(|request| request.worker.0).collect::<Vec<_>>())
         .bind(refused.iter().map(|request| request.crashes_below).collect::<Vec<_>>())
-        .bind(refused.iter().map(|request| request.published_under()).collect::<Vec<_>>())
         .fetch_all(&mut *connection)
         .await?;
+    let beliefs: HashMap<Uuid, &Belief> = refused.iter().map(|request| (request.id.0, &request.belief)).collect();
     let mut reasons: HashMap<Uuid, Option<Refusal>> = ids.into_iter().map(|id| (id, Some(Refusal::Unknown))).collect();
     let mut early = Vec::new();
     let mut limited = Vec::new();
-    for (id, code, due, alive, suspect, paused, limits, outdated) in rows {
+    for (id, code, due, alive, suspect, paused, limits, kind, fence, void_below, args) in rows {
         let state = State::from_code(code).ok_or_else(|| Fault::corrupt(format!("task {id} has state {code}")))?;
-        let looked = Looked { outdated, due, paused, suspect, alive, limited: limits };
+        let row = Believed { kind: &kind, fence, void_below, args };
+        let untrue = beliefs.get(&id).and_then(|belief| belief.refusal(&row));
+        let looked = Looked { untrue, due, paused, suspect, alive, limited: limits };
         let reason = reason(state, looked);
         match reason {
             Some(Refusal::NotDue) if state == State::Queued => early.push(id),
@@ -189,7 +195,8 @@ async fn refuse(connection: &mut PgConnection, refused: &[&ClaimRequest]) -> Res
 
 /// What may stand against a claim of a waiting task.
 struct Looked {
-    outdated: bool,
+    /// What is not true of what the message says.
+    untrue: Option<Refusal>,
     due: bool,
     paused: bool,
     suspect: bool,
@@ -197,12 +204,12 @@ struct Looked {
     limited: bool,
 }
 
-fn reason(state: State, Looked { outdated, due, paused, suspect, alive, limited }: Looked) -> Option<Refusal> {
+fn reason(state: State, Looked { untrue, due, paused, suspect, alive, limited }: Looked) -> Option<Refusal> {
     match state {
         State::Running => Some(Refusal::Held),
         State::Completed | State::Cancelled | State::Discarded => Some(Refusal::Finished),
         // Before all that a message which counts would be told.
-        _ if outdated => Some(Refusal::Outdated),
+        _ if untrue.is_some() => untrue,
         _ if !due => Some(Refusal::NotDue),
         // Before the suspect, which would be tried once more or put back.
         _ if paused => Some(Refusal::Paused),

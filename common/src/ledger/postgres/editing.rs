@@ -20,6 +20,7 @@ changed AS (
         run_at = CASE WHEN $4::bigint IS NULL THEN t.run_at ELSE GREATEST($4, clock.now) END,
         due_at = GREATEST(COALESCE($4, t.run_at), clock.now),
         args = COALESCE($5::text, t.args), queue = COALESCE($6::text, t.queue), priority = COALESCE($9::smallint, t.priority),
+        args_digest = COALESCE($11::bigint, t.args_digest),
         max_attempts = COALESCE($7::integer, t.max_attempts), timeout_ms = COALESCE($8::bigint, t.timeout_ms),
         last_change = ($10::jsonb || jsonb_build_object('at', clock.now))::text
     FROM found f, clock
@@ -40,6 +41,7 @@ pub(super) async fn edit(connections: &Connections, id: TaskId, edit: &Edit, cal
         .bind(edit.timeout.map(millis))
         .bind(edit.priority.map(Priority::code))
         .bind(caller.change(ChangeCall::Edit, None))
+        .bind(edit.args.as_ref().map(|args| args.digest().0))
         .fetch_optional(&mut *lent)
         .await?;
     lent.keep();

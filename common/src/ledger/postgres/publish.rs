@@ -1,5 +1,6 @@
 //! What the publishing side writes: the outbox, its marks, and what comes back from the broker unpublished.
 
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -10,7 +11,7 @@ use super::fault::Fault;
 use super::lane::{Answers, Bulk, Size};
 use super::rows::{codes_for, json_of, lane_of};
 use crate::clock::millis;
-use crate::ledger::{Due, Mark};
+use crate::ledger::{Belief, Believed, Due, Mark, Refusal};
 use crate::state::{Event, State};
 use crate::task::{Fence, Kind, Lane, TaskId};
 
@@ -33,20 +34,28 @@ FROM clock, locked l
 WHERE t.id = l.id";
 
 /// The raised fence voids a late mark of the publication that is given back. A task whose own time is later
-/// still waits for it.
+/// still waits for it. Who does not say of when it is may be the newest there is of an edited task.
 const PUT_BACK: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 locked AS MATERIALIZED (
     SELECT t.id, p.delay_ms
-    FROM UNNEST($1::uuid[], $2::bigint[]) AS p (id, delay_ms) JOIN tasklane.tasks t ON t.id = p.id
-    WHERE t.state = ANY($3)
+    FROM UNNEST($1::uuid[], $2::bigint[], $5::text[], $6::bigint[], $7::bigint[])
+         AS p (id, delay_ms, kind, published, args_digest)
+    JOIN tasklane.tasks t ON t.id = p.id
+    WHERE t.state = ANY($3) AND t.kind = p.kind
+      AND CASE WHEN p.published < 0 AND t.void_below IS NOT NULL THEN true
+               ELSE p.published BETWEEN COALESCE(t.void_below, -1) AND t.fence
+                    AND (t.args_digest IS NULL OR t.args_digest = p.args_digest) END
     ORDER BY t.id
     FOR UPDATE OF t
 )
 UPDATE tasklane.tasks t
 SET state = $4, fence = t.fence + 1, due_at = GREATEST(clock.now + l.delay_ms, t.run_at), queued_at = NULL
 FROM clock, locked l
-WHERE t.id = l.id";
+WHERE t.id = l.id
+RETURNING t.id";
+
+const BELIEVED: &str = "SELECT id, kind, fence, void_below, args_digest FROM tasklane.tasks WHERE id = ANY($1)";
 
 /// Two relays: each skips the rows that the other has locked, and after the commit they are not due any more. A relay
 /// that dies between this and the mark loses nothing: its rows are due again when the reservation is over. The raised fence
@@ -144,28 +153,56 @@ impl Bulk for MarkQueued {
 /// Tasks put back at the same time share a statement.
 pub(super) struct PutBack;
 
-impl Bulk for PutBack {
-    type Item = (TaskId, Duration);
-    type Answer = ();
+/// A task that is given back, and what its message says of it.
+pub(super) struct Return {
+    pub(super) id: TaskId,
+    pub(super) belief: Belief,
+    pub(super) delay: Duration,
+}
 
-    fn size(_: &Self::Item) -> Size {
+impl Bulk for PutBack {
+    type Item = Return;
+    type Answer = Option<Refusal>;
+
+    fn size(_: &Return) -> Size {
         Size { rows: 1, bytes: 0 }
     }
 
-    fn only(item: &Self::Item) -> Option<TaskId> {
-        Some(item.0)
+    fn only(item: &Return) -> Option<TaskId> {
+        Some(item.id)
     }
 
-    async fn write(connection: &mut PgConnection, items: &[Self::Item]) -> Answers<()> {
-        sqlx::query(PUT_BACK)
-            .bind(items.iter().map(|(id, _)| id.0).collect::<Vec<_>>())
-            .bind(items.iter().map(|(_, delay)| millis(*delay)).collect::<Vec<_>>())
+    async fn write(connection: &mut PgConnection, items: &[Return]) -> Answers<Option<Refusal>> {
+        let back: Vec<Uuid> = sqlx::query_scalar(PUT_BACK)
+            .bind(items.iter().map(|item| item.id.0).collect::<Vec<_>>())
+            .bind(items.iter().map(|item| millis(item.delay)).collect::<Vec<_>>())
             .bind(codes_for(Event::PutBack))
             .bind(State::Accepted.code())
-            .execute(connection)
+            .bind(items.iter().map(|item| item.belief.kind.as_str()).collect::<Vec<_>>())
+            .bind(items.iter().map(|item| item.belief.published_under()).collect::<Vec<_>>())
+            .bind(items.iter().map(|item| item.belief.args.0).collect::<Vec<_>>())
+            .fetch_all(&mut *connection)
             .await?;
-        Ok(items.iter().map(|_| Ok(())).collect())
+        let back: HashSet<Uuid> = back.into_iter().collect();
+        let left: Vec<&Return> = items.iter().filter(|item| !back.contains(&item.id.0)).collect();
+        let refusals = if left.is_empty() { HashMap::new() } else { refusals(connection, &left).await? };
+        Ok(items.iter().map(|item| Ok(refusals.get(&item.id.0).copied().flatten())).collect())
     }
+}
+
+type BelievedRow = (Uuid, String, i64, Option<i64>, Option<i64>);
+
+/// Why these were left alone: nothing, where they do not wait any more.
+async fn refusals(connection: &mut PgConnection, left: &[&Return]) -> Result<HashMap<Uuid, Option<Refusal>>, Fault> {
+    let ids: Vec<Uuid> = left.iter().map(|item| item.id.0).collect();
+    let rows: Vec<BelievedRow> = sqlx::query_as(BELIEVED).bind(ids).fetch_all(connection).await?;
+    let mut refusals: HashMap<_, _> = left.iter().map(|item| (item.id.0, Some(Refusal::Unknown))).collect();
+    for (id, kind, fence, void_below, args) in rows {
+        let item = left.iter().find(|item| item.id.0 == id);
+        let row = Believed { kind: &kind, fence, void_below, args };
+        refusals.insert(id, item.and_then(|item| item.belief.refusal_to_return(&row)));
+    }
+    Ok(refusals)
 }
 
 type DueRow = (Uuid, String, String, i16, String, i64, Option<String>);

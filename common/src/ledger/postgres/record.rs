@@ -22,19 +22,19 @@ const INSERT: &str = r#"
 WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now)
 INSERT INTO tasklane.tasks (id, kind, queue, state, args, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
                    idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority,
-                   concurrency_key, retried_from, result_ttl_ms)
+                   concurrency_key, retried_from, result_ttl_ms, args_digest)
 SELECT n.id, n.kind, n.queue,
        CASE WHEN n.run_at > clock.now THEN 1 ELSE 0 END,  -- scheduled, accepted
        n.args, n.tags, n.max_attempts, clock.now,
        GREATEST(n.run_at, clock.now),
        CASE WHEN n.run_at > clock.now THEN n.run_at ELSE clock.now + n.reserve_ms END,
        n.timeout_ms, n.key, n.hash, n.traceparent, n.unique_key, n.group_id, n.priority,
-       n.concurrency_key, n.retried_from, n.result_ttl_ms
+       n.concurrency_key, n.retried_from, n.result_ttl_ms, n.args_digest
 FROM clock, UNNEST($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::integer[], $7::bigint[],
                    $8::bigint[], $9::bigint[], $10::text[], $11::bytea[], $12::text[], $13::text[], $14::uuid[],
-                   $15::smallint[], $16::text[], $17::uuid[], $18::bigint[])
+                   $15::smallint[], $16::text[], $17::uuid[], $18::bigint[], $19::bigint[])
      AS n (id, kind, queue, args, tags, max_attempts, run_at, reserve_ms, timeout_ms, key, hash, traceparent,
-           unique_key, group_id, priority, concurrency_key, retried_from, result_ttl_ms)
+           unique_key, group_id, priority, concurrency_key, retried_from, result_ttl_ms, args_digest)
 ORDER BY n.key COLLATE "C", n.id
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
@@ -223,6 +223,7 @@ struct Columns<'a> {
     concurrency_keys: Vec<Option<&'a str>>,
     retried_from: Vec<Option<Uuid>>,
     result_ttls_ms: Vec<Option<i64>>,
+    args_digests: Vec<i64>,
 }
 
 type Insertion<'q> = sqlx::query::QueryAs<'q, sqlx::Postgres, (Uuid, i64), sqlx::postgres::PgArguments>;
@@ -249,6 +250,7 @@ impl<'a> Columns<'a> {
         self.concurrency_keys.push(task.concurrency_key.as_deref());
         self.retried_from.push(task.retried_from.map(|id| id.0));
         self.result_ttls_ms.push(task.result_ttl.map(millis));
+        self.args_digests.push(task.args.digest().0);
         Ok(())
     }
 
@@ -272,6 +274,7 @@ impl<'a> Columns<'a> {
             .bind(self.concurrency_keys)
             .bind(self.retried_from)
             .bind(self.result_ttls_ms)
+            .bind(self.args_digests)
     }
 }
 

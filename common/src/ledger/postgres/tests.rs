@@ -15,12 +15,12 @@ use self::server::Database;
 use super::PostgresLedger;
 use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, NEWEST, Store, claim, complete, get, granted, mark_queued, new_task, one, recorded, refused, settle,
-    submission, until, worker,
+    HOUR, Store, claim, complete, get, granted, mark_queued, new_task, one, put_back, recorded, refused,
+    request, settle, submission, until, worker,
 };
 use crate::ledger::{
-    CALL_TIMEOUT, Claim, ClaimRequest, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION,
-    Settled, Settlement, open,
+    CALL_TIMEOUT, Claim, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION, Settled, Settlement,
+    open,
 };
 use crate::state::State;
 use crate::task::Fence;
@@ -95,8 +95,9 @@ async fn cut_connections_are_replaced() {
         mark_queued(&ledger, vec![(ids[0], Fence(0))]).await.unwrap();
         let fence = granted(&ledger, ids[0], holder).await.fence;
         assert_eq!(settle(&ledger, ids[0], fence, complete()).await, Settled::Applied);
-        ledger.put_back(ids[1], HOUR).await.unwrap();
+        put_back(&ledger, ids[1], HOUR).await.unwrap();
         assert_eq!(get(&ledger, ids[0]).await.state, State::Completed);
+        let asked = request(&ledger, ids[0], holder).await;
         database.disconnect_all().await;
         // Each connection may break one call before it is replaced, and answers that it did.
         until("every lane to come back", async || {
@@ -105,14 +106,8 @@ async fn cut_connections_are_replaced() {
             let all = join!(
                 ledger.record(again),
                 mark_queued(&ledger, vec![(ids[0], Fence(0))]),
-                ledger.claim(ClaimRequest {
-                    id: ids[0],
-                    worker: holder,
-                    guarantee: Default::default(),
-                    published: NEWEST,
-                    crashes_below: i32::MAX
-                }),
-                ledger.put_back(ids[0], HOUR),
+                ledger.claim(asked.clone()),
+                ledger.put_back(ids[0], asked.belief.clone(), HOUR),
                 ledger.renew(renewal),
                 ledger.ping(),
             );
@@ -271,7 +266,7 @@ async fn connections_are_few() {
     let ids = recorded(&ledger, 100, |_| {}).await;
     join_all(ids.iter().map(async |&id| {
         mark_queued(&ledger, vec![(id, Fence(0))]).await.unwrap();
-        ledger.put_back(id, HOUR).await.unwrap();
+        put_back(&ledger, id, HOUR).await.unwrap();
         let fence = granted(&ledger, id, holder).await.fence;
         ledger.get(vec![id]).await.unwrap();
         assert_eq!(settle(&ledger, id, fence, complete()).await, Settled::Applied);

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 use super::limits::{self, IS_LIMITED};
 use super::write::{boot_ms, guarantee_code};
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Claim, ClaimRequest, Granted, Refusal};
+use crate::ledger::{Believed, Claim, ClaimRequest, Granted, Refusal};
 use crate::state::State;
 use crate::task::{Fence, TaskId};
 
@@ -16,11 +16,11 @@ use crate::task::{Fence, TaskId};
 /// transaction has the file's lock.
 static LOOK: LazyLock<String> = LazyLock::new(|| {
     format!(
-        "SELECT state, coalesce(void_below > ?2, 0), run_at,
+        "SELECT state, void_below, run_at,
              EXISTS (SELECT 1 FROM paused_queues) AND EXISTS (SELECT 1 FROM paused_queues WHERE name = tasks.queue),
              crashes, {IS_LIMITED},
-             EXISTS (SELECT 1 FROM workers WHERE id = ?3 AND dead = 0 AND boot_id = ?4 AND expires_at > ?5),
-             fence, attempt, max_attempts, timeout_ms, coalesce(first_due_at, run_at), queued_at
+             EXISTS (SELECT 1 FROM workers WHERE id = ?2 AND dead = 0 AND boot_id = ?3 AND expires_at > ?4),
+             fence, attempt, max_attempts, timeout_ms, coalesce(first_due_at, run_at), queued_at, kind, args_digest
          FROM tasks WHERE id = ?1"
     )
 });
@@ -43,7 +43,8 @@ pub(super) fn claim(db: &Connection, request: &ClaimRequest, boot_id: &str) -> r
 /// The task as a claim finds it.
 pub(super) struct Looked {
     state: Option<State>,
-    outdated: bool,
+    /// What is not true of what the message says.
+    untrue: Option<Refusal>,
     run_at: i64,
     paused: bool,
     crashes: i32,
@@ -65,7 +66,7 @@ impl Looked {
             Some(State::Running) => Some(Refusal::Held),
             Some(state) if state.is_final() => Some(Refusal::Finished),
             // Before all that a message which counts would be told.
-            _ if self.outdated => Some(Refusal::Outdated),
+            _ if self.untrue.is_some() => self.untrue,
             _ if self.run_at > now => Some(Refusal::NotDue),
             // Before the suspect, which would be tried once more or put back.
             _ if self.paused => Some(Refusal::Paused),
@@ -78,10 +79,16 @@ impl Looked {
 fn look(db: &Connection, request: &ClaimRequest, boot_id: &str) -> rusqlite::Result<Option<Looked>> {
     let (id, worker) = (request.id.0.as_bytes().as_slice(), request.worker.0.as_bytes().as_slice());
     db.prepare_cached(&LOOK)?
-        .query_row(params![id, request.published_under(), worker, boot_id, boot_ms()], |row| {
+        .query_row(params![id, worker, boot_id, boot_ms()], |row| {
+            let row_is = Believed {
+                kind: row.get_ref(13)?.as_str()?,
+                fence: row.get(7)?,
+                void_below: row.get(1)?,
+                args: row.get(14)?,
+            };
             Ok(Looked {
                 state: State::from_code(row.get(0)?),
-                outdated: row.get(1)?,
+                untrue: request.belief.refusal(&row_is),
                 run_at: row.get(2)?,
                 paused: row.get(3)?,
                 crashes: row.get(4)?,

@@ -24,7 +24,8 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit, caller: &Caller) ->
         "UPDATE tasks SET state = ?2, fence = fence + 1, void_below = fence + 1, queued_at = NULL,
              first_due_at = iif(?4 IS NULL, first_due_at, NULL), run_at = coalesce(max(?4, ?3), run_at), due_at = max(coalesce(?4, run_at), ?3),
              queue = coalesce(?5, queue), priority = coalesce(?8, priority),
-             max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms), last_change = ?9
+             max_attempts = coalesce(?6, max_attempts), timeout_ms = coalesce(?7, timeout_ms), last_change = ?9,
+             args_digest = coalesce(?10, args_digest)
          WHERE id = ?1",
     )?
     .execute(params![
@@ -37,6 +38,7 @@ pub(super) fn edit(db: &Connection, id: TaskId, edit: &Edit, caller: &Caller) ->
         edit.timeout.map(millis),
         edit.priority.map(Priority::code),
         caller.change(ChangeCall::Edit, Some(now)),
+        edit.args.as_ref().map(|args| args.digest().0),
     ])?;
     if let Some(args) = &edit.args {
         db.prepare_cached("UPDATE task_args SET args = ?2 WHERE id = ?1")?

@@ -109,8 +109,8 @@ impl<'c> Insertion<'c> {
         let task = db.prepare_cached(
             "INSERT INTO tasks (id, kind, queue, state, tags, max_attempts, created_at, run_at, due_at, timeout_ms,
                  idempotency_key, idempotency_hash, traceparent, unique_key, group_id, priority, concurrency_key,
-                 retried_from, result_ttl_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
+                 retried_from, result_ttl_ms, args_digest)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
         )?;
         Ok(Self { task, args: db.prepare_cached("INSERT INTO task_args (id, args) VALUES (?1, ?2)")? })
     }
@@ -147,6 +147,7 @@ impl<'c> Insertion<'c> {
             task.concurrency_key,
             task.retried_from.as_ref().map(|id| id.0.as_bytes().as_slice()),
             task.result_ttl.map(millis),
+            task.args.digest().0,
         ])?;
         self.args.execute(params![task.id.0.as_bytes().as_slice(), task.args.as_str()])?;
         Ok(())

@@ -8,7 +8,8 @@ use super::read::id_of;
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Caller, Due, Failure, Mark, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerRecord,
+    Abandoned, Belief, Believed, Caller, Due, Failure, Mark, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
+    Transition, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
@@ -137,7 +138,29 @@ fn append_error(db: &Connection, id: TaskId, failure: &Failure, now: i64) -> rus
     Ok(())
 }
 
-pub(super) fn put_back(db: &Connection, id: TaskId, delay: Duration) -> rusqlite::Result<()> {
+pub(super) fn put_back(
+    db: &Connection,
+    id: TaskId,
+    belief: &Belief,
+    delay: Duration,
+) -> rusqlite::Result<Option<Refusal>> {
+    let look = "SELECT kind, fence, void_below, args_digest FROM tasks WHERE id = ?1";
+    let untrue = db
+        .prepare_cached(look)?
+        .query_row([id.0.as_bytes().as_slice()], |row| {
+            let kind = row.get_ref(0)?.as_str()?;
+            Ok(belief.refusal_to_return(&Believed {
+                kind,
+                fence: row.get(1)?,
+                void_below: row.get(2)?,
+                args: row.get(3)?,
+            }))
+        })
+        .optional()?
+        .unwrap_or(Some(Refusal::Unknown));
+    if untrue.is_some() {
+        return Ok(untrue);
+    }
     // The raised fence voids the late mark of the publication that is given back. A task whose own time is later
     // still waits for it.
     db.prepare_cached(
@@ -145,7 +168,7 @@ pub(super) fn put_back(db: &Connection, id: TaskId, delay: Duration) -> rusqlite
          WHERE id = ?1 AND state IN (0, 1, 2, 4)",
     )?
     .execute(params![id.0.as_bytes().as_slice(), wall_ms() + millis(delay)])?;
-    Ok(())
+    Ok(None)
 }
 
 pub(super) fn register(db: &Connection, worker: &WorkerRecord, ttl: Duration, boot_id: &str) -> rusqlite::Result<()> {

@@ -31,3 +31,6 @@ ALTER TABLE tasks ADD COLUMN last_change text;
 ALTER TABLE paused_queues ADD COLUMN paused_by text;
 ALTER TABLE schedules ADD COLUMN paused_at bigint;
 ALTER TABLE schedules ADD COLUMN paused_by text;
+
+-- What the args are told by: a message that has others starts nothing. Null where an earlier release has recorded them.
+ALTER TABLE tasks ADD COLUMN args_digest bigint;

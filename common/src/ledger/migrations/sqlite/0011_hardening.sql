@@ -11,3 +11,6 @@ ALTER TABLE tasks ADD COLUMN last_change TEXT;
 ALTER TABLE paused_queues ADD COLUMN paused_by TEXT;
 ALTER TABLE schedules ADD COLUMN paused_at INTEGER;
 ALTER TABLE schedules ADD COLUMN paused_by TEXT;
+
+-- What the args are told by: a message that has others starts nothing. Null where an earlier release has recorded them.
+ALTER TABLE tasks ADD COLUMN args_digest INTEGER;

@@ -19,7 +19,7 @@ use super::super::{PostgresLedger, connections};
 use super::ledger;
 use super::server::Database;
 use crate::ledger::conformance::{complete, new_task, recorded, submission, worker};
-use crate::ledger::{Claim, ClaimRequest, Ledger, Mark, Settled, Settlement};
+use crate::ledger::{Belief, Claim, ClaimRequest, Ledger, Mark, Settled, Settlement};
 use crate::task::{Fence, Guarantee, TaskId, WorkerId};
 
 /// Tasks measured together.
@@ -133,8 +133,8 @@ impl Counted {
 }
 
 fn request(id: TaskId, worker: WorkerId) -> ClaimRequest {
-    let published = Some(Fence(0));
-    ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, published, crashes_below: 2 }
+    let belief = Belief { kind: new_task().kind, published: Some(Fence(0)), args: new_task().args.digest() };
+    ClaimRequest { id, worker, guarantee: Guarantee::AtLeastOnce, belief, crashes_below: 2 }
 }
 
 fn completed(id: TaskId) -> Settlement {

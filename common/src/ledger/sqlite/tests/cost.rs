@@ -67,7 +67,7 @@ impl Counted {
                 id: *id,
                 worker: self.worker,
                 guarantee: Guarantee::AtLeastOnce,
-                published: Some(Fence(0)),
+                belief: Belief { kind: new_task().kind, published: Some(Fence(0)), args: new_task().args.digest() },
                 crashes_below: 2,
             };
             let claimed = claim::claim(&self.db, &request, &self.boot_id).unwrap();
