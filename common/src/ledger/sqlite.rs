@@ -39,9 +39,9 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
-    Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded,
-    Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission,
-    Worker, WorkerRecord,
+    Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts,
+    Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
+    Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};

@@ -156,7 +156,7 @@ pub async fn lock_tasks(lane: &Lane, time: Duration) -> Result<()> {
     let Ledger::Postgres(database) = &lane.stack.ledger else { anyhow::bail!("the ledger is a file") };
     let mut connection = PgConnection::connect(database.url()).await?;
     let mut transaction = connection.begin().await?;
-    let lock = sqlx::query("LOCK TABLE tasks IN SHARE MODE").execute(&mut *transaction);
+    let lock = sqlx::query("LOCK TABLE tasklane.tasks IN SHARE MODE").execute(&mut *transaction);
     within(LOCK_LIMIT, "the table's lock", lock).await??;
     sleep(STATEMENT_LIMIT + time).await;
     Ok(transaction.rollback().await?)

@@ -79,7 +79,7 @@ async fn an_outcome_is_offered_as_long_as_the_lease_lives() -> Result<()> {
     log.started(3, LIMIT).await?;
     let mut operator = by_hand(&stack).await?;
     let mut transaction = operator.begin().await?;
-    sqlx::query("LOCK TABLE tasks IN SHARE MODE").execute(&mut *transaction).await?;
+    sqlx::query("LOCK TABLE tasklane.tasks IN SHARE MODE").execute(&mut *transaction).await?;
     tokio::time::sleep(LOCKED).await;
     transaction.rollback().await?;
     let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
@@ -105,7 +105,7 @@ async fn an_outcome_that_the_ledger_refuses_ends_its_task_all_the_same() -> Resu
     let refuse = "
         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
         BEGIN RAISE EXCEPTION 'no room for this'; END $$;
-        CREATE TRIGGER refuse BEFORE UPDATE ON tasks FOR EACH ROW WHEN (NEW.result LIKE '%unwelcome%')
+        CREATE TRIGGER refuse BEFORE UPDATE ON tasklane.tasks FOR EACH ROW WHEN (NEW.result LIKE '%unwelcome%')
         EXECUTE FUNCTION refuse()";
     sqlx::raw_sql(refuse).execute(&mut by_hand(&stack).await?).await?;
     let unwelcome = tasks(8, "test.once", &json!({"answer": "unwelcome"}));
@@ -119,7 +119,7 @@ async fn an_outcome_that_the_ledger_refuses_ends_its_task_all_the_same() -> Resu
     let error = discarded.errors.last().context("it says why")?;
     ensure!(error.message.contains("could not be recorded") && error.message.contains("no room for this"), "{error:?}");
     assert_eq!((discarded.reason.as_deref(), discarded.attempt), (Some("final_error"), 1));
-    sqlx::raw_sql("DROP TRIGGER refuse ON tasks").execute(&mut by_hand(&stack).await?).await?;
+    sqlx::raw_sql("DROP TRIGGER refuse ON tasklane.tasks").execute(&mut by_hand(&stack).await?).await?;
     let ended = producer.api.all_ended(submitted.len(), LIMIT).await?;
     assert_eq!(ended.len(), submitted.len());
     log.check_each_started_once(submitted.iter().map(String::as_str))?;

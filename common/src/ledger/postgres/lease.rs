@@ -58,7 +58,7 @@ LIMIT $1";
 
 pub(super) const RUNNING: &str = "
 SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL, queue
-FROM tasks WHERE worker_id = $1 AND state = 3";
+FROM tasklane.tasks WHERE worker_id = $1 AND state = 3";
 
 /// Asked all the time, so it has an index of its own, which is empty nearly always.
 pub(super) const CANCELLING: &str = "

@@ -15,8 +15,8 @@ use self::server::Database;
 use super::PostgresLedger;
 use super::prune::{EXPIRE_RESULTS, NEXT_QUEUE, PRUNE_MEMBERS, PRUNE_QUEUE};
 use crate::ledger::conformance::{
-    HOUR, Store, claim, complete, get, granted, mark_queued, new_task, one, put_back, recorded, refused,
-    request, settle, submission, until, worker,
+    HOUR, Store, claim, complete, get, granted, mark_queued, new_task, one, put_back, recorded, refused, request,
+    settle, submission, until, worker,
 };
 use crate::ledger::{
     CALL_TIMEOUT, Claim, Ledger, LedgerError, Recorded, Refusal, Renewal, Renewed, SCHEMA_VERSION, Settled, Settlement,
