@@ -34,6 +34,16 @@ pub(crate) struct Task {
     pub(crate) retried_from: Option<String>,
     pub(crate) concurrency_key: Option<String>,
     pub(crate) limited_by: Option<String>,
+    pub(crate) last_change: Option<LastChange>,
+}
+
+/// The newest call that changed a task.
+#[derive(Debug, Deserialize)]
+pub(crate) struct LastChange {
+    pub(crate) call: String,
+    pub(crate) by: Option<String>,
+    pub(crate) at: Timestamp,
+    pub(crate) request_id: Option<String>,
 }
 
 impl Task {
@@ -112,6 +122,8 @@ pub(crate) struct Queue {
     pub(crate) consumers: Option<u64>,
     #[serde(default)]
     pub(crate) paused: bool,
+    pub(crate) paused_at: Option<Timestamp>,
+    pub(crate) paused_by: Option<String>,
 }
 
 impl Queue {
@@ -172,6 +184,8 @@ pub(crate) struct Schedule {
     pub(crate) overlap: String,
     pub(crate) jitter_ms: i64,
     pub(crate) paused: bool,
+    pub(crate) paused_at: Option<Timestamp>,
+    pub(crate) paused_by: Option<String>,
     #[serde(default)]
     pub(crate) next_runs: Vec<Timestamp>,
     pub(crate) last_tick: Option<Timestamp>,

@@ -82,6 +82,12 @@ pub(crate) struct Global {
     /// Print the API's JSON: one document, or one a line where there are several
     #[arg(long, global = true, help_heading = FOR_ALL)]
     pub(crate) json: bool,
+    /// Who makes changes, for the producer's log and the tasks; '' says nothing [default: the user of this machine]
+    #[arg(
+        long, global = true, help_heading = FOR_ALL, env = "TASKLANE_BY", hide_env_values = true, value_name = "NAME",
+        value_parser = input::actor
+    )]
+    pub(crate) by: Option<String>,
     /// Colours; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, help_heading = FOR_ALL, value_enum, value_name = "WHEN", default_value_t = When::Auto)]
     pub(crate) color: When,

@@ -37,6 +37,8 @@ const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 pub(crate) struct Client {
     http: reqwest::Client,
     base: Url,
+    /// Who makes changes.
+    by: Option<String>,
     /// Whether there was an answer yet: a producer that was there is worth some patience when it goes away.
     answered: AtomicBool,
 }
@@ -188,11 +190,11 @@ impl Answer {
 }
 
 impl Client {
-    /// The API at an address.
+    /// The API at an address, for somebody.
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub(crate) fn new(base: &Url) -> Result<Self, Failure> {
+    pub(crate) fn new(base: &Url, by: Option<String>) -> Result<Self, Failure> {
         // Whoever came first has chosen; an error says just that.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder()
@@ -206,7 +208,7 @@ impl Client {
             _ => http.tls_certs_only([]).build(),
         };
         let http = http.map_err(|error| Failure::usage(format!("cannot set up HTTP: {}", root_cause(&error))))?;
-        Ok(Self { http, base: base.clone(), answered: AtomicBool::new(false) })
+        Ok(Self { http, base: base.clone(), by, answered: AtomicBool::new(false) })
     }
 
     /// The address, without user and password.
@@ -272,6 +274,10 @@ impl Client {
         let mut request = self.http.request(call.method.clone(), self.url(call));
         if let Some((content_type, body)) = &call.body {
             request = request.header(CONTENT_TYPE, *content_type).body(body.clone());
+        }
+        if let Some(by) = self.by.as_deref().filter(|_| call.method != Method::GET) {
+            // As bytes: names are not only ASCII.
+            request = request.header("tasklane-actor", by.as_bytes());
         }
         if let Some(key) = &call.key {
             request = request.header("idempotency-key", key);
@@ -398,7 +404,7 @@ mod tests {
     use super::*;
 
     fn client(base: &str) -> Client {
-        Client::new(&Url::parse(base).unwrap()).unwrap()
+        Client::new(&Url::parse(base).unwrap(), None).unwrap()
     }
 
     fn answer(status: u16, text: &str) -> Answer {

@@ -26,6 +26,7 @@ use uuid::Uuid;
 use crate::cli::{Cli, Command};
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
+use crate::input;
 use crate::output::Output;
 
 /// What every command works with.
@@ -39,7 +40,8 @@ pub(crate) struct Context<'o> {
 /// # Errors
 /// Why it was not done.
 pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
-    let cx = &Context { client: Client::new(&cli.global.url)?, output };
+    let by = cli.global.by.or_else(input::user).filter(|by| !by.is_empty());
+    let cx = &Context { client: Client::new(&cli.global.url, by)?, output };
     match cli.command {
         Command::Submit(submit) => submit::run(cx, submit).await,
         Command::Batch(batch) => batch::run(cx, batch).await,

@@ -17,6 +17,8 @@ use crate::failure::Failure;
 const ARGS_BYTES_MAX: u64 = 1024 * 1024;
 /// The longest idempotency key.
 const KEY_BYTES_MAX: usize = 255;
+/// The longest name of whoever makes changes.
+const ACTOR_BYTES_MAX: usize = 128;
 /// The longest number of a line.
 const RUN_LINE_BYTES_MAX: usize = 20;
 
@@ -80,6 +82,22 @@ pub(crate) fn rate(text: &str) -> Result<Rate, String> {
     let (tasks, per) = text.split_once('/').ok_or_else(rule)?;
     let per_ms = duration(per).ok().and_then(|per| u64::try_from(per.as_millis()).ok()).ok_or_else(rule)?;
     Ok(Rate { tasks: tasks.trim().parse().map_err(|_| rule())?, per_ms, burst: 1 })
+}
+
+/// Reads the name of whoever makes changes.
+pub(crate) fn actor(text: &str) -> Result<String, String> {
+    let name = text.trim();
+    if name.len() > ACTOR_BYTES_MAX || name.contains(char::is_control) {
+        return Err(format!("must have at most {ACTOR_BYTES_MAX} bytes and no control characters"));
+    }
+    Ok(name.to_owned())
+}
+
+/// The user of this machine who has called the program, also through `sudo`.
+pub(crate) fn user() -> Option<String> {
+    let named =
+        |variable| std::env::var(variable).ok().and_then(|name| actor(&name).ok()).filter(|name| !name.is_empty());
+    ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(named)
 }
 
 /// Reads an idempotency key.

@@ -28,7 +28,7 @@ pub(crate) enum SchedulesDo {
     List,
     /// Show one, with its task and its next ticks
     Get(Named),
-    /// Make or replace one; what is not given has its default
+    /// Make or replace one; what is not given has its default, but for --paused
     Put(Box<PutSchedule>),
     /// Delete one: nothing is submitted any more, and what was stays
     Delete(Named),
@@ -73,7 +73,10 @@ pub(crate) struct PutSchedule {
     /// Each task waits so long at most after its tick [default: 0]
     #[arg(long, value_name = "DURATION", value_parser = input::duration)]
     pub(crate) jitter: Option<Duration>,
-    /// Submits nothing until it is resumed
-    #[arg(long)]
-    pub(crate) paused: bool,
+    /// Submits nothing until it is resumed; =false resumes it [default: as it is; a new one is not paused]
+    #[arg(
+        long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        hide_possible_values = true
+    )]
+    pub(crate) paused: Option<bool>,
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 
 use anstyle::{AnsiColor, Style};
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::Context;
+use super::get::made;
 use crate::api::{Queue, QueueList, Readiness, Worker, WorkerList};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
@@ -145,7 +147,10 @@ fn service(workers: &[Worker], queues: &[Queue]) -> Vec<Finding> {
         let oldest = format!("{name}: the oldest waiting task has waited for {}", brief_ms(waiting_ms));
         if queue.paused {
             let advice = format!("tasklane resume {name}, when that is over for which it was paused");
-            findings.push(warn("queues.paused", format!("{oldest}, and the queue is paused"), advice));
+            let paused =
+                queue.paused_at.map(|at| format!(" {}", made(at, queue.paused_by.as_deref(), Timestamp::now())));
+            let message = format!("{oldest}, and the queue was paused{}", paused.unwrap_or_default());
+            findings.push(warn("queues.paused", message, advice));
         } else if !workers.iter().any(|worker| worker.queues.contains(name)) {
             let message = format!("{oldest}, and no live worker consumes the queue");
             findings.push(fail("queues.consumed", message, format!("start a worker with TASKLANE_QUEUES={name}")));

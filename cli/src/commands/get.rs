@@ -55,6 +55,10 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
     lines.time("cancel asked", task.cancel_requested_at, now);
     lines.optional("retried from", task.retried_from.as_deref());
     lines.optional("worker", task.worker_id.as_deref());
+    if let Some(change) = &task.last_change {
+        lines.add("last change", &format!("{} {}", change.call, made(change.at, change.by.as_deref(), now)));
+        lines.optional("request", change.request_id.as_deref());
+    }
     lines.json("args", task.args.as_deref());
     match task.result_expired {
         true => lines.add("result", "expired"),
@@ -66,6 +70,12 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
         lines.add("error", &text);
     }
     lines.text
+}
+
+/// Who has done something, and how long ago.
+pub(super) fn made(at: Timestamp, by: Option<&str>, now: Timestamp) -> String {
+    let by = by.map(|by| format!("by {by}, ")).unwrap_or_default();
+    format!("{by}{}", relative(at, now))
 }
 
 /// The time from one to the other, if it passed forwards.

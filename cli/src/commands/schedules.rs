@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::Context;
-use super::get::Lines;
+use super::get::{Lines, made};
 use super::spec::{Spec, millis, spec};
 use crate::api::{Schedule, SchedulePage};
 use crate::cli::{PutSchedule, SchedulesDo};
@@ -32,14 +32,15 @@ struct Definition<'p> {
     overlap: Option<&'p str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     jitter_ms: Option<u64>,
-    paused: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    paused: Option<bool>,
 }
 
 pub(super) async fn run(cx: &Context<'_>, action: Option<SchedulesDo>) -> Result<Exit, Failure> {
     match action {
         None | Some(SchedulesDo::List) => list(cx).await,
         Some(SchedulesDo::Get(named)) => show(cx, Call::get(path(&named.name))).await,
-        Some(SchedulesDo::Put(put)) => show(cx, Call::put(path(&put.named.name)).json(&definition(&put)?)?).await,
+        Some(SchedulesDo::Put(put)) => self::put(cx, &put).await,
         Some(SchedulesDo::Delete(named)) => delete(cx, &named.name).await,
         Some(SchedulesDo::Pause(named)) => show(cx, Call::post(["v1", "schedules", &named.name, "pause"])).await,
         Some(SchedulesDo::Resume(named)) => show(cx, Call::post(["v1", "schedules", &named.name, "resume"])).await,
@@ -63,14 +64,27 @@ fn definition(put: &PutSchedule) -> Result<Definition<'_>, Failure> {
     })
 }
 
-async fn show(cx: &Context<'_>, call: Call) -> Result<Exit, Failure> {
-    let answer = cx.client.call(call).await?;
-    if cx.output.json {
-        cx.output.json(&answer.text)?;
-    } else {
-        cx.output.text(&view(&answer.read()?, Lines::new(cx.output), Timestamp::now()))?;
+async fn put(cx: &Context<'_>, put: &PutSchedule) -> Result<Exit, Failure> {
+    let answer = cx.client.call(Call::put(path(&put.named.name)).json(&definition(put)?)?).await?;
+    let schedule: Schedule = answer.read()?;
+    shown(cx, &answer.text, &schedule)?;
+    if schedule.paused && put.paused.is_none() {
+        cx.output.note(&format!("it stays paused; to let it go on: tasklane schedules resume {}", schedule.name));
     }
     Ok(Exit::Done)
+}
+
+async fn show(cx: &Context<'_>, call: Call) -> Result<Exit, Failure> {
+    let answer = cx.client.call(call).await?;
+    shown(cx, &answer.text, &answer.read()?)?;
+    Ok(Exit::Done)
+}
+
+fn shown(cx: &Context<'_>, json: &str, schedule: &Schedule) -> Result<(), Failure> {
+    match cx.output.json {
+        true => cx.output.json(json),
+        false => cx.output.text(&view(schedule, Lines::new(cx.output), Timestamp::now())),
+    }
 }
 
 async fn delete(cx: &Context<'_>, name: &str) -> Result<Exit, Failure> {
@@ -143,7 +157,8 @@ fn view(schedule: &Schedule, mut lines: Lines<'_>, now: Timestamp) -> String {
     let Schedule { task, ticks, .. } = schedule;
     lines.add("name", &schedule.name);
     lines.add("cron", &format!("{} ({})", schedule.cron, schedule.timezone));
-    lines.optional("paused", schedule.paused.then_some("yes"));
+    let paused = schedule.paused_at.map(|at| made(at, schedule.paused_by.as_deref(), now));
+    lines.optional("paused", schedule.paused.then(|| paused.unwrap_or_else(|| "yes".to_owned())).as_deref());
     let catch_up = match schedule.catch_up.as_str() {
         "all" => format!("all, {} at most", schedule.catch_up_max),
         other => other.to_owned(),

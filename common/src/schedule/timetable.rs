@@ -1,17 +1,18 @@
-//! A cron expression in a zone: when the ticks are. Croner reads the expression, jiff knows the zones, and both are in
-//! this program: the machine's own zone files are not asked.
+//! A cron expression in a zone: when the ticks are. Croner reads the expression and tells which times of a wall clock match,
+//! jiff knows when a zone's clock shows them, and both are in this program: the machine's own zone files are not asked.
 //!
 //! An expression with one second, one minute and one hour (`30 2 * * *`) fires once a day whatever the clocks do: in a
-//! gap at its end, in a fold the first time. Every other one fires at each time of the wall clock that matches: none in a
-//! gap, twice in a fold.
+//! gap at its end, even where that is another day, in a fold the first time. Every other one fires at each time that the wall
+//! clock shows and that matches: none in a gap, twice in a fold.
 
 use std::fmt;
 
-use croner::Cron;
 use croner::errors::CronError;
 use croner::parser::{CronParser, Seconds, Year};
+use croner::{Cron, JobType};
 use jiff::Timestamp;
-use jiff::tz::{TimeZone, db};
+use jiff::civil::DateTime;
+use jiff::tz::{AmbiguousOffset, TimeZone, db};
 
 /// The longest expression, in bytes.
 pub const CRON_BYTES_MAX: usize = 256;
@@ -23,6 +24,8 @@ pub const ZONE_BYTES_MAX: usize = 64;
 pub struct Timetable {
     cron: Cron,
     zone: TimeZone,
+    /// Whether a day has one time.
+    daily: bool,
 }
 
 /// Why an expression in a zone is no timetable.
@@ -64,7 +67,9 @@ impl Timetable {
     /// # Errors
     /// [`TimetableError`] says which field is wrong.
     pub fn parse(cron: &str, zone: &str) -> Result<Self, TimetableError> {
-        let table = Self { cron: parse_cron(cron)?, zone: parse_zone(zone)? };
+        let (cron, zone) = (parse_cron(cron)?, parse_zone(zone)?);
+        let daily = cron.determine_job_type() == JobType::FixedTime;
+        let table = Self { cron, zone, daily };
         // Without years the calendar repeats: what fires once fires for ever.
         table.next_after(Timestamp::UNIX_EPOCH).map(|_| table)
     }
@@ -82,9 +87,51 @@ impl Timetable {
     pub fn next_after(&self, time: Timestamp) -> Result<Timestamp, TimetableError> {
         // Ticks are whole seconds: the first after a part of one is the first after the whole.
         let second = time.as_millisecond().div_euclid(1000);
-        let from = Timestamp::from_second(second).map_err(|_| TimetableError::Never)?.to_zoned(self.zone.clone());
-        let next = self.cron.find_next_occurrence(&from, false).map_err(|_| TimetableError::Never)?;
-        Ok(next.timestamp())
+        let from = Timestamp::from_second(second).map_err(|_| TimetableError::Never)?;
+        let next = if self.daily { self.next_of_a_day(from) } else { self.next_shown(from) };
+        next.ok_or(TimetableError::Never)
+    }
+
+    /// The first moment after `from` at which the clock comes to a time that matches, or passes it in a gap.
+    fn next_of_a_day(&self, from: Timestamp) -> Option<Timestamp> {
+        let mut wall = self.zone.to_datetime(from);
+        loop {
+            wall = self.cron.find_next_occurrence(&wall, false).ok()?;
+            // In a fold's second half it was there before.
+            let tick = self.first_at(wall)?;
+            if tick > from {
+                return Some(tick);
+            }
+        }
+    }
+
+    /// When the clock first shows a time, or jumps over it.
+    fn first_at(&self, wall: DateTime) -> Option<Timestamp> {
+        let times = self.zone.to_ambiguous_timestamp(wall);
+        match times.offset() {
+            // By the offset of after the gap its times lie before its end, and nothing else is between.
+            AmbiguousOffset::Gap { after, .. } => {
+                let before = after.to_timestamp(wall).ok()?;
+                self.zone.following(before).next().map(|end| end.timestamp())
+            }
+            AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Fold { .. } => times.earlier().ok(),
+        }
+    }
+
+    /// The first time after `from` that the clock shows and that matches. From change to change of the clock, since a fold shows
+    /// earlier times again.
+    fn next_shown(&self, from: Timestamp) -> Option<Timestamp> {
+        let (mut from, mut inclusive) = (from, false);
+        let mut changes = self.zone.following(from);
+        loop {
+            let offset = self.zone.to_offset(from);
+            let wall = self.cron.find_next_occurrence(&offset.to_datetime(from), inclusive).ok()?;
+            let tick = offset.to_timestamp(wall).ok()?;
+            match changes.next().map(|change| change.timestamp()).filter(|change| *change <= tick) {
+                Some(change) => (from, inclusive) = (change, true),
+                None => return Some(tick),
+            }
+        }
     }
 
     /// The ticks after a time, as long as there are any.

@@ -94,6 +94,10 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let seen: Vec<Arc<Seen>> = world.lanes.iter().map(|_| Arc::default()).collect();
     let counters: Arc<Vec<Counters>> = Arc::new(world.lanes.iter().map(|_| Counters::default()).collect());
     let mut clients = clients(&world, &seen, plan.seed, &stop)?;
+    let mut amending = JoinSet::new();
+    for lane in 0..world.lanes.len() {
+        amending.spawn(cron::amend(Arc::clone(&world), lane, plan.seed ^ lane as u64, stop.clone()));
+    }
     let mut watchers = JoinSet::new();
     watchers.spawn(look(Arc::clone(&world), Arc::clone(&counters)));
     watchers.spawn(tell(Arc::clone(&world), seen.clone()));
@@ -105,11 +109,15 @@ pub async fn run(plan: Plan) -> Result<Report> {
         while let Some(client) = clients.join_next().await {
             client??;
         }
+        while let Some(amended) = amending.join_next().await {
+            amended?;
+        }
         anyhow::Ok(())
     })
     .await??;
+    let mut missed = Vec::new();
     for lane in &world.lanes {
-        cron::end(lane).await?;
+        missed.push(cron::end(lane).await?);
     }
     let settled = settle(&world, healed).await?;
     let after = match settled.iter().all(Option::is_some) {
@@ -124,7 +132,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
     let mut lanes = Vec::new();
     for (at, lane) in world.lanes.iter_mut().enumerate() {
         counters[at].look(lane).await;
-        let evidence = gather(lane).await?;
+        let evidence = gather(lane, missed[at]).await?;
         let speed = |sprints: &[Sprint]| measure::speeds(sprints, &evidence.history);
         lanes.push(LaneReport {
             name: lane.kind.to_string(),
@@ -285,9 +293,9 @@ async fn settle_lane(lane: &Lane, healed: Instant) -> Result<Option<Duration>> {
 }
 
 /// Stops a lane, and collects all that is to be judged.
-async fn gather(lane: &mut Lane) -> Result<Evidence> {
+async fn gather(lane: &mut Lane, missed: usize) -> Result<Evidence> {
     let tasks = lane.api()?.list_all(&[]).await?;
-    lane.history.append(cron::promised(&tasks)?)?;
+    lane.history.append(cron::promised(&tasks, missed)?)?;
     let tasks: Vec<FinalTask> = tasks.into_iter().map(final_task).collect::<Result<_>>()?;
     let vhost = &lane.stack.vhost;
     for queue in QUEUES.iter().flat_map(|queue| broker_queues(queue)) {

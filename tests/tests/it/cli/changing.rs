@@ -74,6 +74,17 @@ async fn schedules_are_made_shown_paused_and_deleted() -> Result<()> {
     };
     assert_eq!(but_for_the_change(resumed), but_for_the_change(made), "all but the pause stays");
 
+    cli.ok(&["schedules", "pause", "reports.nightly", "--by", "anna"]).await?;
+    let said = cli.run(&put).await?;
+    assert!(
+        said.err.contains("it stays paused; to let it go on: tasklane schedules resume reports.nightly"),
+        "{said:?}"
+    );
+    assert!(said.out.contains("\npaused        by anna, "), "{said:?}");
+    let put_resumed = [&put[..], &["--paused=false"]].concat();
+    let said = cli.run(&put_resumed).await?;
+    assert!(said.err.is_empty() && !said.out.contains("\npaused"), "{said:?}");
+
     let names = ["a", "b"].map(|name| ["schedules", "put", name, "test.echo", "--cron", "@hourly"]);
     for put in &names {
         cli.ok(put).await?;
@@ -122,6 +133,38 @@ async fn limits_are_set_shown_and_deleted_and_hold_tasks() -> Result<()> {
     }
     cli.run(&["limits", "delete", "key", "customer:*"]).await?.failed(3, &["customer:*"]);
     cli.run(&["limits", "set", "kind", "a", "--max-queued", "5"]).await?.failed(4, &["max_queued: is for queues only"]);
+    Ok(())
+}
+
+/// By the name that is given, or that of the user who has called the command; and the producer's log says it, too.
+#[tokio::test]
+async fn who_makes_a_change_is_told() -> Result<()> {
+    let (_stack, producer) = producer().await?;
+    let mut cli = Cli::of(&producer);
+    let id = cli.submit(&["later", "--delay", "1h"]).await?;
+    let by = async |cli: &Cli, args: &[&str]| -> Result<Value> {
+        cli.ok(&[&["edit", &id, "--delay", "2h"], args].concat()).await?;
+        Ok(cli.json(&["get", &id]).await?[0]["last_change"]["by"].clone())
+    };
+    assert_eq!(by(&cli, &[]).await?, Value::Null, "nobody is known");
+    cli.env = vec![("USER", "root")];
+    assert_eq!(by(&cli, &[]).await?, "root");
+    cli.env.push(("SUDO_USER", "jörg"));
+    assert_eq!(by(&cli, &[]).await?, "jörg");
+    cli.env.push(("TASKLANE_BY", "deploy"));
+    assert_eq!(by(&cli, &[]).await?, "deploy");
+    assert_eq!(by(&cli, &["--by", "anna"]).await?, "anna");
+    assert_eq!(by(&cli, &["--by", ""]).await?, Value::Null);
+    assert_eq!(cli.run(&["--by", &"x".repeat(129), "cancel", &id]).await?.code, Some(2));
+    cli.ok(&["cancel", &id, "--by", "anna"]).await?;
+    let shown = cli.ok(&["get", &id]).await?;
+    assert!(shown.contains("\nlast change   cancel by anna, ") && shown.contains("\nrequest       "), "{shown}");
+    let log = producer.process.log();
+    let line = log.lines().find(|line| line.contains("a task was cancelled")).context("no line")?;
+    let agent = concat!("agent=\"tasklane/", env!("CARGO_PKG_VERSION"), "\"");
+    for part in [" INFO ", "call=\"cancel\"", &id, "by=\"anna\"", "peer=127.0.0.1:", agent, "request.id="] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
     Ok(())
 }
 
