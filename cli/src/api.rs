@@ -191,6 +191,10 @@ pub(crate) struct Schedule {
     pub(crate) last_tick: Option<Timestamp>,
     pub(crate) last_task_id: Option<String>,
     pub(crate) last_skipped: Option<Timestamp>,
+    #[serde(default)]
+    pub(crate) skipped_in_a_row: i64,
+    pub(crate) blocked_by: Option<String>,
+    pub(crate) next_at: Option<Timestamp>,
     pub(crate) ticks: Ticks,
 }
 
@@ -220,7 +224,16 @@ pub(crate) struct Ticks {
 #[derive(Debug, Deserialize)]
 pub(crate) struct SchedulePage {
     pub(crate) schedules: Vec<Box<RawValue>>,
+    #[serde(default)]
+    pub(crate) unreadable: Vec<Unreadable>,
     pub(crate) next_cursor: Option<String>,
+}
+
+/// A schedule that the producer cannot read.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Unreadable {
+    pub(crate) name: String,
+    pub(crate) problem: String,
 }
 
 /// A limit.

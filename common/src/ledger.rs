@@ -38,7 +38,9 @@ pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
 pub use self::limiting::{LimitSet, Released};
 pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, Paused, QueueCounts, Worker};
 pub(crate) use self::looking::{PAGE_BYTES_MAX, RUNS_LOOKED_AT};
-pub use self::scheduling::{Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage};
+pub use self::scheduling::{
+    Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage, Unreadable,
+};
 pub use self::transact::{Native, Transacted};
 use crate::group::{Group, NewGroup};
 use crate::limit::{Bounds, Limit, Scope};

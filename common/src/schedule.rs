@@ -135,6 +135,10 @@ pub struct Schedule {
     pub last_task_id: Option<TaskId>,
     /// The newest tick that was skipped.
     pub last_skipped: Option<Timestamp>,
+    /// How many ticks were skipped since one was fired.
+    pub skipped_in_a_row: i64,
+    /// With [`Overlap::Skip`], an unfinished task of it: its ticks are skipped as long as there is one.
+    pub blocked_by: Option<TaskId>,
     /// How many ticks it had.
     pub ticks: TickCounts,
     /// Since when it is paused, and by whom; `None` when it is not.

@@ -11,9 +11,10 @@ use uuid::Uuid;
 
 use crate::clock::{millis, timestamp};
 use crate::events::{Events, Happening, TaskEvent};
-use crate::ledger::{Fired, Firing, LedgerError, SharedLedger};
+use crate::labels::Labels;
+use crate::ledger::{Fired, Firing, LedgerError, SharedLedger, Unreadable};
 use crate::schedule::plan::{Plan, Watched, plan};
-use crate::schedule::{Schedule, TimetableError};
+use crate::schedule::{SCHEDULES_MAX, Schedule, ScheduleName, TimetableError};
 use crate::state::State;
 use crate::task::NewTask;
 
@@ -89,7 +90,9 @@ enum Done {
 impl Ticker {
     /// Fires what is due, and tells how long nothing will be.
     async fn round(&mut self) -> Result<Duration, LedgerError> {
-        let looked = self.ledger.due_schedules(ROUND_MAX).await?;
+        // What nobody here can fire stays due, and must not take the places of what can be fired.
+        let unreadable = u32::try_from(self.unreadable.len()).unwrap_or(0).min(SCHEDULES_MAX as u32);
+        let looked = self.ledger.due_schedules(ROUND_MAX + unreadable).await?;
         let since = self.watch.look(looked.now);
         let late = timestamp(looked.now.as_millisecond() - millis(LATE_MAX));
         let settled = looked.now.as_millisecond() - since.as_millisecond() >= millis(SETTLE);
@@ -102,20 +105,36 @@ impl Ticker {
             }
             match firing(schedule, watched) {
                 Ok(firing) => firings.extend(firing),
-                Err(error) if self.unreadable.insert(schedule.revision) => {
-                    tracing::error!(schedule = %schedule.name, %error, "this process cannot fire the schedule: is another release in use?");
-                }
-                Err(_) => {}
+                Err(error) => self.cannot_fire(&schedule.name, schedule.revision, &error.to_string()),
             }
+        }
+        for Unreadable { name, revision, problem } in &looked.unreadable {
+            self.cannot_fire(name, *revision, problem);
         }
         let done = join_all(firings.into_iter().map(|firing| self.fire(firing))).await;
         let done = done.into_iter().collect::<Result<Vec<_>, _>>()?;
         if done.contains(&Done::Moved) {
             return Ok(Duration::ZERO);
         }
-        let wait = if looked.due.is_empty() { looked.wait.unwrap_or(SLEEP_MAX) } else { SLEEP_MAX };
+        let wait = if looked.due.is_empty() && looked.unreadable.is_empty() {
+            looked.wait.unwrap_or(SLEEP_MAX)
+        } else {
+            SLEEP_MAX
+        };
         let wait = if done.contains(&Done::Overtaken) { OVERTAKEN_PAUSE } else { wait };
         Ok(wait.min(SLEEP_MAX) + Duration::from_millis(rand::random_range(0..SPREAD_MS)))
+    }
+
+    /// Tells it once.
+    fn cannot_fire(&mut self, name: &ScheduleName, revision: Uuid, problem: &str) {
+        if self.unreadable.len() > 2 * SCHEDULES_MAX as usize {
+            self.unreadable.clear();
+        }
+        if self.unreadable.insert(revision) {
+            tracing::error!(
+                schedule = %name, problem, "this process cannot fire the schedule: is another release in use?"
+            );
+        }
     }
 
     /// Writes one decision. Whoever else has made it first has also logged and counted it.
@@ -138,19 +157,22 @@ impl Ticker {
                 }
                 count
             }
-            Fired::Skipped => {
+            Fired::Skipped(obstacle) => {
                 if let Some(tick) = newest {
-                    tracing::info!(schedule = %name, %tick, "a tick was skipped: a task of an earlier one is unfinished");
+                    tracing::info!(
+                        schedule = %name, %tick, task.id = %obstacle,
+                        "a tick was skipped: this task of an earlier one is unfinished"
+                    );
                 }
-                count("skipped", 1);
+                count(&name, "skipped", 1);
                 0
             }
         };
         if missed > 0 {
             tracing::info!(schedule = %name, missed, "ticks have passed while nothing was there to fire them");
         }
-        count("fired", fired);
-        count_missed(missed);
+        count(&name, "fired", fired);
+        count_missed(&name, missed);
         Ok(Done::Moved)
     }
 }
@@ -171,12 +193,15 @@ fn submitted(task: &NewTask) -> TaskEvent {
 }
 
 /// Counts ticks that are not fired any more.
-pub fn count_missed(ticks: u32) {
-    count("missed", ticks);
+pub fn count_missed(schedule: &ScheduleName, ticks: u32) {
+    count(schedule, "missed", ticks);
 }
 
-fn count(outcome: &'static str, ticks: u32) {
-    metrics::counter!("tasklane_schedule_ticks_total", "outcome" => outcome).increment(ticks.into());
+fn count(schedule: &ScheduleName, outcome: &'static str, ticks: u32) {
+    static NAMES: Labels = Labels::new();
+    let schedule = NAMES.of(schedule.as_str());
+    metrics::counter!("tasklane_schedule_ticks_total", "schedule" => schedule, "outcome" => outcome)
+        .increment(ticks.into());
 }
 
 /// What is written about a schedule that is due; nothing of one that is paused.
@@ -195,7 +220,7 @@ mod tests {
     use crate::ledger::NextTick;
     use crate::ledger::conformance::schedule::{anew, definition};
     use crate::publisher::Publisher;
-    use crate::schedule::{CatchUp, Definition, ScheduleName, TickCounts};
+    use crate::schedule::{CatchUp, Definition, TickCounts};
 
     /// A process that has just started does not know whether one that watched before is about to fire the tick.
     #[tokio::test]

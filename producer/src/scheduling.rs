@@ -91,6 +91,9 @@ pub(crate) struct ScheduleView {
     paused_at: Option<Timestamp>,
     /// Who paused it, as `Tasklane-Actor` said; null when it did not.
     paused_by: Option<String>,
+    /// The tick that is fired next: in the past when nobody has fired it yet; null while it is paused.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    next_at: Option<Timestamp>,
     /// The next five ticks; none while it is paused.
     #[schema(value_type = Vec<String>, format = DateTime)]
     next_runs: Vec<Timestamp>,
@@ -102,6 +105,10 @@ pub(crate) struct ScheduleView {
     /// The newest tick that was skipped for an unfinished task.
     #[schema(value_type = Option<String>, format = DateTime)]
     last_skipped: Option<Timestamp>,
+    /// How many ticks were skipped since one was fired.
+    skipped_in_a_row: i64,
+    /// With `overlap: skip`, an unfinished task of it, for which ticks are skipped; null when there is none.
+    blocked_by: Option<TaskId>,
     /// What became of all ticks.
     ticks: TickCounts,
     /// When it was made.
@@ -232,10 +239,13 @@ pub(crate) fn view(schedule: Schedule, now: Timestamp) -> ScheduleView {
         paused,
         paused_at,
         paused_by,
+        next_at: schedule.next_at,
         next_runs,
         last_tick,
         last_task_id,
         last_skipped,
+        skipped_in_a_row: schedule.skipped_in_a_row,
+        blocked_by: schedule.blocked_by,
         ticks,
         created_at: schedule.created_at,
         updated_at: schedule.updated_at,

@@ -1,5 +1,7 @@
 //! `doctor`: what can be seen of a Tasklane from outside, and what to mend.
 
+mod schedules;
+
 use std::collections::BTreeSet;
 
 use anstyle::{AnsiColor, Style};
@@ -81,6 +83,16 @@ async fn examine(cx: &Context<'_>) -> Result<Vec<Finding>, Failure> {
         let workers = cx.client.call(Call::get(["v1", "workers"])).await?.read::<WorkerList>()?.workers;
         let queues = cx.client.call(Call::get(["v1", "queues"])).await?.read::<QueueList>()?.queues;
         findings.extend(service(&workers, &queues));
+        let mut seen = schedules::Seen::default();
+        super::schedules::pages(cx, |page| {
+            page.unreadable.iter().for_each(|one| seen.unreadable(one));
+            for json in &page.schedules {
+                seen.look(&super::schedules::read(json)?, Timestamp::now());
+            }
+            Ok(())
+        })
+        .await?;
+        findings.extend(seen.findings());
     }
     Ok(findings)
 }

@@ -3,11 +3,12 @@
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use super::Context;
 use super::get::{Lines, made};
 use super::spec::{Spec, millis, spec};
-use crate::api::{Schedule, SchedulePage};
+use crate::api::{Schedule, SchedulePage, Unreadable};
 use crate::cli::{PutSchedule, SchedulesDo};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
@@ -96,36 +97,52 @@ async fn delete(cx: &Context<'_>, name: &str) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Shows `each` page of all schedules.
+///
+/// # Errors
+/// What the API refused, or what failed for a page.
+pub(super) async fn pages(
+    cx: &Context<'_>,
+    mut each: impl FnMut(&SchedulePage) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let mut cursor = None::<String>;
+    loop {
+        let call = Call::get(["v1", "schedules"]).query("limit", PAGE).optional("cursor", cursor);
+        let page: SchedulePage = cx.client.call(call).await?.read()?;
+        each(&page)?;
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// A schedule out of a page.
+pub(super) fn read(json: &RawValue) -> Result<Schedule, Failure> {
+    serde_json::from_str(json.get())
+        .map_err(|error| Failure::new(Exit::Refused, format!("a schedule is not as this program knows it: {error}")))
+}
+
 /// All, page after page; as JSON one a line.
 async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
     let head = ["NAME", "CRON", "ZONE", "KIND", "NEXT", "LAST"].map(Cell::from);
     let mut table = Table::new(head.into_iter().chain(["FIRED", "SKIPPED", "MISSED"].map(Cell::number)));
-    let (mut found, mut cursor) = (false, None::<String>);
-    loop {
-        let call = Call::get(["v1", "schedules"]).query("limit", PAGE).optional("cursor", cursor);
-        let page: SchedulePage = cx.client.call(call).await?.read()?;
+    let mut found = false;
+    pages(cx, |page| {
         found |= !page.schedules.is_empty();
-        let mut text = String::new();
-        for json in &page.schedules {
-            if cx.output.json {
-                text.extend([json_line(json.get()).as_ref(), "\n"]);
-                continue;
-            }
-            let schedule = serde_json::from_str(json.get()).map_err(|error| {
-                Failure::new(Exit::Refused, format!("a schedule is not as this program knows it: {error}"))
-            })?;
-            table.row(row(&schedule, Timestamp::now()));
+        for Unreadable { name, problem } in &page.unreadable {
+            cx.output.note(&format!("{name} cannot be read by this producer: {problem}"));
         }
         if cx.output.json {
-            cx.output.text(&text)?
-        } else {
-            cx.output.table(&mut table)?
+            let lines = page.schedules.iter().map(|json| format!("{}\n", json_line(json.get())));
+            return cx.output.text(&lines.collect::<String>());
         }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            break;
+        for json in &page.schedules {
+            table.row(row(&read(json)?, Timestamp::now()));
         }
-    }
+        cx.output.table(&mut table)
+    })
+    .await?;
     if !found && cx.output.terminal && !cx.output.json {
         cx.output.note("no schedules");
     }
@@ -135,6 +152,7 @@ async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
 fn row(schedule: &Schedule, now: Timestamp) -> [Cell; 9] {
     let next = match schedule.next_runs.first() {
         _ if schedule.paused => "paused".to_owned(),
+        Some(_) if schedule.blocked_by.is_some() && schedule.skipped_in_a_row > 0 => "blocked".to_owned(),
         Some(next) => relative(*next, now),
         None => "-".to_owned(),
     };
@@ -178,6 +196,11 @@ fn view(schedule: &Schedule, mut lines: Lines<'_>, now: Timestamp) -> String {
     lines.time("last", schedule.last_tick, now);
     lines.optional("last task", schedule.last_task_id.as_deref());
     lines.time("last skipped", schedule.last_skipped, now);
+    lines.optional(
+        "in a row",
+        (schedule.skipped_in_a_row > 0).then(|| schedule.skipped_in_a_row.to_string()).as_deref(),
+    );
+    lines.optional("blocked by", schedule.blocked_by.as_deref());
     for next in &schedule.next_runs {
         lines.time("next", Some(*next), now);
     }

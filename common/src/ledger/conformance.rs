@@ -162,7 +162,7 @@ macro_rules! suite {
                 schedules_are_listed_by_name, due_schedules_are_those_whose_tick_has_come, a_fired_tick_has_its_task,
                 a_change_gives_up_what_was_due_and_counts_it, a_schedules_pause_tells_who_made_it,
                 a_jittered_task_is_scheduled, a_stale_firing_writes_nothing, a_tick_that_comes_back_gets_no_second_task,
-                an_unfinished_task_skips_the_next_tick, missed_ticks_are_counted,
+                an_unfinished_task_skips_the_next_tick, what_ticks_are_skipped_for_is_named, missed_ticks_are_counted,
             }
             unique {
                 a_key_is_held_until_the_end, a_window_is_held_whatever_becomes_of_the_task, an_existing_task_is_answered,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::Caller;
 use crate::schedule::{Definition, Overlap, Schedule, ScheduleName};
-use crate::task::NewTask;
+use crate::task::{NewTask, TaskId};
 
 /// A new schedule, or a new definition of one.
 #[derive(Debug, Clone)]
@@ -75,6 +75,8 @@ pub struct SchedulePage {
     pub now: Timestamp,
     /// By name.
     pub schedules: Vec<Schedule>,
+    /// Those of this page whose definition this build cannot read.
+    pub unreadable: Vec<Unreadable>,
     /// Where the next page begins: behind this name; `None` at the end.
     pub next: Option<ScheduleName>,
 }
@@ -88,6 +90,19 @@ pub struct DueSchedules {
     pub wait: Option<Duration>,
     /// Those that are due, longest first.
     pub due: Vec<Schedule>,
+    /// Those that are due and whose definition this build cannot read: they keep the others from nothing.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A schedule whose definition this build cannot read: one of a later release, say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Which.
+    pub name: ScheduleName,
+    /// Its definition's revision.
+    pub revision: Uuid,
+    /// What is wrong with it.
+    pub problem: String,
 }
 
 /// Moves a schedule on from its next tick, and records the tasks of the ticks that are fired by that.
@@ -114,8 +129,20 @@ pub struct Firing {
 pub enum Fired {
     /// The schedule has moved on, and so many tasks are recorded; a tick that had a task before gets no second one.
     Recorded(u32),
-    /// The schedule has moved on without tasks: one of an earlier tick is unfinished.
-    Skipped,
+    /// The schedule has moved on without tasks: this one of an earlier tick is unfinished.
+    Skipped(TaskId),
     /// Somebody else fires this tick, or the definition has changed: nothing was written.
     Overtaken,
+}
+
+/// Those that can be read, and those that cannot.
+pub(super) fn parted(found: Vec<Result<Schedule, Unreadable>>) -> (Vec<Schedule>, Vec<Unreadable>) {
+    let (mut schedules, mut unreadable) = (Vec::new(), Vec::new());
+    for one in found {
+        match one {
+            Ok(schedule) => schedules.push(schedule),
+            Err(one) => unreadable.push(one),
+        }
+    }
+    (schedules, unreadable)
 }

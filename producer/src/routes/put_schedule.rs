@@ -124,11 +124,11 @@ fn begins(caller: &Caller, act: Act, old: Option<&Schedule>, change: &ScheduleCh
 
 /// `None` when somebody else has changed or deleted it, or has fired a tick that was to be given up: it is to be read again.
 async fn written(app: &App, deed: Deed, change: ScheduleChange) -> Result<Option<Schedule>, ApiError> {
-    let given_up = change.given_up.map_or(0, |given_up| given_up.ticks);
+    let (name, given_up) = (change.name.clone(), change.given_up.map_or(0, |given_up| given_up.ticks));
     match app.gate.ask(app.gate.ledger().change_schedule(change)).await? {
         Changed::Applied(schedule) => {
             deed.done();
-            ticker::count_missed(given_up);
+            ticker::count_missed(&name, given_up);
             Ok(Some(*schedule))
         }
         Changed::Full => {

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Path, RawQuery, State};
 use axum::http::StatusCode;
 use serde::Serialize;
+use tasklane_common::ledger::Unreadable;
 use tasklane_common::schedule::ScheduleName;
 use tasklane_common::task::truncate;
 use utoipa::ToSchema;
@@ -20,8 +21,19 @@ use crate::scheduling::{self, ScheduleView};
 pub(crate) struct ScheduleList {
     /// By name.
     schedules: Vec<ScheduleView>,
+    /// Those of this page whose definition this producer cannot read, as one of a later release; it does not fire them.
+    unreadable: Vec<UnreadableSchedule>,
     /// Give it as `cursor` for the next page; null on the last.
     next_cursor: Option<String>,
+}
+
+/// A schedule that this producer cannot read.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct UnreadableSchedule {
+    /// Its name.
+    name: ScheduleName,
+    /// What is wrong with its definition.
+    problem: String,
 }
 
 /// List the schedules
@@ -44,7 +56,9 @@ pub(crate) async fn list(
     let (after, limit) = scheduling::page(query.as_deref())?;
     let page = app.gate.ask(app.gate.ledger().schedules(after, limit)).await?;
     let schedules = page.schedules.into_iter().map(|schedule| scheduling::view(schedule, page.now)).collect();
-    Ok(Json(ScheduleList { schedules, next_cursor: page.next.as_ref().map(scheduling::cursor) }))
+    let unreadable = page.unreadable.into_iter();
+    let unreadable = unreadable.map(|Unreadable { name, problem, .. }| UnreadableSchedule { name, problem }).collect();
+    Ok(Json(ScheduleList { schedules, unreadable, next_cursor: page.next.as_ref().map(scheduling::cursor) }))
 }
 
 /// Look at a schedule

@@ -316,11 +316,11 @@ pub async fn an_unfinished_task_skips_the_next_tick(ledger: &dyn Ledger) {
         let firing = Firing { tick: tick(at), ..firing(&schedule, &[at], at + 10) };
         ledger.fire(firing).await.unwrap()
     };
-    assert_eq!(skip(110).await, Fired::Skipped);
+    assert_eq!(skip(110).await, Fired::Skipped(id));
     run(ledger, id, holder, super::retry(Duration::ZERO, "again")).await;
-    assert_eq!(skip(120).await, Fired::Skipped);
+    assert_eq!(skip(120).await, Fired::Skipped(id));
     let granted = super::granted(ledger, id, holder).await;
-    assert_eq!(skip(130).await, Fired::Skipped);
+    assert_eq!(skip(130).await, Fired::Skipped(id));
     super::settle(ledger, id, granted.fence, complete()).await;
     assert_eq!(skip(140).await, Fired::Recorded(1));
     let shown = now(ledger, "a").await;
@@ -332,6 +332,45 @@ pub async fn an_unfinished_task_skips_the_next_tick(ledger: &dyn Ledger) {
         1
     );
     assert_eq!(skip(150).await, Fired::Recorded(1));
+}
+
+/// Also when it is the task of an older tick, which somebody has started again; and how many were skipped for it.
+pub async fn what_ticks_are_skipped_for_is_named(ledger: &dyn Ledger) {
+    let put = anew("a", Definition { overlap: Overlap::Skip, ..definition() }, NextTick::At(tick(100)));
+    let schedule = applied(ledger.change_schedule(put).await.unwrap());
+    let holder = worker(ledger).await;
+    let fire = async |at: i64| {
+        let firing = Firing { tick: tick(at), ..firing(&schedule, &[at], at + 10) };
+        ledger.fire(firing).await.unwrap()
+    };
+    let seen = async || {
+        let seen = now(ledger, "a").await;
+        (seen.last_task_id, seen.blocked_by, seen.skipped_in_a_row)
+    };
+    assert_eq!(fire(100).await, Fired::Recorded(1));
+    let old = now(ledger, "a").await.last_task_id.unwrap();
+    assert_eq!(seen().await, (Some(old), Some(old), 0));
+    run(ledger, old, holder, super::discard()).await;
+    assert_eq!(seen().await, (Some(old), None, 0));
+    assert_eq!(fire(110).await, Fired::Recorded(1));
+    let new = now(ledger, "a").await.last_task_id.unwrap();
+    run(ledger, new, holder, complete()).await;
+    ledger.replay(old, Caller::UNKNOWN).await.unwrap();
+    for (at, skipped) in [(120, 1), (130, 2)] {
+        assert_eq!(fire(at).await, Fired::Skipped(old));
+        assert_eq!(seen().await, (Some(new), Some(old), skipped));
+    }
+    let passing = Firing { tick: tick(140), missed: 1, ..firing(&now(ledger, "a").await, &[], 150) };
+    ledger.fire(passing).await.unwrap();
+    assert_eq!(seen().await.2, 2, "what was missed was not skipped");
+    run(ledger, old, holder, complete()).await;
+    assert_eq!(fire(150).await, Fired::Recorded(1));
+    let last = now(ledger, "a").await.last_task_id.unwrap();
+    assert_eq!(seen().await, (Some(last), Some(last), 0));
+    // One whose ticks may overlap is not blocked.
+    let read = now(ledger, "a").await;
+    let allow = ScheduleChange { replaces: Some(read.revision), ..anew("a", definition(), NextTick::Stays) };
+    assert_eq!(applied(ledger.change_schedule(allow).await.unwrap()).blocked_by, None);
 }
 
 /// Ticks that are passed over move the schedule on and leave nothing but their count.

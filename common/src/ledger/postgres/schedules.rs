@@ -11,8 +11,11 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::record;
 use crate::clock::timestamp;
-use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission};
-use crate::schedule::{Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
+use crate::ledger::scheduling::parted;
+use crate::ledger::{
+    Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission, Unreadable,
+};
+use crate::schedule::{Definition, Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
 use crate::task::TaskId;
 
 /// The newest task by the unique index of ticks: it may have been pruned.
@@ -20,7 +23,8 @@ macro_rules! select {
     ($rest:literal) => {
         concat!(
             "SELECT s.*,
-                 (SELECT t.id FROM tasklane.tasks t WHERE t.schedule = s.name AND t.tick = s.last_tick) AS last_task
+                 (SELECT t.id FROM tasklane.tasks t WHERE t.schedule = s.name AND t.tick = s.last_tick) AS last_task,
+                 (SELECT t.id FROM tasklane.tasks t WHERE t.schedule = s.name AND t.state < 5 LIMIT 1) AS unfinished
              FROM tasklane.schedules s ",
             $rest
         )
@@ -54,25 +58,43 @@ SELECT 1 FROM tasklane.schedules WHERE name = $1 AND revision = $2 AND next_at =
 const MOVE: &str = "
 UPDATE tasklane.schedules
 SET next_at = $2, missed = missed + $3, fired = fired + $4, last_tick = COALESCE($5, last_tick),
-    skipped = skipped + $6, last_skipped = COALESCE($7, last_skipped)
+    skipped = skipped + $6, last_skipped = COALESCE($7, last_skipped),
+    skipped_in_a_row = CASE WHEN $5::bigint IS NOT NULL THEN 0 ELSE skipped_in_a_row + $6 END
 WHERE name = $1";
-const IS_OPEN: &str = "SELECT EXISTS (SELECT 1 FROM tasklane.tasks WHERE schedule = $1 AND state < 5)";
+const UNFINISHED: &str = "SELECT id FROM tasklane.tasks WHERE schedule = $1 AND state < 5 LIMIT 1";
 const KNOWN: &str = "SELECT tick FROM tasklane.tasks WHERE schedule = $1 AND tick = ANY($2)";
 const MARK: &str = "
 UPDATE tasklane.tasks t SET schedule = $1, tick = n.tick
 FROM UNNEST($2::uuid[], $3::bigint[]) AS n (id, tick) WHERE t.id = n.id";
 
-fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
+/// The schedule, or who it is.
+fn read(row: &PgRow) -> Result<Result<Schedule, Unreadable>, Fault> {
+    match serde_json::from_str(row.try_get("definition")?) {
+        Ok(definition) => schedule_of(row, definition).map(Ok),
+        Err(error) => {
+            let revision = row.try_get("revision")?;
+            Ok(Err(Unreadable { name: name_of(row)?, revision, problem: error.to_string() }))
+        }
+    }
+}
+
+fn name_of(row: &PgRow) -> Result<ScheduleName, Fault> {
+    ScheduleName::parse(row.try_get("name")?).map_err(Fault::corrupt)
+}
+
+fn schedule_of(row: &PgRow, definition: Definition) -> Result<Schedule, Fault> {
     let time = |column: &str| row.try_get::<i64, _>(column).map(timestamp);
     let optional_time = |column: &str| row.try_get::<Option<i64>, _>(column).map(|at| at.map(timestamp));
+    let task = |column: &str| row.try_get::<Option<Uuid>, _>(column).map(|id| id.map(TaskId));
     Ok(Schedule {
-        name: ScheduleName::parse(row.try_get("name")?).map_err(Fault::corrupt)?,
-        definition: serde_json::from_str(row.try_get("definition")?).map_err(Fault::corrupt)?,
+        name: name_of(row)?,
         revision: row.try_get("revision")?,
         next_at: optional_time("next_at")?,
         last_tick: optional_time("last_tick")?,
-        last_task_id: row.try_get::<Option<Uuid>, _>("last_task")?.map(TaskId),
+        last_task_id: task("last_task")?,
         last_skipped: optional_time("last_skipped")?,
+        skipped_in_a_row: row.try_get("skipped_in_a_row")?,
+        blocked_by: if definition.overlap == Overlap::Skip { task("unfinished")? } else { None },
         ticks: TickCounts {
             fired: row.try_get("fired")?,
             skipped: row.try_get("skipped")?,
@@ -82,6 +104,7 @@ fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
             Some(at) => Some(Paused { at, by: row.try_get("paused_by")? }),
             None => None,
         },
+        definition,
         created_at: time("created_at")?,
         updated_at: time("updated_at")?,
     })
@@ -89,7 +112,8 @@ fn schedule_of(row: &PgRow) -> Result<Schedule, Fault> {
 
 async fn find(connection: &mut PgConnection, name: &ScheduleName) -> Result<Option<Schedule>, Fault> {
     let row = sqlx::query(ONE).bind(name.as_str()).fetch_optional(connection).await?;
-    row.as_ref().map(schedule_of).transpose()
+    let found = row.as_ref().map(read).transpose()?;
+    found.transpose().map_err(|Unreadable { problem, .. }| Fault::corrupt(problem))
 }
 
 pub(super) async fn one(
@@ -117,11 +141,11 @@ pub(super) async fn page(
         .await?;
     let now: i64 = sqlx::query_scalar(NOW).fetch_one(&mut *lent).await?;
     lent.keep();
-    let mut schedules = rows.iter().map(schedule_of).collect::<Result<Vec<_>, _>>()?;
-    let more = schedules.len() > limit as usize;
-    schedules.truncate(limit as usize);
-    let next = schedules.last().filter(|_| more).map(|last| last.name.clone());
-    Ok(SchedulePage { now: timestamp(now), schedules, next })
+    let shown = &rows[..rows.len().min(limit as usize)];
+    let next = shown.last().filter(|_| rows.len() > shown.len()).map(name_of).transpose()?;
+    let found = shown.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let (schedules, unreadable) = parted(found);
+    Ok(SchedulePage { now: timestamp(now), schedules, unreadable, next })
 }
 
 pub(super) async fn due(connections: &Connections, limit: u32) -> Result<DueSchedules, Fault> {
@@ -133,8 +157,9 @@ pub(super) async fn due(connections: &Connections, limit: u32) -> Result<DueSche
         rows = sqlx::query(DUE).bind(now).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     }
     lent.keep();
-    let due = rows.iter().map(schedule_of).collect::<Result<Vec<_>, _>>()?;
-    Ok(DueSchedules { now: timestamp(now), wait, due })
+    let found = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let (due, unreadable) = parted(found);
+    Ok(DueSchedules { now: timestamp(now), wait, due, unreadable })
 }
 
 pub(super) async fn change(
@@ -196,13 +221,17 @@ async fn fire_in(transaction: &mut PgConnection, firing: &Firing) -> Result<Fire
     }
     // From here on this is the only firing of the schedule: a statement sees all that earlier ones have committed.
     let newest = firing.tasks.last().map(|(tick, _)| tick.as_millisecond());
-    let open = newest.is_some()
-        && firing.overlap == Overlap::Skip
-        && sqlx::query_scalar(IS_OPEN).bind(name).fetch_one(&mut *transaction).await?;
-    let fired = if open { Fired::Skipped } else { Fired::Recorded(record_ticks(transaction, firing).await?) };
+    let obstacle: Option<Uuid> = match newest.is_some() && firing.overlap == Overlap::Skip {
+        true => sqlx::query_scalar(UNFINISHED).bind(name).fetch_optional(&mut *transaction).await?,
+        false => None,
+    };
+    let fired = match obstacle {
+        Some(id) => Fired::Skipped(TaskId(id)),
+        None => Fired::Recorded(record_ticks(transaction, firing).await?),
+    };
     let (recorded, last_tick, skipped, last_skipped) = match fired {
         Fired::Recorded(count) => (i64::from(count), newest, 0, None),
-        Fired::Skipped | Fired::Overtaken => (0, None, firing.tasks.len() as i64, newest),
+        Fired::Skipped(_) | Fired::Overtaken => (0, None, firing.tasks.len() as i64, newest),
     };
     sqlx::query(MOVE)
         .bind(name)

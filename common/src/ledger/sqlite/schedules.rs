@@ -8,29 +8,40 @@ use uuid::Uuid;
 use super::read::{id_of, parsed};
 use super::record;
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::{Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission};
-use crate::schedule::{Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
+use crate::ledger::scheduling::parted;
+use crate::ledger::{
+    Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission, Unreadable,
+};
+use crate::schedule::{Definition, Overlap, SCHEDULES_MAX, Schedule, ScheduleName, TickCounts};
+use crate::task::TaskId;
 
 /// The newest task by the unique index of ticks: it may have been pruned.
 const COLUMNS: &str = "name, definition, revision, next_at, last_tick,
     (SELECT t.id FROM tasks t WHERE t.schedule = name AND t.tick = last_tick), last_skipped, fired, skipped, missed,
-    created_at, updated_at, paused_at, paused_by";
+    created_at, updated_at, paused_at, paused_by, skipped_in_a_row,
+    (SELECT t.id FROM tasks t INDEXED BY tasks_schedule_open WHERE t.schedule = name AND t.state < 5 LIMIT 1)";
+
+/// The column of the definition.
+const DEFINITION: usize = 1;
 
 fn schedule_of(row: &Row<'_>) -> rusqlite::Result<Schedule> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
-    let id = row.get::<_, Option<[u8; 16]>>(5)?.map(|_| id_of(row, 5)).transpose()?;
+    let task = |column| row.get::<_, Option<[u8; 16]>>(column)?.map(|_| id_of(row, column)).transpose();
+    let definition: Definition = parsed(row, DEFINITION, |text| serde_json::from_str(text))?;
     Ok(Schedule {
         name: parsed(row, 0, ScheduleName::parse)?,
-        definition: parsed(row, 1, |text| serde_json::from_str(text))?,
         revision: Uuid::from_bytes(row.get(2)?),
         next_at: time(3)?,
         last_tick: time(4)?,
-        last_task_id: id,
+        last_task_id: task(5)?,
         last_skipped: time(6)?,
+        skipped_in_a_row: row.get(14)?,
+        blocked_by: if definition.overlap == Overlap::Skip { task(15)? } else { None },
         ticks: TickCounts { fired: row.get(7)?, skipped: row.get(8)?, missed: row.get(9)? },
         paused: time(12)?.map(|at| Ok::<_, rusqlite::Error>(Paused { at, by: row.get(13)? })).transpose()?,
         created_at: timestamp(row.get(10)?),
         updated_at: timestamp(row.get(11)?),
+        definition,
     })
 }
 
@@ -45,12 +56,27 @@ pub(super) fn page(db: &Connection, after: Option<&ScheduleName>, limit: u32) ->
     let after = after.map_or("", ScheduleName::as_str);
     // One more than asked for tells whether this is the end.
     let mut statement = db.prepare_cached(&sql)?;
-    let rows = statement.query_map(params![after, i64::from(limit) + 1], schedule_of)?;
-    let mut schedules = rows.collect::<rusqlite::Result<Vec<_>>>()?;
-    let more = schedules.len() > limit as usize;
-    schedules.truncate(limit as usize);
-    let next = schedules.last().filter(|_| more).map(|last| last.name.clone());
-    Ok(SchedulePage { now: timestamp(wall_ms()), schedules, next })
+    let rows = statement.query_map(params![after, i64::from(limit) + 1], read)?;
+    let mut found = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    let more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let next = found.last().filter(|_| more).map(|last| match last {
+        Ok(Schedule { name, .. }) | Err(Unreadable { name, .. }) => name.clone(),
+    });
+    let (schedules, unreadable) = parted(found);
+    Ok(SchedulePage { now: timestamp(wall_ms()), schedules, unreadable, next })
+}
+
+/// The schedule, or who it is.
+fn read(row: &Row<'_>) -> rusqlite::Result<Result<Schedule, Unreadable>> {
+    let unreadable = |problem: String| {
+        let (name, revision) = (parsed(row, 0, ScheduleName::parse)?, Uuid::from_bytes(row.get(2)?));
+        Ok(Err(Unreadable { name, revision, problem }))
+    };
+    match schedule_of(row) {
+        Err(rusqlite::Error::FromSqlConversionFailure(DEFINITION, _, error)) => unreadable(error.to_string()),
+        other => other.map(Ok),
+    }
 }
 
 pub(super) fn due(db: &Connection, limit: u32) -> rusqlite::Result<DueSchedules> {
@@ -59,12 +85,13 @@ pub(super) fn due(db: &Connection, limit: u32) -> rusqlite::Result<DueSchedules>
         .prepare_cached("SELECT min(next_at) FROM schedules WHERE next_at IS NOT NULL")?
         .query_row([], |row| row.get(0))?;
     let wait = next.map(|next| Duration::from_millis(u64::try_from(next - now).unwrap_or(0)));
-    let mut due = Vec::new();
+    let mut found = Vec::new();
     if wait.is_some_and(|wait| wait.is_zero()) {
         let sql = format!("SELECT {COLUMNS} FROM schedules WHERE next_at <= ?1 ORDER BY next_at LIMIT ?2");
-        due = db.prepare_cached(&sql)?.query_map(params![now, limit], schedule_of)?.collect::<rusqlite::Result<_>>()?;
+        found = db.prepare_cached(&sql)?.query_map(params![now, limit], read)?.collect::<rusqlite::Result<_>>()?;
     }
-    Ok(DueSchedules { now: timestamp(now), wait, due })
+    let (due, unreadable) = parted(found);
+    Ok(DueSchedules { now: timestamp(now), wait, due, unreadable })
 }
 
 pub(super) fn change(
@@ -141,24 +168,28 @@ pub(super) fn fire(db: &Connection, firing: &Firing) -> rusqlite::Result<Fired> 
     }
     let Some((newest, _)) = firing.tasks.last() else { return Ok(Fired::Recorded(0)) };
     let newest = newest.as_millisecond();
-    if firing.overlap == Overlap::Skip && is_open(db, name)? {
-        db.prepare_cached("UPDATE schedules SET skipped = skipped + ?2, last_skipped = ?3 WHERE name = ?1")?
-            .execute(params![name, firing.tasks.len() as i64, newest])?;
-        return Ok(Fired::Skipped);
+    if firing.overlap == Overlap::Skip
+        && let Some(obstacle) = unfinished(db, name)?
+    {
+        db.prepare_cached(
+            "UPDATE schedules SET skipped = skipped + ?2, skipped_in_a_row = skipped_in_a_row + ?2, last_skipped = ?3
+             WHERE name = ?1",
+        )?
+        .execute(params![name, firing.tasks.len() as i64, newest])?;
+        return Ok(Fired::Skipped(obstacle));
     }
     let recorded = record(db, firing)?;
-    db.prepare_cached("UPDATE schedules SET fired = fired + ?2, last_tick = ?3 WHERE name = ?1")?
+    db.prepare_cached("UPDATE schedules SET fired = fired + ?2, skipped_in_a_row = 0, last_tick = ?3 WHERE name = ?1")?
         .execute(params![name, recorded, newest])?;
     Ok(Fired::Recorded(recorded))
 }
 
-/// Whether a task of the schedule is unfinished. By name: the index of ticks would do as well for the planner, and has all
-/// those that have finished.
-fn is_open(db: &Connection, name: &str) -> rusqlite::Result<bool> {
-    db.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM tasks INDEXED BY tasks_schedule_open WHERE schedule = ?1 AND state < 5)",
-    )?
-    .query_row([name], |row| row.get(0))
+/// An unfinished task of the schedule. By name: the index of ticks would do as well for the planner, and has all those that
+/// have finished.
+fn unfinished(db: &Connection, name: &str) -> rusqlite::Result<Option<TaskId>> {
+    db.prepare_cached("SELECT id FROM tasks INDEXED BY tasks_schedule_open WHERE schedule = ?1 AND state < 5 LIMIT 1")?
+        .query_row([name], |row| id_of(row, 0))
+        .optional()
 }
 
 /// Records the tasks of the ticks that have none; how many.

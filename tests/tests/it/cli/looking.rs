@@ -243,6 +243,12 @@ async fn the_doctor_sees_what_is_missing() -> Result<()> {
     producer.api.all_ended(1, LIMIT).await?;
     let report = &cli.json(&["doctor"]).await?[0];
     assert_eq!(report["verdict"], "ok", "{report:#}");
+    for name in ["a", "b"] {
+        cli.ok(&["schedules", "put", name, "test.echo", "--cron", "@yearly"]).await?;
+    }
+    cli.ok(&["schedules", "pause", "b", "--by", "anna"]).await?;
+    let text = cli.ok(&["doctor"]).await?;
+    assert!(text.contains("warn  schedules.paused") && text.contains("b, paused by anna, "), "{text}");
     let said = Cli::at("http://127.0.0.1:1").run(&["doctor"]).await?;
     assert!(said.code == Some(5) && said.out.contains("FAIL  producer.alive"), "{said:#?}");
     Ok(())

@@ -34,3 +34,5 @@ ALTER TABLE schedules ADD COLUMN paused_by text;
 
 -- What the args are told by: a message that has others starts nothing. Null where an earlier release has recorded them.
 ALTER TABLE tasks ADD COLUMN args_digest bigint;
+-- How many ticks of a schedule were skipped since one was fired.
+ALTER TABLE schedules ADD COLUMN skipped_in_a_row bigint NOT NULL DEFAULT 0;
