@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// For how long processes are killed.
 const CHAOS: Duration = Duration::from_secs(20);
 /// How often a timetable is written anew.
-const CHANGES: usize = 40;
+const CHANGES: usize = 12;
 /// For how long nobody is there.
 const ABSENCE_SECONDS: i64 = 6;
 
@@ -138,8 +138,10 @@ on_both_ledgers! {
         for change in 1..=CHANGES {
             // The same second each: another text is another timetable.
             let text = ["* * * * * *", "*/1 * * * * *", "0-59 * * * * *"][change % 3];
+            // Right behind a tick, in the moment in which it is fired.
+            let now = u64::try_from(Timestamp::now().as_millisecond())?;
+            tokio::time::sleep(Duration::from_millis(1_000 - now % 1_000 + random.random_range(0..8))).await;
             put(&producers[change % 2].api, "anew", &schedule(text)).await?;
-            tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
         }
         let paused = producers[0].api.raw_post("/v1/schedules/anew/pause", &json!({})).await?;
         let shown: Value = paused.expect(&[200])?;
