@@ -119,7 +119,7 @@ pub(crate) struct Queue {
     pub(crate) counts: BTreeMap<String, u64>,
     pub(crate) oldest_waiting_ms: Option<i64>,
     pub(crate) broker_depth: Option<u64>,
-    pub(crate) consumers: Option<u64>,
+    pub(crate) workers: Option<u64>,
     #[serde(default)]
     pub(crate) paused: bool,
     pub(crate) paused_at: Option<Timestamp>,
@@ -143,7 +143,9 @@ pub(crate) struct QueueList {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Worker {
     pub(crate) id: String,
+    pub(crate) name: Option<String>,
     pub(crate) host: String,
+    pub(crate) pid: Option<u32>,
     pub(crate) queues: Vec<String>,
     pub(crate) kinds: Vec<String>,
     pub(crate) concurrency: i64,
@@ -151,12 +153,38 @@ pub(crate) struct Worker {
     pub(crate) version: String,
     pub(crate) started_at: Timestamp,
     pub(crate) lease_age_ms: i64,
+    #[serde(default)]
+    pub(crate) runs: Vec<Run>,
 }
 
-/// All live workers.
+/// What a worker runs.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Run {
+    pub(crate) task_id: String,
+    pub(crate) kind: String,
+    pub(crate) attempt: i64,
+    pub(crate) since: Timestamp,
+}
+
+/// A worker that is not alive any more.
+#[derive(Debug, Deserialize)]
+pub(crate) struct GoneWorker {
+    pub(crate) id: String,
+    pub(crate) name: Option<String>,
+    pub(crate) host: String,
+    pub(crate) pid: Option<u32>,
+    pub(crate) version: String,
+    pub(crate) started_at: Timestamp,
+    pub(crate) ended_at: Option<Timestamp>,
+    pub(crate) ended: Option<String>,
+}
+
+/// The workers.
 #[derive(Debug, Deserialize)]
 pub(crate) struct WorkerList {
     pub(crate) workers: Vec<Worker>,
+    #[serde(default)]
+    pub(crate) gone: Vec<GoneWorker>,
 }
 
 /// Something that happened to a task.

@@ -22,6 +22,8 @@ pub(crate) struct Output {
     pub(crate) color: bool,
     /// Whether a person sees standard output.
     pub(crate) terminal: bool,
+    /// How many columns that person's terminal has.
+    pub(crate) width: Option<usize>,
     errors_in_color: bool,
 }
 
@@ -33,10 +35,14 @@ impl Output {
             When::Never => false,
             When::Auto => automatic != ColorChoice::Never,
         };
+        let terminal = std::io::stdout().is_terminal();
         Self {
             json: global.json,
             color: colored(AutoStream::choice(&std::io::stdout())),
-            terminal: std::io::stdout().is_terminal(),
+            terminal,
+            width: terminal_size::terminal_size_of(std::io::stdout())
+                .map(|(width, _)| width.0.into())
+                .filter(|_| terminal),
             errors_in_color: colored(AutoStream::choice(&std::io::stderr())),
         }
     }
@@ -72,7 +78,7 @@ impl Output {
     /// # Errors
     /// As [`Output::text`].
     pub(crate) fn table(&self, table: &mut Table) -> Result<(), Failure> {
-        self.text(&table.take(self.color))
+        self.text(&table.take(self.color, self.width))
     }
 
     /// The text in a style, where standard output has colours.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Whether a terminal would obey the character, or show the text around it in another order.
 fn is_unsafe(char: char) -> bool {
@@ -60,6 +61,41 @@ pub(crate) fn cut(text: &str, chars_max: usize) -> Cow<'_, str> {
             Cow::Owned(format!("{}…", &text[..end]))
         }
     }
+}
+
+/// The text in at most so many columns of a terminal, where some characters take two; the last one an ellipsis where something
+/// was cut.
+pub(crate) fn fit(text: &str, width: usize) -> Cow<'_, str> {
+    if text.width() <= width {
+        return Cow::Borrowed(text);
+    }
+    let (mut cut, mut used) = (String::new(), 0);
+    for char in text.chars() {
+        used += char.width().unwrap_or(0);
+        if used + 1 > width {
+            break;
+        }
+        cut.push(char);
+    }
+    cut.push('…');
+    Cow::Owned(cut)
+}
+
+/// The words of a text on lines of at most so many columns, where each fits.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() || line.width() + 1 + word.width() <= width => {
+                if !line.is_empty() {
+                    line.push(' ');
+                }
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// A duration in its two greatest units: `250ms`, `3.2s`, `5m12s`, `2h5m`, `3d4h`.
@@ -122,6 +158,13 @@ mod tests {
         assert_eq!(grouped(1_234_567), "1 234 567");
         assert_eq!((count(1, "task"), count(0, "task")), ("1 task".to_owned(), "0 tasks".to_owned()));
         assert_eq!((cut("abc", 3).as_ref(), cut("äbcd", 3).as_ref()), ("abc", "äb…"));
+    }
+
+    #[test]
+    fn texts_are_cut_and_wrapped_by_what_a_terminal_shows() {
+        assert_eq!((fit("abc", 3).as_ref(), fit("abcd", 3).as_ref(), fit("日本語", 4).as_ref()), ("abc", "ab…", "日…"));
+        assert_eq!(wrapped("a bb ccc dddd", 5), ["a bb", "ccc", "dddd"]);
+        assert_eq!(wrapped("01a20751-1f82 is", 5), ["01a20751-1f82", "is"], "what is copied stays whole");
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct File {
     pub limit: Option<Vec<LimitTable>>,
     /// Producer: how long finished tasks of a queue are kept, where that is not `retention_ms`.
     pub queue_retention_ms: Option<BTreeMap<QueueName, u64>>,
+    /// Worker: what people call it.
+    pub name: Option<String>,
     /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
     pub metrics_addr: Option<String>,
     /// Worker: the queues to consume.

@@ -36,7 +36,10 @@ pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};
 pub use self::limiting::{LimitSet, Released};
-pub use self::looking::{LIST_SCAN_MAX, ListQuery, Page, Paused, QueueCounts, Worker};
+pub use self::looking::{
+    Fleet, GONE_TOLD_MAX, GoneWorker, LIST_SCAN_MAX, ListQuery, Page, Paused, QueueCounts, RUNS_TOLD_MAX, Run, Worker,
+    WorkerEnd,
+};
 pub(crate) use self::looking::{PAGE_BYTES_MAX, RUNS_LOOKED_AT};
 pub use self::scheduling::{
     Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage, Unreadable,
@@ -235,6 +238,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// The workers whose lease is alive.
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError>;
+
+    /// The workers as an operator looks at them: what they run, and who went lately and how.
+    async fn fleet(&self) -> Result<Fleet, LedgerError>;
 
     /// Makes a schedule, or replaces the definition of one, if nobody has done so since it was read.
     async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError>;

@@ -45,7 +45,9 @@ async fn renew_until(ledger: Arc<SqliteLedger>, end: Instant) -> (Duration, u32)
     let worker = WorkerId::new();
     let record = WorkerRecord {
         id: worker,
+        name: None,
         host: "h".to_owned(),
+        pid: 7,
         queues: vec![],
         kinds: vec![],
         concurrency: 1,

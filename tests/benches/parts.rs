@@ -78,7 +78,9 @@ fn sqlite_three_writes(bencher: Bencher, at_once: usize) {
     let ledger = runtime.block_on(SqliteLedger::open(&folder.path().join("ledger.db"))).unwrap();
     let record = WorkerRecord {
         id: WorkerId::new(),
+        name: None,
         host: "here".to_owned(),
+        pid: 7,
         queues: vec![QueueName::default()],
         kinds: vec![kind()],
         concurrency: 256,

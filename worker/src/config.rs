@@ -16,6 +16,9 @@ const BROKER_ACK_TIMEOUT_MS: u64 = 1_800_000;
 /// Somebody waits for a cancellation.
 const CANCEL_GRACE_MAX: Duration = Duration::from_secs(60);
 
+/// A column of a table has room for so much.
+const NAME_BYTES_MAX: usize = 64;
+
 /// A page of tasks, and every process that reads one, has the results in memory.
 const RESULT_BYTES_LIMIT: usize = 16 * 1024 * 1024;
 
@@ -36,6 +39,9 @@ pub struct WorkerArgs {
     #[command(flatten)]
     /// What all programs have.
     pub common: CommonArgs,
+    /// What people call this worker, shown with it [default: nothing beside host and process number]
+    #[arg(long, env = "TASKLANE_NAME", value_name = "NAME")]
+    pub name: Option<String>,
     /// Where /healthz, /readyz and /metrics listen [default: no listener]
     #[arg(long, env = "TASKLANE_METRICS_ADDR", value_name = "ADDR")]
     pub metrics_addr: Option<String>,
@@ -77,6 +83,8 @@ pub enum Command {
 pub struct Settings {
     /// What every program needs to know.
     pub common: Common,
+    /// What people call this worker. Defaults to nothing.
+    pub name: Option<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` listen. Defaults to no listener.
     pub metrics_addr: Option<SocketAddr>,
     /// The queues to consume. Defaults to `default`.
@@ -117,6 +125,7 @@ impl WorkerArgs {
         });
         let settings = Settings {
             common: self.common.resolve(file)?,
+            name: self.name.clone().or_else(|| file.name.clone()),
             metrics_addr: metrics_addr.transpose()?,
             queues: self.queues.clone().or_else(|| file.queues.clone()).unwrap_or_else(|| vec![QueueName::default()]),
             concurrency: self.concurrency.or(file.concurrency).unwrap_or(64),
@@ -141,6 +150,10 @@ impl Settings {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let (ttl, renew) = (self.lease_ttl.as_millis(), self.lease_renew.as_millis());
         let fault = |setting, message: String| Err(ConfigError::setting(setting, message));
+        let fits = |name: &String| (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control);
+        if !self.name.as_ref().is_none_or(fits) {
+            return fault("name", format!("must be 1 to {NAME_BYTES_MAX} bytes without control characters"));
+        }
         if self.queues.is_empty() {
             return fault("queues", "must name at least one queue".to_owned());
         }
@@ -204,6 +217,9 @@ mod tests {
             "result_bytes_max: must be from 1 to 16777216, but is 16777217"
         );
         assert!(fault(&["--result-bytes-max", "0"]).starts_with("result_bytes_max: must be from 1"));
+        for bad in ["", "a\nb", &"x".repeat(65)] {
+            assert!(fault(&["--name", bad]).starts_with("name: must be 1 to 64 bytes"), "{bad:?}");
+        }
         assert!(fault(&["--metrics-addr", "nowhere"]).contains("\"nowhere\""));
     }
 

@@ -168,7 +168,9 @@ async fn claimed(ledger: &SharedLedger, kind: &Kind, args: &Json) -> Result<(Tas
     let belief = Belief { kind: kind.clone(), published: Some(Fence(0)), args: args.digest() };
     let record = WorkerRecord {
         id: worker,
+        name: None,
         host: "test".to_owned(),
+        pid: 7,
         queues: Vec::new(),
         kinds: vec![kind.clone()],
         concurrency: 1,

@@ -138,7 +138,9 @@ impl Worker {
             // Every try has an id of its own: one that seemed to fail may have entered the ledger all the same.
             let record = WorkerRecord {
                 id: WorkerId::new(),
+                name: self.settings.name.clone(),
                 host: hostname(),
+                pid: std::process::id(),
                 queues: self.settings.queues.clone(),
                 kinds: self.registry.kinds(),
                 concurrency: self.settings.concurrency.into(),

@@ -15,10 +15,13 @@ use crate::api::{Queue, QueueList, Readiness, Worker, WorkerList};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
 use crate::output::Output;
-use crate::text::{brief_ms, count};
+use crate::text::{brief_ms, count, wrapped};
 
 /// A task that has been able to start for so long is worth a look.
 const WAITING_MS_MAX: i64 = 5 * 60_000;
+
+/// How narrow a finding's words may become.
+const NARROWEST: usize = 24;
 
 /// What is thought of one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -181,6 +184,8 @@ fn service(workers: &[Worker], queues: &[Queue]) -> Vec<Finding> {
 fn table(findings: &[Finding], output: &Output) -> String {
     let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
     let plain = Style::new();
+    // Below the message stands more of it, where the terminal ends; far to the right nobody would read it.
+    let room = output.width.map_or(usize::MAX, |terminal| terminal.saturating_sub(width + 8).max(NARROWEST));
     let mut text = String::new();
     let mut counts = [0; 3];
     for Finding { check, verdict, message, advice } in findings {
@@ -190,9 +195,11 @@ fn table(findings: &[Finding], output: &Output) -> String {
             Verdict::Fail => output.paint("FAIL", AnsiColor::Red.on_default().bold()),
         };
         counts[*verdict as usize] += 1;
-        text.push_str(&format!("{word}  {check:width$}  {}\n", output.paint(message, plain)));
-        if let Some(advice) = advice {
-            text.push_str(&format!("      {:width$}  → {}\n", "", output.paint(advice, plain)));
+        let mut lines = wrapped(message, room).into_iter();
+        text.push_str(&format!("{word}  {check:width$}  {}\n", output.paint(&lines.next().unwrap_or_default(), plain)));
+        let advice = advice.iter().flat_map(|advice| wrapped(&format!("→ {advice}"), room));
+        for line in lines.chain(advice) {
+            text.push_str(&format!("      {:width$}  {}\n", "", output.paint(&line, plain)));
         }
     }
     let [fine, odd, bad] = counts;

@@ -8,7 +8,7 @@ use crate::api::{Limit, LimitList, Rate};
 use crate::cli::{LimitsDo, SetLimit};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, grouped};
 
 /// The body of the request.
@@ -62,9 +62,15 @@ async fn put(cx: &Context<'_>, set: &SetLimit) -> Result<(), Failure> {
 }
 
 fn table(limits: &[Limit]) -> Table {
-    let head = ["OF", "NAME"].map(Cell::from).into_iter();
-    let numbers = ["MAX RUNNING", "RATE", "BURST", "MAX QUEUED"].map(Cell::number);
-    let mut table = Table::new(head.chain(numbers).chain(["SET BY"].map(Cell::from)));
+    let mut table = Table::new([
+        Column::new("OF"),
+        Column::new("NAME").cut(12),
+        Column::number("MAX RUNNING"),
+        Column::number("RATE"),
+        Column::number("BURST").optional(3),
+        Column::number("MAX QUEUED").optional(1),
+        Column::new("SET BY").optional(2),
+    ]);
     let number = |number: Option<u32>| Cell::number(number.map_or_else(|| "-".to_owned(), |n| grouped(n.into())));
     for limit in limits {
         let rate = limit.rate.as_ref();
@@ -97,6 +103,6 @@ mod tests {
             "max_queued":50000,"origin":"file"},{"of":"key","name":"customer:\u001b*","max_running":2,"rate":null,
             "max_queued":null,"origin":"api","of_a_newer_producer":1}]}"#;
         let limits = serde_json::from_str::<LimitList>(text).unwrap().limits;
-        insta::assert_snapshot!(table(&limits).take(false));
+        insta::assert_snapshot!(table(&limits).take(false, None));
     }
 }

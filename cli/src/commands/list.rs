@@ -8,7 +8,7 @@ use crate::cli::{Filter, List};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
 use crate::output::state_style;
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, json_line};
 
 /// How many tasks one request asks for: with the largest args and results a page stays within what a client takes.
@@ -17,7 +17,15 @@ const PAGE: u64 = 100;
 pub(super) async fn run(cx: &Context<'_>, list: &List) -> Result<Exit, Failure> {
     let mut left = if list.all { u64::MAX } else { list.limit };
     let mut cursor: Option<String> = None;
-    let mut table = Table::new(["ID", "KIND", "QUEUE", "STATE", "TRIES", "AGE", "WHY"].map(Cell::from));
+    let mut table = Table::new([
+        Column::new("ID"),
+        Column::new("KIND").cut(10).optional(1),
+        Column::new("QUEUE").cut(8).optional(4),
+        Column::new("STATE"),
+        Column::new("TRIES").optional(5),
+        Column::new("AGE").optional(3),
+        Column::new("WHY").cut(12).optional(2),
+    ]);
     let mut found = false;
     while left > 0 {
         let call = Call::get(["v1", "tasks"]).query("limit", left.min(PAGE)).optional("cursor", cursor.as_ref());

@@ -6,7 +6,7 @@ use super::Context;
 use crate::api::{Queue, QueueList};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Column, Table};
 use crate::text::brief_ms;
 
 pub(super) async fn run(cx: &Context<'_>, name: Option<&str>) -> Result<Exit, Failure> {
@@ -25,19 +25,24 @@ pub(super) async fn run(cx: &Context<'_>, name: Option<&str>) -> Result<Exit, Fa
 
 /// The queues as a table.
 pub(super) fn table(queues: &[Queue]) -> Table {
-    let numbers = ["ACCEPTED", "QUEUED", "SCHEDULED", "RETRYABLE", "RUNNING", "CANCELLED", "DISCARDED"];
-    let head = numbers.iter().map(Cell::number);
-    let more = ["OLDEST", "IN BROKER", "CONSUMERS"].map(Cell::number);
-    let mut table = Table::new([Cell::from("QUEUE")].into_iter().chain(head).chain(more));
+    let states = ["ACCEPTED", "QUEUED", "SCHEDULED", "RETRYABLE", "RUNNING", "CANCELLED", "DISCARDED"];
+    // What has the highest rank goes first where there is no room.
+    let ranks = [Some(3), None, Some(5), Some(4), None, Some(7), Some(1)];
+    let counts = states.iter().zip(ranks).map(|(state, rank)| {
+        let column = Column::number(state);
+        rank.map_or_else(|| column.clone(), |rank| column.clone().optional(rank))
+    });
+    let more = [Column::number("OLDEST"), Column::number("IN BROKER").optional(6), Column::number("WORKERS")];
+    let mut table = Table::new([Column::new("QUEUE").cut(16)].into_iter().chain(counts).chain(more));
     for queue in queues {
         let name = if queue.paused { format!("{} (paused)", queue.name) } else { queue.name.clone() };
         let mut row = vec![Cell::new(name)];
-        row.extend(numbers.iter().map(|state| Cell::number(queue.count(&state.to_lowercase()))));
+        row.extend(states.iter().map(|state| Cell::number(queue.count(&state.to_lowercase()))));
         row.push(Cell::number(queue.oldest_waiting_ms.map_or_else(|| "-".to_owned(), brief_ms)));
         row.push(Cell::number(or_unknown(queue.broker_depth)));
-        let consumers = Cell::number(or_unknown(queue.consumers));
-        let alone = queue.consumers == Some(0) && queue.oldest_waiting_ms.is_some();
-        row.push(if alone { consumers.styled(AnsiColor::Red.on_default()) } else { consumers });
+        let workers = Cell::number(queue.workers.map_or_else(|| "?".to_owned(), |workers| workers.to_string()));
+        let alone = queue.workers == Some(0) && queue.oldest_waiting_ms.is_some();
+        row.push(if alone { workers.styled(AnsiColor::Red.on_default()) } else { workers });
         table.row(row);
     }
     table

@@ -12,7 +12,7 @@ use crate::api::{Schedule, SchedulePage, Unreadable};
 use crate::cli::{PutSchedule, SchedulesDo};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::table::{Cell, Table};
+use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, json_line, relative};
 
 /// How many schedules one request asks for.
@@ -125,8 +125,7 @@ pub(super) fn read(json: &RawValue) -> Result<Schedule, Failure> {
 
 /// All, page after page; as JSON one a line.
 async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
-    let head = ["NAME", "CRON", "ZONE", "KIND", "NEXT", "LAST"].map(Cell::from);
-    let mut table = Table::new(head.into_iter().chain(["FIRED", "SKIPPED", "MISSED"].map(Cell::number)));
+    let mut table = Table::new(columns());
     let mut found = false;
     pages(cx, |page| {
         found |= !page.schedules.is_empty();
@@ -147,6 +146,20 @@ async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
         cx.output.note("no schedules");
     }
     Ok(Exit::Done)
+}
+
+fn columns() -> [Column; 9] {
+    [
+        Column::new("NAME").cut(16),
+        Column::new("CRON").cut(12).optional(2),
+        Column::new("ZONE").cut(8).optional(5),
+        Column::new("KIND").cut(10).optional(3),
+        Column::new("NEXT"),
+        Column::new("LAST").optional(1),
+        Column::number("FIRED").optional(8),
+        Column::number("SKIPPED").optional(6),
+        Column::number("MISSED").optional(7),
+    ]
 }
 
 fn row(schedule: &Schedule, now: Timestamp) -> [Cell; 9] {
@@ -223,8 +236,8 @@ mod tests {
         let schedule: Schedule = serde_json::from_str(text).unwrap();
         let now = "2026-11-23T07:33:00Z".parse().unwrap();
         let output = plain();
-        let mut table = Table::new(["N", "C", "Z", "K", "N", "L", "F", "S", "M"].map(Cell::from));
+        let mut table = Table::new(columns());
         table.row(row(&schedule, now));
-        insta::assert_snapshot!(format!("{}\n{}", view(&schedule, Lines::new(&output), now), table.take(false)));
+        insta::assert_snapshot!(format!("{}\n{}", view(&schedule, Lines::new(&output), now), table.take(false, None)));
     }
 }

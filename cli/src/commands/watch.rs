@@ -64,7 +64,7 @@ async fn all_queues(screen: &Screen<'_>, every: Duration, until: Option<Instant>
         if output.json {
             output.json(&answer.text)?;
         } else {
-            let table = queues::table(&answer.read::<QueueList>()?.queues).take(output.color);
+            let table = queues::table(&answer.read::<QueueList>()?.queues).take(output.color, output.width);
             let title = format!("{}  {:.0}  every {}", screen.cx.client.address(), Timestamp::now(), brief(every));
             screen.draw(&format!("{}\n\n{table}", crate::text::visible(&title)))?;
         }

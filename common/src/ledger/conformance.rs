@@ -119,7 +119,7 @@ macro_rules! suite {
                 tasks_are_abandoned_after_the_lease_and_not_before, a_renewed_lease_lives_on,
                 an_ended_lease_cannot_be_renewed, retiring_abandons_at_once, an_abandoned_task_is_told_in_full,
                 the_old_holder_of_a_rescued_task_is_fenced, live_workers_are_listed,
-                what_runs_under_a_worker_is_told,
+    what_runs_under_a_worker_is_told, what_workers_run_is_told, who_went_is_told_with_how,
             }
             cancel {
                 a_waiting_task_is_cancelled_at_once, a_cancelled_task_is_never_granted, a_relay_forgets_what_is_cancelled,
@@ -342,7 +342,9 @@ pub async fn get(ledger: &dyn Ledger, id: TaskId) -> Task {
 pub fn worker_record() -> WorkerRecord {
     WorkerRecord {
         id: WorkerId::new(),
+        name: None,
         host: "machine".to_owned(),
+        pid: 7,
         queues: vec![queue("default")],
         kinds: vec![kind("test.work")],
         concurrency: 8,

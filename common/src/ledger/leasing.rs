@@ -11,8 +11,12 @@ use crate::task::{Fence, Guarantee, Kind, Lane, QueueName, TaskId, WorkerId};
 pub struct WorkerRecord {
     /// Its identity, never used before.
     pub id: WorkerId,
+    /// The name that its operator gave it.
+    pub name: Option<String>,
     /// The machine's name.
     pub host: String,
+    /// The number of its process there.
+    pub pid: u32,
     /// The queues it consumes.
     pub queues: Vec<QueueName>,
     /// The kinds it has handlers for.

@@ -74,8 +74,12 @@ pub struct Paused {
 pub struct Worker {
     /// Its identity, new at every start.
     pub id: WorkerId,
+    /// The name that its operator gave it (`TASKLANE_NAME`); null when none was given.
+    pub name: Option<String>,
     /// The machine's name.
     pub host: String,
+    /// The number of its process there; null of a worker of an earlier release.
+    pub pid: Option<u32>,
     /// The queues it consumes.
     pub queues: Vec<QueueName>,
     /// The kinds it has handlers for.
@@ -91,4 +95,100 @@ pub struct Worker {
     pub started_at: Timestamp,
     /// How long ago it last renewed its lease.
     pub lease_age_ms: i64,
+}
+
+/// What a worker runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Run {
+    /// The task.
+    pub task_id: TaskId,
+    /// The work.
+    pub kind: Kind,
+    /// Which attempt.
+    pub attempt: i32,
+    /// Since when.
+    #[schema(value_type = String, format = DateTime)]
+    pub since: Timestamp,
+}
+
+/// A worker that is not alive any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GoneWorker {
+    /// Its identity.
+    pub id: WorkerId,
+    /// The name that its operator gave it.
+    pub name: Option<String>,
+    /// The machine's name.
+    pub host: String,
+    /// The number that its process had there.
+    pub pid: Option<u32>,
+    /// The program's version.
+    pub version: String,
+    /// When it entered.
+    #[schema(value_type = String, format = DateTime)]
+    pub started_at: Timestamp,
+    /// When it was seen to be gone; null when nobody has seen it yet, or of a worker of an earlier release.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub ended_at: Option<Timestamp>,
+    /// How it went; null of a worker of an earlier release.
+    pub ended: Option<WorkerEnd>,
+}
+
+/// How a worker went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WorkerEnd {
+    /// It was told to stop, and has said so.
+    Stopped,
+    /// Its lease ended without a word: it was killed, has crashed, stood still, or was cut off.
+    LeaseEnded,
+}
+
+/// How many runs of one worker are told: the oldest.
+pub const RUNS_TOLD_MAX: usize = 100;
+/// How many workers that are gone are told: the newest.
+pub const GONE_TOLD_MAX: u32 = 100;
+/// How many runs of all workers are looked at for that.
+pub(crate) const RUNS_READ_MAX: u32 = 10_000;
+
+/// All workers, as an operator looks at them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fleet {
+    /// Those whose lease is alive.
+    pub workers: Vec<Worker>,
+    /// What they run, at most [`RUNS_TOLD_MAX`] each, the longest first.
+    pub runs: BTreeMap<WorkerId, Vec<Run>>,
+    /// Those that went within the last hour, the newest first.
+    pub gone: Vec<GoneWorker>,
+}
+
+impl WorkerEnd {
+    /// As the ledgers store it.
+    pub(crate) const fn code(self) -> i16 {
+        match self {
+            Self::Stopped => 1,
+            Self::LeaseEnded => 2,
+        }
+    }
+
+    /// What [`WorkerEnd::code`] made.
+    pub(crate) const fn from_code(code: i16) -> Option<Self> {
+        match code {
+            1 => Some(Self::Stopped),
+            2 => Some(Self::LeaseEnded),
+            _ => None,
+        }
+    }
+}
+
+/// The runs by their worker, from the longest to the newest.
+pub(crate) fn by_worker(runs: impl IntoIterator<Item = (WorkerId, Run)>) -> BTreeMap<WorkerId, Vec<Run>> {
+    let mut by_worker: BTreeMap<WorkerId, Vec<Run>> = BTreeMap::new();
+    for (worker, run) in runs {
+        let runs = by_worker.entry(worker).or_default();
+        if runs.len() < RUNS_TOLD_MAX {
+            runs.push(run);
+        }
+    }
+    by_worker
 }

@@ -36,6 +36,7 @@ mod tests;
 pub(crate) mod vitals;
 mod transact;
 mod unique;
+mod workers;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -56,9 +57,7 @@ use self::record::Record;
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Belief, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
-    EndedGroups, Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned,
-    QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
+    Abandoned, Belief, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
     Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
@@ -347,7 +346,11 @@ impl Ledger for PostgresLedger {
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
-        again(|| lease::workers(&self.shared)).await
+        again(|| workers::alive(&self.shared)).await
+    }
+
+    async fn fleet(&self) -> Result<Fleet, LedgerError> {
+        again(|| workers::fleet(&self.shared)).await
     }
 
     async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError> {

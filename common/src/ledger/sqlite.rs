@@ -19,6 +19,7 @@ mod tests;
 pub(crate) mod vitals;
 mod transact;
 mod unique;
+mod workers;
 mod write;
 mod writer;
 
@@ -38,10 +39,7 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
-    Fired, Firing, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts,
-    Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement,
-    Submission, Worker, WorkerRecord,
+    Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -301,7 +299,12 @@ impl Ledger for SqliteLedger {
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         let boot_id = Arc::clone(&self.boot_id);
-        self.readers.read(move |db| read::workers(db, &boot_id)).await
+        self.readers.read(move |db| workers::alive(db, &boot_id)).await
+    }
+
+    async fn fleet(&self) -> Result<Fleet, LedgerError> {
+        let boot_id = Arc::clone(&self.boot_id);
+        self.readers.read(move |db| workers::fleet(db, &boot_id)).await
     }
 
     async fn change_schedule(&self, change: ScheduleChange) -> Result<Changed, LedgerError> {

@@ -31,7 +31,9 @@ pub(crate) struct Queue {
     oldest_waiting_ms: Option<i64>,
     /// Messages ready for delivery in the broker; null when it is away, or has no such queue yet.
     broker_depth: Option<u32>,
-    /// Worker processes that consume it; null as above.
+    /// Live workers that serve it.
+    workers: u32,
+    /// Consumers in the broker, of which a worker has one for each priority; null as above.
     consumers: Option<u32>,
     /// Whether it is paused: no task of it starts, and those in `running` go on.
     paused: bool,
@@ -61,9 +63,9 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<QueueList>,
     let mut known = known(&app).await?;
     let names: Vec<_> = known.keys().take(DEPTHS_MAX).cloned().collect();
     let depths = app.publisher.queue_depths(&names).await.unwrap_or_default();
-    let queue = |(name, counts)| {
+    let queue = |(name, known)| {
         let depth = depths.get(&name).copied();
-        view(name, counts, depth)
+        view(name, known, depth)
     };
     Ok(Json(QueueList { queues: std::mem::take(&mut known).into_iter().map(queue).collect() }))
 }
@@ -91,25 +93,41 @@ pub(super) fn named(name: &str) -> Result<QueueName, ApiError> {
 
 /// A queue as it is, and whether anybody has heard of it.
 pub(super) async fn look(app: &App, queue: QueueName) -> Result<(bool, Queue), ApiError> {
-    let counts = known(app).await?.remove(&queue);
+    let known = known(app).await?.remove(&queue);
     let depth =
         app.publisher.queue_depths(std::slice::from_ref(&queue)).await.and_then(|mut depths| depths.remove(&queue));
-    Ok((counts.is_some() || depth.is_some(), view(queue, counts.flatten(), depth)))
+    Ok((known.is_some() || depth.is_some(), view(queue, known.unwrap_or_default(), depth)))
 }
 
-/// The queues that the ledger, a live worker or the settings know, with what the ledger counts.
-async fn known(app: &App) -> Result<BTreeMap<QueueName, Option<QueueCounts>>, ApiError> {
+/// What is known of a queue beside the broker.
+#[derive(Debug, Default)]
+struct Known {
+    counted: Option<QueueCounts>,
+    workers: u32,
+}
+
+/// The queues that the ledger, a live worker or the settings know.
+async fn known(app: &App) -> Result<BTreeMap<QueueName, Known>, ApiError> {
     let counted = app.gate.ask(app.gate.ledger().queues()).await?;
     let workers = app.gate.ask(app.gate.ledger().workers()).await?;
-    let mut names: BTreeSet<_> = workers.into_iter().flat_map(|worker| worker.queues).collect();
-    names.extend(app.rules.routes.queues().cloned());
-    names.insert(QueueName::default());
-    let mut known: BTreeMap<_, _> = names.into_iter().map(|name| (name, None)).collect();
-    known.extend(counted.into_iter().map(|counts| (counts.queue.clone(), Some(counts))));
+    let mut known: BTreeMap<QueueName, Known> = BTreeMap::new();
+    known.entry(QueueName::default()).or_default();
+    for queue in app.rules.routes.queues() {
+        known.entry(queue.clone()).or_default();
+    }
+    for worker in workers {
+        for queue in BTreeSet::from_iter(worker.queues) {
+            known.entry(queue).or_default().workers += 1;
+        }
+    }
+    for counts in counted {
+        let queue = counts.queue.clone();
+        known.entry(queue).or_default().counted = Some(counts);
+    }
     Ok(known)
 }
 
-fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> Queue {
+fn view(name: QueueName, Known { counted, workers }: Known, depth: Option<Depth>) -> Queue {
     let mut counts: BTreeMap<_, _> =
         TaskState::ALL.into_iter().filter(|state| *state != TaskState::Completed).map(|state| (state, 0)).collect();
     let oldest_waiting = counted.as_ref().and_then(|counted| counted.oldest_waiting);
@@ -120,6 +138,7 @@ fn view(name: QueueName, counted: Option<QueueCounts>, depth: Option<Depth>) -> 
         counts,
         oldest_waiting_ms: oldest_waiting.map(clock::millis),
         broker_depth: depth.map(|depth| depth.ready),
+        workers,
         consumers: depth.map(|depth| depth.consumers),
         paused: pause.is_some(),
         paused_at: pause.as_ref().map(|pause| pause.at),

@@ -163,7 +163,9 @@ impl Api {
         let id = WorkerId::new();
         let record = WorkerRecord {
             id,
+            name: None,
             host: "a-host".to_owned(),
+            pid: 7,
             queues: vec![QueueName::default()],
             kinds: vec![Kind::parse("report.build").unwrap()],
             concurrency: 4,

@@ -9,7 +9,10 @@ use super::{
     HOUR, complete, get, granted, kind, one, queue, recorded, refused, request, retry, settle, until, worker,
     worker_for, worker_record,
 };
-use crate::ledger::{Abandoned, Claim, ClaimRequest, Ledger, Refusal, Renewal, Renewed, Settled, WorkerRecord};
+use crate::ledger::{
+    Abandoned, Claim, ClaimRequest, GoneWorker, Ledger, RUNS_TOLD_MAX, Refusal, Renewal, Renewed, Run, Settled,
+    WorkerEnd, WorkerRecord,
+};
 use crate::state::State;
 use crate::task::{Fence, Guarantee, TaskId, WorkerId};
 
@@ -134,7 +137,8 @@ pub async fn the_old_holder_of_a_rescued_task_is_fenced(ledger: &dyn Ledger) {
 /// The workers whose lease is alive, as they described themselves.
 pub async fn live_workers_are_listed(ledger: &dyn Ledger) {
     let queues = vec![queue("default"), queue("mail")];
-    let record = WorkerRecord { queues, kinds: vec![kind("a.b"), kind("c")], ..worker_record() };
+    let kinds = vec![kind("a.b"), kind("c")];
+    let record = WorkerRecord { queues, kinds, name: Some("blau".to_owned()), pid: 4_711, ..worker_record() };
     ledger.register(record.clone(), HOUR).await.unwrap();
     let other = worker(ledger).await;
     ledger.retire(other).await.unwrap();
@@ -144,6 +148,7 @@ pub async fn live_workers_are_listed(ledger: &dyn Ledger) {
     assert_eq!((found.id, &found.host, &found.version), (record.id, &record.host, &record.version));
     assert_eq!((&found.queues, &found.kinds), (&record.queues, &record.kinds));
     assert_eq!((found.concurrency, found.running), (8, 5));
+    assert_eq!((found.name.as_deref(), found.pid), (Some("blau"), Some(4_711)));
     assert!((0..20_000).contains(&found.lease_age_ms), "{found:?}");
 }
 
@@ -165,4 +170,53 @@ pub async fn what_runs_under_a_worker_is_told(ledger: &dyn Ledger) {
     assert_eq!(running(one).await, BTreeSet::new());
     ledger.retire(other).await.unwrap();
     assert_eq!(running(other).await, [(theirs, c, other)].into(), "until somebody has taken it over");
+}
+
+/// Each run with its task, the longest first, and of no more than is shown of one worker.
+pub async fn what_workers_run_is_told(ledger: &dyn Ledger) {
+    let (busy, idle) = (worker(ledger).await, worker(ledger).await);
+    let fleet = ledger.fleet().await.unwrap();
+    assert_eq!((fleet.workers.len(), fleet.runs.len(), fleet.gone.len()), (2, 0, 0));
+    let ids = recorded(ledger, RUNS_TOLD_MAX + 1, |_| {}).await;
+    let mut fences = Vec::new();
+    for id in &ids {
+        fences.push(granted(ledger, *id, busy).await.fence);
+    }
+    let fleet = ledger.fleet().await.unwrap();
+    assert_eq!((fleet.runs.len(), fleet.runs[&busy].len()), (1, RUNS_TOLD_MAX));
+    assert_eq!(fleet.workers.iter().map(|worker| worker.id).collect::<Vec<_>>(), [busy, idle]);
+    assert!(fleet.runs[&busy].is_sorted_by_key(|run| run.since));
+    settle(ledger, ids[0], fences[0], retry(Duration::ZERO, "again")).await;
+    for (id, fence) in ids.iter().zip(&fences).skip(1) {
+        settle(ledger, *id, *fence, complete()).await;
+    }
+    granted(ledger, ids[0], idle).await;
+    let task = get(ledger, ids[0]).await;
+    let run = Run { task_id: ids[0], kind: task.kind, attempt: 2, since: task.started_at.unwrap() };
+    assert_eq!(ledger.fleet().await.unwrap().runs, [(idle, vec![run])].into());
+}
+
+/// Also before anybody has declared it dead; the newest first, and who lost its lease has not stopped.
+pub async fn who_went_is_told_with_how(ledger: &dyn Ledger) {
+    let (lives, stops) = (worker(ledger).await, worker_record());
+    let lost = WorkerRecord { name: Some("red".to_owned()), ..worker_record() };
+    ledger.register(stops.clone(), HOUR).await.unwrap();
+    ledger.retire(stops.id).await.unwrap();
+    ledger.retire(stops.id).await.unwrap();
+    ledger.register(lost.clone(), Duration::from_millis(1)).await.unwrap();
+    let told = async || ledger.fleet().await.unwrap().gone;
+    let silent = until("the lease to end", async || Some(told().await).filter(|gone| gone.len() == 2)).await;
+    assert_eq!((silent[0].id, silent[0].ended_at, silent[0].ended), (lost.id, None, Some(WorkerEnd::LeaseEnded)));
+    ledger.abandoned(10).await.unwrap();
+    ledger.retire(lost.id).await.unwrap();
+    let gone = told().await;
+    let seen = |gone: &GoneWorker| (gone.id, gone.name.clone(), gone.host.clone(), gone.pid, gone.ended);
+    let expected =
+        |record: &WorkerRecord, end| (record.id, record.name.clone(), record.host.clone(), Some(record.pid), Some(end));
+    assert_eq!(seen(&gone[0]), expected(&lost, WorkerEnd::LeaseEnded));
+    assert_eq!(seen(&gone[1]), expected(&stops, WorkerEnd::Stopped));
+    assert!(gone.iter().all(|gone| gone.started_at <= gone.ended_at.unwrap()), "{gone:?}");
+    assert_eq!(ledger.workers().await.unwrap().iter().map(|worker| worker.id).collect::<Vec<_>>(), [lives]);
+    ledger.prune(HOUR, 10).await.unwrap();
+    assert_eq!(told().await.len(), 2, "they are kept for an hour");
 }

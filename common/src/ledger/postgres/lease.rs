@@ -7,15 +7,15 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{guarantee_of, storable};
-use crate::clock::{millis, timestamp};
-use crate::ledger::{Abandoned, Renewal, Renewed, Worker, WorkerRecord};
+use crate::clock::millis;
+use crate::ledger::{Abandoned, Renewal, Renewed, WorkerEnd, WorkerRecord};
 use crate::task::{Fence, Kind, QueueName, TaskId, WorkerId};
 
 /// Entering twice happens when the first answer was lost. The lease then counts from the second time, as the
 /// worker does, which is at least as long as it believes.
 const REGISTER: &str = "
-INSERT INTO tasklane.workers (id, host, queues, kinds, concurrency, version, started_at, renewed_at, expires_at)
-SELECT $1, $2, $3, $4, $5, $6, now, now, now + $7 FROM (SELECT tasklane.now_ms() AS now) clock
+INSERT INTO tasklane.workers (id, host, queues, kinds, concurrency, version, started_at, renewed_at, expires_at, name, pid)
+SELECT $1, $2, $3, $4, $5, $6, now, now, now + $7, $8, $9 FROM (SELECT tasklane.now_ms() AS now) clock
 ON CONFLICT (id) DO UPDATE SET renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
 WHERE NOT workers.dead";
 
@@ -40,13 +40,18 @@ heads AS (
 )
 SELECT count(*) FROM renewed";
 
+/// Whose lease had ended before has not stopped in time.
 const RETIRE: &str = "
-UPDATE tasklane.workers SET dead = true, expires_at = LEAST(expires_at, tasklane.now_ms()) WHERE id = $1";
+UPDATE tasklane.workers
+SET dead = true, expires_at = LEAST(expires_at, tasklane.now_ms()), ended_at = tasklane.now_ms(), ended = $2
+WHERE id = $1 AND NOT dead";
 
 /// Ended leases end for good before their tasks are looked at. A renewal that is under way holds the row: this waits,
 /// looks again, and leaves the lease alone when the renewal was in time. One that comes later finds it dead. So no
 /// worker can be told that its lease lives on while its tasks go to somebody else.
-const END_LEASES: &str = "UPDATE tasklane.workers SET dead = true WHERE NOT dead AND expires_at <= tasklane.now_ms()";
+const END_LEASES: &str = "
+UPDATE tasklane.workers SET dead = true, ended_at = tasklane.now_ms(), ended = $1
+WHERE NOT dead AND expires_at <= tasklane.now_ms()";
 
 /// A claim that commits after this look is found by the next one.
 const ABANDONED: &str = "
@@ -64,12 +69,6 @@ FROM tasklane.tasks WHERE worker_id = $1 AND state = 3";
 pub(super) const CANCELLING: &str = "
 SELECT id, fence FROM tasklane.tasks WHERE worker_id = $1 AND state = 3 AND cancel_requested_at IS NOT NULL";
 
-const WORKERS: &str = "
-SELECT id, host, queues, kinds, concurrency, running, version, started_at, clock.now - renewed_at
-FROM tasklane.workers, (SELECT tasklane.now_ms() AS now) clock
-WHERE NOT dead AND expires_at > clock.now
-ORDER BY id";
-
 pub(super) async fn register(connections: &Connections, worker: &WorkerRecord, ttl: Duration) -> Result<(), Fault> {
     let mut lent = connections.lend().await?;
     let entered = sqlx::query(REGISTER)
@@ -80,6 +79,8 @@ pub(super) async fn register(connections: &Connections, worker: &WorkerRecord, t
         .bind(worker.concurrency)
         .bind(storable(&worker.version))
         .bind(millis(ttl))
+        .bind(worker.name.as_deref().map(storable))
+        .bind(i64::from(worker.pid))
         .execute(&mut *lent)
         .await?;
     lent.keep();
@@ -106,7 +107,7 @@ pub(super) async fn renew(connections: &Connections, renewal: &Renewal) -> Resul
 
 pub(super) async fn retire(connections: &Connections, worker: WorkerId) -> Result<(), Fault> {
     let mut lent = connections.lend().await?;
-    sqlx::query(RETIRE).bind(worker.0).execute(&mut *lent).await?;
+    sqlx::query(RETIRE).bind(worker.0).bind(WorkerEnd::Stopped.code()).execute(&mut *lent).await?;
     lent.keep();
     Ok(())
 }
@@ -122,7 +123,7 @@ type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool, String);
 
 pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<Vec<Abandoned>, Fault> {
     let mut lent = connections.lend().await?;
-    sqlx::query(END_LEASES).execute(&mut *lent).await?;
+    sqlx::query(END_LEASES).bind(WorkerEnd::LeaseEnded.code()).execute(&mut *lent).await?;
     let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     lent.keep();
     rows.into_iter().map(running_of).collect()
@@ -148,31 +149,5 @@ fn running_of(row: AbandonedRow) -> Result<Abandoned, Fault> {
         crashes,
         guarantee: guarantee_of(guarantee)?,
         cancel_requested,
-    })
-}
-
-type WorkerRow = (Uuid, String, Vec<String>, Vec<String>, i32, i32, String, i64, i64);
-
-pub(super) async fn workers(connections: &Connections) -> Result<Vec<Worker>, Fault> {
-    let mut lent = connections.lend().await?;
-    let rows: Vec<WorkerRow> = sqlx::query_as(WORKERS).fetch_all(&mut *lent).await?;
-    lent.keep();
-    rows.into_iter().map(worker_of).collect()
-}
-
-fn worker_of(row: WorkerRow) -> Result<Worker, Fault> {
-    let (id, host, queues, kinds, concurrency, running, version, started_at, lease_age_ms) = row;
-    let queues: Result<_, _> = queues.iter().map(|queue| QueueName::parse(queue)).collect();
-    let kinds: Result<_, _> = kinds.iter().map(|kind| Kind::parse(kind)).collect();
-    Ok(Worker {
-        id: WorkerId(id),
-        host,
-        queues: queues.map_err(Fault::corrupt)?,
-        kinds: kinds.map_err(Fault::corrupt)?,
-        concurrency,
-        running,
-        version,
-        started_at: timestamp(started_at),
-        lease_age_ms,
     })
 }

@@ -83,7 +83,7 @@ SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT grou
 
 const PRUNE_WORKERS: &str = "
 DELETE FROM tasklane.workers w
-WHERE dead AND expires_at < tasklane.now_ms() - 3600000
+WHERE dead AND COALESCE(ended_at, expires_at) < tasklane.now_ms() - 3600000
   AND NOT EXISTS (SELECT 1 FROM tasklane.tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
 
 pub(super) const EXPIRE_RESULTS: &str = "

@@ -47,7 +47,7 @@ pub(super) fn prune(
     let members = prune_members(db, &step, &mut walk)?;
     groups::prune(db, step.now - step.retention, limit)?;
     db.prepare_cached(
-        "DELETE FROM workers WHERE dead = 1 AND started_at < ?1
+        "DELETE FROM workers WHERE dead = 1 AND coalesce(ended_at, started_at) < ?1
              AND NOT EXISTS (SELECT 1 FROM tasks WHERE state = 3 AND worker_id = workers.id)",
     )?
     .execute([step.now - WORKERS_KEPT_MS])?;

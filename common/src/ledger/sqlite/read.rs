@@ -16,7 +16,6 @@ use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::caller::last_change;
 use crate::ledger::{
     Abandoned, CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT,
-    Worker,
 };
 use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
@@ -299,28 +298,6 @@ pub(super) fn run_times(db: &Connection, queue: &QueueName) -> rusqlite::Result<
 fn entry(found: &mut BTreeMap<QueueName, QueueCounts>, queue: QueueName) -> &mut QueueCounts {
     let empty = QueueCounts { queue: queue.clone(), counts: BTreeMap::new(), oldest_waiting: None, paused: None };
     found.entry(queue).or_insert(empty)
-}
-
-pub(super) fn workers(db: &Connection, boot_id: &str) -> rusqlite::Result<Vec<Worker>> {
-    let now = millis(since_boot());
-    let mut statement = db.prepare_cached(
-        "SELECT id, host, queues, kinds, concurrency, running, version, started_at, ?1 - renewed_at FROM workers
-         WHERE dead = 0 AND boot_id = ?2 AND expires_at > ?1 ORDER BY id",
-    )?;
-    let workers = statement.query_map(params![now, boot_id], |row| {
-        Ok(Worker {
-            id: WorkerId(id_of(row, 0)?.0),
-            host: row.get(1)?,
-            queues: parsed(row, 2, |text| serde_json::from_str(text))?,
-            kinds: parsed(row, 3, |text| serde_json::from_str(text))?,
-            concurrency: row.get(4)?,
-            running: row.get(5)?,
-            version: row.get(6)?,
-            started_at: timestamp(row.get(7)?),
-            lease_age_ms: row.get(8)?,
-        })
-    })?;
-    workers.collect()
 }
 
 /// The runs of a worker that shall be cancelled.

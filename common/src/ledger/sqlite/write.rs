@@ -8,8 +8,7 @@ use super::read::id_of;
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Belief, Believed, Caller, Due, Failure, Mark, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
-    Transition, WorkerRecord,
+    Abandoned, Belief, Believed, Caller, Due, Failure, Mark, Refusal, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerEnd, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
@@ -174,8 +173,9 @@ pub(super) fn put_back(
 pub(super) fn register(db: &Connection, worker: &WorkerRecord, ttl: Duration, boot_id: &str) -> rusqlite::Result<()> {
     let boot_ms = boot_ms();
     db.prepare_cached(
-        "INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, boot_id, renewed_at, expires_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        "INSERT INTO workers (id, host, queues, kinds, concurrency, version, started_at, boot_id, renewed_at, expires_at,
+             name, pid)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
     )?
     .execute(params![
         worker.id.0.as_bytes().as_slice(),
@@ -188,6 +188,8 @@ pub(super) fn register(db: &Connection, worker: &WorkerRecord, ttl: Duration, bo
         boot_id,
         boot_ms,
         boot_ms + millis(ttl),
+        worker.name,
+        worker.pid,
     ])?;
     Ok(())
 }
@@ -224,16 +226,22 @@ pub(super) fn renew(db: &Connection, renewal: &Renewal, boot_id: &str) -> rusqli
 }
 
 pub(super) fn retire(db: &Connection, worker: WorkerId) -> rusqlite::Result<()> {
-    db.prepare_cached("UPDATE workers SET dead = 1, expires_at = min(expires_at, ?2) WHERE id = ?1")?
-        .execute(params![worker.0.as_bytes().as_slice(), boot_ms()])?;
+    // Whose lease had ended before has not stopped in time.
+    db.prepare_cached(
+        "UPDATE workers SET dead = 1, expires_at = min(expires_at, ?2), ended_at = ?3, ended = ?4
+         WHERE id = ?1 AND dead = 0",
+    )?
+    .execute(params![worker.0.as_bytes().as_slice(), boot_ms(), wall_ms(), WorkerEnd::Stopped.code()])?;
     Ok(())
 }
 
 pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite::Result<Vec<Abandoned>> {
     // Ended leases end for good before their tasks are looked at: a renewal that comes later is refused,
     // so no worker can believe in a lease whose tasks go to somebody else.
-    db.prepare_cached("UPDATE workers SET dead = 1 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)")?
-        .execute(params![boot_id, boot_ms()])?;
+    db.prepare_cached(
+        "UPDATE workers SET dead = 1, ended_at = ?3, ended = ?4 WHERE dead = 0 AND (boot_id <> ?1 OR expires_at <= ?2)",
+    )?
+    .execute(params![boot_id, boot_ms(), wall_ms(), WorkerEnd::LeaseEnded.code()])?;
     let mut statement = db.prepare_cached(&format!(
         "SELECT {RUNNING_COLUMNS} FROM tasks
          WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)

@@ -36,3 +36,9 @@ ALTER TABLE schedules ADD COLUMN paused_by text;
 ALTER TABLE tasks ADD COLUMN args_digest bigint;
 -- How many ticks of a schedule were skipped since one was fired.
 ALTER TABLE schedules ADD COLUMN skipped_in_a_row bigint NOT NULL DEFAULT 0;
+
+-- What an operator calls a worker and finds it by, and when and how it went.
+ALTER TABLE workers ADD COLUMN name text;
+ALTER TABLE workers ADD COLUMN pid bigint;
+ALTER TABLE workers ADD COLUMN ended_at bigint;
+ALTER TABLE workers ADD COLUMN ended smallint;

@@ -16,3 +16,9 @@ ALTER TABLE schedules ADD COLUMN paused_by TEXT;
 ALTER TABLE tasks ADD COLUMN args_digest INTEGER;
 -- How many ticks of a schedule were skipped since one was fired.
 ALTER TABLE schedules ADD COLUMN skipped_in_a_row INTEGER NOT NULL DEFAULT 0;
+
+-- What an operator calls a worker and finds it by, and when and how it went.
+ALTER TABLE workers ADD COLUMN name TEXT;
+ALTER TABLE workers ADD COLUMN pid INTEGER;
+ALTER TABLE workers ADD COLUMN ended_at INTEGER;
+ALTER TABLE workers ADD COLUMN ended INTEGER;
