@@ -112,6 +112,24 @@ pub(crate) struct RetriedTasks {
     pub(crate) next_cursor: Option<String>,
 }
 
+/// The tasks of a batch with an end.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Group {
+    pub(crate) id: String,
+    pub(crate) total: u64,
+    pub(crate) counts: BTreeMap<String, u64>,
+    pub(crate) then: Then,
+    pub(crate) created_at: Timestamp,
+    pub(crate) finished_at: Option<Timestamp>,
+}
+
+/// What follows it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Then {
+    pub(crate) id: Option<String>,
+    pub(crate) kind: String,
+}
+
 /// A queue.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Queue {

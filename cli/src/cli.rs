@@ -18,7 +18,7 @@ pub(crate) use self::limits::{Limits, LimitsDo, SetLimit};
 pub(crate) use self::schedules::{PutSchedule, Schedules, SchedulesDo};
 pub(crate) use self::tail::Tail;
 use crate::failure::Exit;
-use crate::input::{self, Pair};
+use crate::input::{self, IdArg, Pair};
 
 /// The states that a list can be narrowed to.
 const STATES: [&str; 8] =
@@ -34,9 +34,14 @@ const BATCH_EXAMPLES: &str = "Examples:
   tasklane batch pages.ndjson --then report.join --then-args '{\"month\": \"2026-11\"}'
   jq -c '.[] | {kind: \"mail\", args: .}' people.json | tasklane batch --key november";
 
+const LIST_EXAMPLES: &str = "Examples:
+  tasklane list --state discarded --kind 'report.build'
+  tasklane list --state retryable --json | jq -r '.errors[-1].message'";
+
 const CANCEL_EXAMPLES: &str = "Examples:
   tasklane cancel 01a20751-1f82-705d-a198-4567bb46f288 --reason 'wrong month'
-  tasklane cancel --kind report.build --tag team=blue --dry-run";
+  tasklane cancel --kind report.build --tag team=blue --dry-run
+  tasklane list --kind report.build --quiet --all | tasklane cancel -";
 
 const PURGE_EXAMPLES: &str = "Examples:
   tasklane purge --kind report.build --state discarded --dry-run
@@ -123,7 +128,10 @@ pub(crate) enum Command {
     #[command(after_help = tail::EXAMPLES)]
     Tail(Tail),
     /// List tasks, newest first
+    #[command(after_help = LIST_EXAMPLES)]
     List(List),
+    /// Show where the tasks of a batch with --then stand
+    Group(GroupId),
     /// Change a task that waits: its time, its args, its queue, its priority
     #[command(after_help = EDIT_EXAMPLES)]
     Edit(Edit),
@@ -242,9 +250,17 @@ pub(crate) struct Batch {
 /// Tasks by their ids.
 #[derive(Debug, Args)]
 pub(crate) struct Ids {
-    /// The tasks
-    #[arg(value_name = "ID", required = true)]
-    pub(crate) ids: Vec<Uuid>,
+    /// The tasks; - reads ids from standard input, one a line
+    #[arg(value_name = "ID", required = true, value_parser = input::id_arg)]
+    pub(crate) ids: Vec<IdArg>,
+}
+
+/// A group.
+#[derive(Debug, Args)]
+pub(crate) struct GroupId {
+    /// The group
+    #[arg(value_name = "ID", value_parser = input::group_id)]
+    pub(crate) id: Uuid,
 }
 
 /// Tasks to wait for.
@@ -262,6 +278,7 @@ pub(crate) struct Wait {
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
     /// The task; left out, the queues
+    #[arg(value_parser = input::task_id)]
     pub(crate) id: Option<Uuid>,
     /// How often to look
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = input::duration)]
@@ -327,7 +344,7 @@ pub(crate) struct List {
 ))]
 pub(crate) struct Edit {
     /// The task
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = input::task_id)]
     pub(crate) id: Uuid,
     /// How long it waits from now, such as 5m; 0s starts it at once
     #[arg(long, value_name = "DURATION", value_parser = input::duration, conflicts_with = "at")]
@@ -355,13 +372,13 @@ pub(crate) struct Edit {
 /// Tasks to be cancelled.
 #[derive(Debug, Args)]
 pub(crate) struct Cancel {
-    /// The tasks; or give a filter
+    /// The tasks; - reads ids from standard input, one a line; or give a filter
     #[arg(
-        value_name = "ID",
+        value_name = "ID", value_parser = input::id_arg,
         required_unless_present_any = ["state", "kind", "queue", "tag"],
         conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes"]
     )]
-    pub(crate) ids: Vec<Uuid>,
+    pub(crate) ids: Vec<IdArg>,
     /// Which tasks.
     #[command(flatten)]
     pub(crate) filter: Filter,
@@ -379,13 +396,13 @@ pub(crate) struct Cancel {
 /// Tasks to be run again.
 #[derive(Debug, Args)]
 pub(crate) struct Retry {
-    /// The tasks; or give a filter
+    /// The tasks; - reads ids from standard input, one a line; or give a filter
     #[arg(
-        value_name = "ID",
+        value_name = "ID", value_parser = input::id_arg,
         required_unless_present_any = ["state", "kind", "queue", "tag"],
         conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes", "per_second"]
     )]
-    pub(crate) ids: Vec<Uuid>,
+    pub(crate) ids: Vec<IdArg>,
     /// Which tasks; discarded ones, unless --state says cancelled
     #[command(flatten)]
     pub(crate) filter: Filter,

@@ -8,6 +8,7 @@ mod wait;
 mod watch;
 mod tail;
 mod list;
+mod group;
 mod edit;
 mod cancel;
 mod retry;
@@ -20,14 +21,12 @@ mod limits;
 mod workers;
 mod doctor;
 
-use clap::CommandFactory;
-use uuid::Uuid;
-
 use crate::cli::{Cli, Command};
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
-use crate::input;
+use crate::input::{self, IdArg};
 use crate::output::Output;
+use clap::CommandFactory;
 
 /// What every command works with.
 pub(crate) struct Context<'o> {
@@ -50,6 +49,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Watch(watch) => watch::run(cx, &watch).await,
         Command::Tail(tail) => tail::run(cx, &tail).await,
         Command::List(list) => list::run(cx, &list).await,
+        Command::Group(group) => group::run(cx, group.id).await,
         Command::Edit(edit) => edit::run(cx, &edit).await,
         Command::Cancel(cancel) => cancel::run(cx, &cancel).await,
         Command::Retry(retry) => retry::run(cx, &retry).await,
@@ -74,11 +74,11 @@ impl Context<'_> {
     /// Does something with each task; what fails for one does not keep the others from it. The greatest code counts.
     async fn each(
         &self,
-        ids: &[Uuid],
+        ids: &[IdArg],
         mut act: impl AsyncFnMut(&str) -> Result<Exit, Failure>,
     ) -> Result<Exit, Failure> {
         let mut worst = Exit::Done;
-        for id in ids {
+        for id in input::ids(ids)? {
             worst = worst.max(self.one_of_many(act(&id.to_string()).await)?);
         }
         Ok(worst)

@@ -1,7 +1,7 @@
 //! What a person writes on a command line, read: durations, `key=value`, args, addresses. Pure but for reading files.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufRead, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use jiff::{Span, SpanRelativeTo};
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
+use uuid::Uuid;
 
 use crate::api::Rate;
 use crate::failure::Failure;
@@ -19,6 +20,8 @@ const ARGS_BYTES_MAX: u64 = 1024 * 1024;
 const KEY_BYTES_MAX: usize = 255;
 /// The longest name of whoever makes changes.
 const ACTOR_BYTES_MAX: usize = 128;
+/// How much of standard input is read for ids: some millions of them.
+const IDS_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// The longest number of a line.
 const RUN_LINE_BYTES_MAX: usize = 20;
 
@@ -82,6 +85,70 @@ pub(crate) fn rate(text: &str) -> Result<Rate, String> {
     let (tasks, per) = text.split_once('/').ok_or_else(rule)?;
     let per_ms = duration(per).ok().and_then(|per| u64::try_from(per.as_millis()).ok()).ok_or_else(rule)?;
     Ok(Rate { tasks: tasks.trim().parse().map_err(|_| rule())?, per_ms, burst: 1 })
+}
+
+/// A task's id, or word that more of them come from standard input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdArg {
+    /// This one.
+    Id(Uuid),
+    /// `-`: one a line.
+    Stdin,
+}
+
+/// Reads a task's id.
+pub(crate) fn task_id(text: &str) -> Result<Uuid, String> {
+    // Other forms of a UUID are read, too; it is its 36 characters that people copy.
+    Uuid::try_parse(text.trim()).map_err(|_| "must be a task's id (UUID)".to_owned())
+}
+
+/// Reads a group's id.
+pub(crate) fn group_id(text: &str) -> Result<Uuid, String> {
+    Uuid::try_parse(text.trim()).map_err(|_| "must be a group's id (UUID)".to_owned())
+}
+
+/// Reads a task's id, or `-`.
+pub(crate) fn id_arg(text: &str) -> Result<IdArg, String> {
+    match text {
+        "-" => Ok(IdArg::Stdin),
+        id => task_id(id).map(IdArg::Id).map_err(|rule| format!("{rule}, or - for ids from standard input")),
+    }
+}
+
+/// The ids of some arguments, and those of standard input in place of `-`.
+///
+/// # Errors
+/// When standard input cannot be read, or has a line that is no id.
+pub(crate) fn ids(args: &[IdArg]) -> Result<Vec<Uuid>, Failure> {
+    let mut ids = Vec::with_capacity(args.len());
+    for arg in args {
+        match arg {
+            IdArg::Id(id) => ids.push(*id),
+            IdArg::Stdin => ids.extend(ids_from(std::io::stdin().lock())?),
+        }
+    }
+    Ok(ids)
+}
+
+/// One a line; empty lines are passed over.
+fn ids_from(input: impl BufRead) -> Result<Vec<Uuid>, Failure> {
+    let mut ids = Vec::new();
+    // A line that never ends is no id.
+    for (number, line) in input.take(IDS_BYTES_MAX).lines().enumerate() {
+        let line = line.map_err(|error| Failure::usage(format!("standard input cannot be read: {error}")))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let id = task_id(&line).map_err(|rule| {
+            let shown = crate::text::cut(line.trim(), 40).into_owned();
+            Failure::usage(format!("line {} of standard input, {shown}: {rule}", number + 1))
+        })?;
+        ids.push(id);
+    }
+    match ids.is_empty() {
+        true => Err(Failure::usage("standard input has no ids")),
+        false => Ok(ids),
+    }
 }
 
 /// Reads the name of whoever makes changes.
@@ -196,6 +263,16 @@ mod tests {
     fn of(pairs: &[&str]) -> Result<String, String> {
         let pairs: Vec<_> = pairs.iter().map(|text| pair(text).unwrap()).collect();
         object(&pairs).map(|json| json.get().to_owned()).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn ids_come_one_a_line() {
+        let id = "01a20751-1f82-705d-a198-4567bb46f288";
+        let read = |text: &str| ids_from(text.as_bytes());
+        assert_eq!(read(&format!("{id}\n\n  {id}\r\n")).unwrap().len(), 2);
+        let bad = read(&format!("{id}\nqueued \u{1b}[2J\n")).unwrap_err();
+        assert!(bad.message.starts_with("line 2 of standard input, queued"), "{}", bad.message);
+        assert!(read("\n").is_err() && read("\u{0}").is_err() && ids_from(&b"\xff\n"[..]).is_err());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Serialize, Serializer};
 
 /// Milliseconds since 1970 by this machine's wall clock, UTC. It can jump.
 #[must_use]
@@ -32,6 +33,53 @@ pub fn boot_id() -> std::io::Result<String> {
 #[must_use]
 pub fn timestamp(ms: i64) -> Timestamp {
     Timestamp::from_millisecond(ms).unwrap_or(if ms < 0 { Timestamp::MIN } else { Timestamp::MAX })
+}
+
+/// Writes times as all JSON has them: RFC 3339 with three digits of fraction, so that they sort as text.
+///
+/// # Errors
+/// What the serializer says.
+pub fn text<T: Times, S: Serializer>(time: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    time.write(serializer)
+}
+
+/// What [`text`] writes.
+pub trait Times {
+    /// Writes it.
+    ///
+    /// # Errors
+    /// What the serializer says.
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error>;
+}
+
+impl Times for Timestamp {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{self:.3}"))
+    }
+}
+
+impl Times for Option<Timestamp> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Some(time) => serializer.serialize_some(&Text(time)),
+            None => serializer.serialize_none(),
+        }
+    }
+}
+
+impl Times for Vec<Timestamp> {
+    fn write<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(Text))
+    }
+}
+
+/// A time that is written by [`text`].
+struct Text<'t>(&'t Timestamp);
+
+impl Serialize for Text<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.write(serializer)
+    }
 }
 
 /// So long that nobody waits for it, and so short that ledgers can add it to any time.

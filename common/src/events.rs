@@ -105,6 +105,7 @@ impl Happening {
 pub struct TaskEvent {
     /// When, by the clock of the process that tells.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub at: Timestamp,
     /// The task.
     pub id: TaskId,

@@ -239,6 +239,7 @@ pub struct AttemptError {
     pub attempt: i32,
     /// When it failed.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub at: Timestamp,
     /// What happened, at most 4,096 bytes.
     pub message: String,
@@ -311,18 +312,23 @@ pub struct Task {
     pub reason: Option<String>,
     /// When it was recorded.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub created_at: Timestamp,
     /// When it may start next, or could last start.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub run_at: Timestamp,
     /// When the newest attempt started.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub started_at: Option<Timestamp>,
     /// When it reached a final state.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub finished_at: Option<Timestamp>,
     /// When somebody asked for its cancellation; a run that was completed all the same keeps it.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub cancel_requested_at: Option<Timestamp>,
     /// The worker of the newest attempt.
     pub worker_id: Option<WorkerId>,
@@ -353,6 +359,7 @@ pub struct LastChange {
     pub by: Option<String>,
     /// When.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub at: Timestamp,
     /// The request's `X-Request-Id`, under which the producer has logged it.
     pub request_id: Option<String>,

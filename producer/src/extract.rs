@@ -111,7 +111,12 @@ pub fn single_header<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Op
 /// # Errors
 /// [`ApiError::UnknownTask`].
 pub fn task_id(text: &str) -> Result<TaskId, ApiError> {
-    text.parse().map_err(|_| ApiError::UnknownTask(tasklane_common::task::truncate(text, 64)))
+    text.parse().map_err(|_| ApiError::UnknownTask(no_id(text, "a task's id is a UUID")))
+}
+
+/// The text in place of an id, with what would be one.
+pub(crate) fn no_id(text: &str, rule: &str) -> String {
+    format!("{}: {rule}", tasklane_common::task::truncate(text, 64))
 }
 
 /// Query parameters, each known and given once, with the faults found so far.

@@ -49,9 +49,11 @@ pub(crate) struct GroupView {
     then: Then,
     /// When it was recorded.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     created_at: Timestamp,
     /// When all tasks had ended; null while the group is open.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     finished_at: Option<Timestamp>,
 }
 

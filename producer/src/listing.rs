@@ -70,7 +70,7 @@ fn parse_cursor(text: &str) -> Option<TaskId> {
 }
 
 fn group(id: &str) -> Result<GroupId, String> {
-    id.parse().map_err(|_| "must be the id of a group".to_owned())
+    id.parse().map_err(|_| "must be a group's id (UUID)".to_owned())
 }
 
 /// A tag as it stands in filters.

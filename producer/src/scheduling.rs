@@ -88,22 +88,27 @@ pub(crate) struct ScheduleView {
     paused: bool,
     /// Since when it is paused; null when it is not.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     paused_at: Option<Timestamp>,
     /// Who paused it, as `Tasklane-Actor` said; null when it did not.
     paused_by: Option<String>,
     /// The tick that is fired next: in the past when nobody has fired it yet; null while it is paused.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     next_at: Option<Timestamp>,
     /// The next five ticks; none while it is paused.
     #[schema(value_type = Vec<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     next_runs: Vec<Timestamp>,
     /// The newest tick that was fired.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     last_tick: Option<Timestamp>,
     /// The task of that tick, while it is kept.
     last_task_id: Option<TaskId>,
     /// The newest tick that was skipped for an unfinished task.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     last_skipped: Option<Timestamp>,
     /// How many ticks were skipped since one was fired.
     skipped_in_a_row: i64,
@@ -113,9 +118,11 @@ pub(crate) struct ScheduleView {
     ticks: TickCounts,
     /// When it was made.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     created_at: Timestamp,
     /// When its definition last changed.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     updated_at: Timestamp,
 }
 

@@ -48,6 +48,9 @@ fn what_makes_no_sense_is_refused() {
         ("tasklane submit a --delay 5", ErrorKind::ValueValidation),
         ("tasklane submit a word", ErrorKind::ValueValidation),
         ("tasklane get", ErrorKind::MissingRequiredArgument),
+        ("tasklane get nonsense", ErrorKind::ValueValidation),
+        ("tasklane group nonsense", ErrorKind::ValueValidation),
+        ("tasklane edit - --delay 1s", ErrorKind::ValueValidation),
         ("tasklane get x", ErrorKind::ValueValidation),
         ("tasklane edit 01a20751-1f82-705d-a198-4567bb46f288", ErrorKind::MissingRequiredArgument),
         (
@@ -84,5 +87,18 @@ fn what_makes_no_sense_is_refused() {
         ("tasklane limits set queue default --max-running 5 --burst 2", ErrorKind::MissingRequiredArgument),
     ] {
         assert_eq!(parse(line).err(), Some(kind), "{line}");
+    }
+}
+
+/// Wherever one is asked for.
+#[test]
+fn what_is_no_id_is_told_what_one_would_be() {
+    for command in ["get", "wait", "watch", "cancel", "retry", "edit --delay 1s"] {
+        let line = format!("tasklane {command} nonsense");
+        let error = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+        assert!(error.contains("must be a task's id (UUID)"), "{line}: {error}");
+    }
+    for command in ["get", "wait", "cancel", "retry"] {
+        assert!(parse(&format!("tasklane {command} -")).is_ok(), "{command}");
     }
 }

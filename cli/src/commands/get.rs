@@ -6,19 +6,19 @@ use std::time::Duration;
 use anstyle::Style;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use uuid::Uuid;
 
 use super::Context;
 use crate::api::Task;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
+use crate::input::IdArg;
 use crate::output::{Output, state_style};
 use crate::text::{brief, brief_ms, cut, json_line, relative};
 
 /// How much of args and result people see.
 const SHOWN_CHARS_MAX: usize = 2000;
 
-pub(super) async fn run(cx: &Context<'_>, ids: &[Uuid]) -> Result<Exit, Failure> {
+pub(super) async fn run(cx: &Context<'_>, ids: &[IdArg]) -> Result<Exit, Failure> {
     let mut first = true;
     cx.each(ids, async |id| {
         let answer = cx.client.call(Call::get(["v1", "tasks", id])).await?;

@@ -13,7 +13,7 @@ use crate::api::{RetriedTasks, Task};
 use crate::cli::Retry;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::input;
+use crate::input::{self, IdArg};
 use crate::text::count;
 
 /// The body of the request for many tasks.
@@ -49,14 +49,14 @@ struct Met {
 
 pub(super) async fn run(cx: &Context<'_>, retry: &Retry) -> Result<Exit, Failure> {
     match (&retry.args, &retry.ids[..]) {
-        (Some(args), [id]) => anew(cx, *id, &input::args(args)?).await,
+        (Some(args), [IdArg::Id(id)]) => anew(cx, *id, &input::args(args)?).await,
         (Some(_), _) => Err(Failure::usage("--args are for one task at a time")),
         (None, []) => many(cx, retry).await,
         (None, ids) => each(cx, ids).await,
     }
 }
 
-async fn each(cx: &Context<'_>, ids: &[Uuid]) -> Result<Exit, Failure> {
+async fn each(cx: &Context<'_>, ids: &[IdArg]) -> Result<Exit, Failure> {
     cx.each(ids, async |id| {
         // Not repeated by itself: the task may have failed once more in between, and would start a second time.
         let answer = cx.client.call(Call::post(["v1", "tasks", id, "retry"]).once()).await;

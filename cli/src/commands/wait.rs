@@ -13,6 +13,7 @@ use crate::api::Task;
 use crate::cli::Wait;
 use crate::client::{Call, Client};
 use crate::failure::{Exit, Failure};
+use crate::input;
 use crate::output::{Output, state_style};
 use crate::text::{brief, cut, json_line};
 
@@ -27,8 +28,8 @@ const RESULT_CHARS_MAX: usize = 200;
 
 pub(super) async fn run(cx: &Context<'_>, wait: &Wait) -> Result<Exit, Failure> {
     let until = Instant::now() + wait.timeout;
-    let ids = wait.ids.ids.iter().map(ToString::to_string);
-    let ends = ids.map(async |id| until_end(&cx.client, &id, until).await);
+    let ids = input::ids(&wait.ids.ids)?;
+    let ends = ids.iter().map(ToString::to_string).map(async |id| until_end(&cx.client, &id, until).await);
     let mut ends = pin!(stream::iter(ends).buffer_unordered(AT_ONCE));
     let mut worst = Exit::Done;
     while let Some(end) = ends.next().await {

@@ -92,6 +92,7 @@ pub struct Worker {
     pub version: String,
     /// When it entered.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub started_at: Timestamp,
     /// How long ago it last renewed its lease.
     pub lease_age_ms: i64,
@@ -108,6 +109,7 @@ pub struct Run {
     pub attempt: i32,
     /// Since when.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub since: Timestamp,
 }
 
@@ -126,9 +128,11 @@ pub struct GoneWorker {
     pub version: String,
     /// When it entered.
     #[schema(value_type = String, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub started_at: Timestamp,
     /// When it was seen to be gone; null when nobody has seen it yet, or of a worker of an earlier release.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "crate::clock::text")]
     pub ended_at: Option<Timestamp>,
     /// How it went; null of a worker of an earlier release.
     pub ended: Option<WorkerEnd>,

@@ -39,7 +39,10 @@ use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
-    Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
+    Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
+    Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned,
+    QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
+    Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};

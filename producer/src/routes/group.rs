@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use tasklane_common::task::{GroupId, truncate};
+use tasklane_common::task::GroupId;
 
 use crate::app::App;
 use crate::error::{ApiError, Problem};
+use crate::extract::no_id;
 use crate::grouping::GroupView;
 
 /// Look at a group
@@ -24,7 +25,7 @@ use crate::grouping::GroupView;
 )]
 pub(crate) async fn group(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<GroupView>, ApiError> {
     // A text that is no id is the id of no group.
-    let id: GroupId = id.parse().map_err(|_| ApiError::UnknownGroup(truncate(&id, 64)))?;
+    let id: GroupId = id.parse().map_err(|_| ApiError::UnknownGroup(no_id(&id, "a group's id is a UUID")))?;
     let group = app.gate.ask(app.gate.ledger().group(id)).await?;
     group.map(|group| Json(group.into())).ok_or_else(|| ApiError::UnknownGroup(id.to_string()))
 }

@@ -39,6 +39,7 @@ pub(crate) struct Queue {
     paused: bool,
     /// Since when it is paused; null when it is not.
     #[schema(value_type = Option<String>, format = DateTime)]
+    #[serde(serialize_with = "tasklane_common::clock::text")]
     paused_at: Option<Timestamp>,
     /// Who paused it, as `Tasklane-Actor` said; null when it did not.
     paused_by: Option<String>,

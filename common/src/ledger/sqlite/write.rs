@@ -8,7 +8,8 @@ use super::read::id_of;
 use super::unique;
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::{
-    Abandoned, Belief, Believed, Caller, Due, Failure, Mark, Refusal, Renewal, Renewed, Replayed, Settled, Settlement, Transition, WorkerEnd, WorkerRecord,
+    Abandoned, Belief, Believed, Caller, Due, Failure, Mark, Refusal, Renewal, Renewed, Replayed, Settled, Settlement,
+    Transition, WorkerEnd, WorkerRecord,
 };
 use crate::state::{Event, State, next};
 use crate::task::{
