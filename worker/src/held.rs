@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tasklane_common::task::{Fence, TaskId};
 use tokio_util::sync::CancellationToken;
 
-/// What one life holds; the ledger's view of it is compared with this one by [`crate::audit`].
+/// What one life holds; the ledger's view of it is compared with this one by the audit.
 #[derive(Debug, Default)]
 pub struct Held(Mutex<Inner>);
 
