@@ -18,6 +18,7 @@ pub use self::tables::{CommandTable, HttpTable, LimitTable, RouteTable};
 use crate::backoff::Backoff;
 use crate::broker::Address;
 use crate::task::QueueName;
+use crate::web::hosts::Hosts;
 
 /// The file that is read when none is named and it is there.
 pub const DEFAULT_FILE: &str = "tasklane.toml";
@@ -46,6 +47,8 @@ pub struct File {
     pub otlp_url: Option<String>,
     /// Which part of the traces that begin here is sent.
     pub trace_ratio: Option<f64>,
+    /// The names by which clients call a program's listener.
+    pub http_hosts: Option<Vec<String>>,
     /// Producer: where the HTTP API listens.
     pub http_addr: Option<String>,
     /// Producer: how often a task may start when its submission does not say.
@@ -148,6 +151,9 @@ pub struct CommonArgs {
     /// How long one place may take for the tasks that share a message [default: 0, each has its own]
     #[arg(long, env = "TASKLANE_BUNDLE_MS", value_name = "MS")]
     pub bundle_ms: Option<u64>,
+    /// The names, separated by commas, by which clients call the listener; * for any [default: none beside addresses and local names]
+    #[arg(long, env = "TASKLANE_HTTP_HOSTS", value_name = "NAMES", value_delimiter = ',')]
+    pub http_hosts: Option<Vec<String>>,
 }
 
 /// What every program needs to know.
@@ -175,6 +181,8 @@ pub struct Common {
     pub retention_ms: u64,
     /// How long one place may take for the tasks that share a message; 0: each has its own.
     pub bundle_ms: u64,
+    /// The names by which clients call the listener. Defaults to none beside addresses and local names.
+    pub http_hosts: Hosts,
 }
 
 /// Why a program does not start.
@@ -256,6 +264,8 @@ impl CommonArgs {
             max_crashes: self.max_crashes.or(file.max_crashes).unwrap_or(3),
             retention_ms: self.retention_ms.or(file.retention_ms).unwrap_or(604_800_000),
             bundle_ms: self.bundle_ms.or(file.bundle_ms).unwrap_or(0),
+            http_hosts: Hosts::parse(self.http_hosts.as_ref().or(file.http_hosts.as_ref()).map_or(&[], Vec::as_slice))
+                .map_err(|fault| ConfigError::setting("http_hosts", fault))?,
         };
         common.validate()?;
         Ok(common)

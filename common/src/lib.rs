@@ -36,6 +36,7 @@ pub mod clock;
 pub mod seldom;
 pub mod config;
 pub mod telemetry;
+pub mod web;
 pub mod labels;
 pub mod traces;
 pub mod shutdown;

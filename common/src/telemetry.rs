@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::http::{StatusCode, header};
+use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -15,6 +16,7 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::config::{Common, ConfigError, LogFormat};
 use crate::traces::{self, Traces};
+use crate::web::hosts::{self, Hosts};
 
 /// Bounds of the histograms of seconds: from half a millisecond to an hour.
 const SECONDS: [f64; 20] = [
@@ -83,7 +85,7 @@ pub fn init_logging(settings: &Common, traces: Option<&Traces>) -> Result<(), Co
 }
 
 /// `/healthz`, `/readyz` and `/metrics`; `ready` answers with what is wrong, or nothing.
-pub fn health_router<F>(metrics: Metrics, ready: F) -> Router
+pub fn health_router<F>(metrics: Metrics, ready: F, hosts: Hosts) -> Router
 where
     F: AsyncReadiness,
 {
@@ -107,6 +109,7 @@ where
                 ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
             }),
         )
+        .layer(from_fn(move |request, next| hosts::let_in(hosts.clone(), request, next)))
 }
 
 /// Knows whether its process can do its work.

@@ -13,6 +13,7 @@ use tasklane_common::publisher::Publisher;
 use tasklane_common::state::State;
 use tasklane_common::task::{Task, TaskId};
 use tasklane_common::telemetry::Metrics;
+use tasklane_common::web::hosts::Hosts;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +44,8 @@ pub struct App {
     pub metrics: Metrics,
     /// What the settings add to submissions.
     pub rules: Rules,
+    /// From where requests may come.
+    pub hosts: Hosts,
     /// How many requests may be under way.
     pub admission: Admission,
     /// How full the queues with a bound are.
@@ -86,13 +89,15 @@ pub struct Parts {
     pub metrics: Metrics,
     /// What the settings add to submissions.
     pub rules: Rules,
+    /// From where requests may come.
+    pub hosts: Hosts,
 }
 
 impl App {
     /// Puts the parts together.
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { ledger, publisher, completions, events, feed, metrics, rules } = parts;
+        let Parts { ledger, publisher, completions, events, feed, metrics, rules, hosts } = parts;
         Arc::new(Self {
             gate: Gate::new(ledger),
             control: Control::spawn(publisher.clone()),
@@ -102,6 +107,7 @@ impl App {
             feed,
             metrics,
             rules,
+            hosts,
             admission: Admission::default(),
             intake: Intake::default(),
             bodies: body::Room::default(),

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tasklane_common::ledger::LedgerError;
 use tasklane_common::state::State;
 use tasklane_common::task::{QueueName, TaskId, truncate};
+use tasklane_common::web::hosts::Refusal;
 use utoipa::ToSchema;
 
 /// How many faults one answer names; a client that sends 10,000 bad tasks learns from the first hundred.
@@ -27,6 +28,9 @@ pub enum ApiError {
     /// More requests are under way than this process takes.
     #[error("too many requests are under way here")]
     Overloaded,
+    /// It comes from where nothing may come from.
+    #[error("{0}")]
+    Refused(Refusal),
     /// No route has this path.
     #[error("no such path; GET /openapi.json lists what there is")]
     UnknownPath,
@@ -202,6 +206,7 @@ impl ApiError {
     #[must_use]
     pub const fn codes(&self) -> (StatusCode, &'static str) {
         match self {
+            Self::Refused(refusal) => refusal.codes(),
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "unknown_path"),
             Self::UnknownMethod => (StatusCode::METHOD_NOT_ALLOWED, "unknown_method"),

@@ -53,6 +53,14 @@ pub(crate) async fn observe(State(app): State<Arc<App>>, mut request: Request, n
     response
 }
 
+/// Refuses what pages of other sites have a browser send.
+pub(crate) async fn let_in(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match app.hosts.check(&request) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => ApiError::Refused(refusal).into_response(),
+    }
+}
+
 /// Ends a request that takes too long.
 pub(crate) async fn limit_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {

@@ -52,6 +52,7 @@ pub fn router(app: Arc<App>) -> Router {
             from_fn_with_state(Arc::clone(&app), observe::observe),
             CatchPanicLayer::custom(observe::answer_panic),
             from_fn(observe::limit_time),
+            from_fn_with_state(Arc::clone(&app), observe::let_in),
         ))
         .with_state(app)
 }

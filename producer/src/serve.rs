@@ -93,7 +93,8 @@ pub async fn run(
     });
     let upkeep = tokio::spawn(metrics.clone().upkeep());
     let rules = settings.rules.clone();
-    let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics, rules });
+    let hosts = settings.common.http_hosts.clone().at(&settings.http_addr);
+    let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics, rules, hosts });
     let looks = tokio::spawn(intake::run(Arc::clone(&app), background.clone()));
     let router = router::router(Arc::clone(&app));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on http://{addr}");

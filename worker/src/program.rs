@@ -36,6 +36,7 @@ use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
 use tasklane_common::traces::Traces;
+use tasklane_common::web::hosts::Hosts;
 
 use crate::builtin;
 use crate::config::{Command, Settings, WorkerArgs};
@@ -123,9 +124,9 @@ async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> 
         Err(error @ LedgerError::Address(_)) => return fail(EXIT_SETTINGS, &error.into()),
         Err(error) => return fail(EXIT_LEDGER, &error.into()),
     };
-    let metrics_addr = settings.metrics_addr;
+    let metrics = settings.metrics_addr.map(|addr| (addr, settings.common.http_hosts.clone()));
     let worker = Worker::new(settings, registry, ledger, groups);
-    let signals = match surroundings(&worker, metrics_addr).await {
+    let signals = match surroundings(&worker, metrics).await {
         Ok(signals) => signals,
         Err(error) => return fail(EXIT_INTERNAL, &error),
     };
@@ -137,15 +138,15 @@ async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> 
 }
 
 /// Metrics, their listener, and an ear for signals.
-async fn surroundings(worker: &Worker, metrics_addr: Option<SocketAddr>) -> anyhow::Result<Signals> {
+async fn surroundings(worker: &Worker, listener: Option<(SocketAddr, Hosts)>) -> anyhow::Result<Signals> {
     let signals = Signals::listen().context("cannot listen for signals")?;
     let metrics = Metrics::install().context("cannot install the metrics")?;
     tokio::spawn(metrics.clone().upkeep());
-    if let Some(addr) = metrics_addr {
+    if let Some((addr, hosts)) = listener {
         let listener = tokio::net::TcpListener::bind(addr).await.with_context(|| {
             format!("cannot listen on metrics_addr {addr}; if it is taken, give another with --metrics-addr")
         })?;
-        let router = telemetry::health_router(metrics, worker.readiness());
+        let router = telemetry::health_router(metrics, worker.readiness(), hosts.at(&addr.to_string()));
         tokio::spawn(async move { axum::serve(listener, router).await });
     }
     Ok(signals)

@@ -10,6 +10,7 @@ mod support;
 mod submit;
 mod batch;
 mod limits;
+mod origin;
 mod look;
 mod retry;
 mod cancel;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::http::{HeaderMap, Method, Request, header};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, header};
+use axum::response::Response;
 use serde_json::Value;
 use tasklane_common::completion::Completions;
 use tasklane_common::config::RouteTable;
@@ -16,6 +17,7 @@ use tasklane_common::ledger::{self, Belief, Claim, ClaimRequest, Settled, Settle
 use tasklane_common::publisher::Publisher;
 use tasklane_common::task::{Fence, Guarantee, Kind, QueueName, TaskId, WorkerId};
 use tasklane_common::telemetry::Metrics;
+use tasklane_common::web::hosts::Hosts;
 use tasklane_producer::app::{App, Parts};
 use tasklane_producer::request::Rules;
 use tasklane_producer::router::router;
@@ -60,20 +62,34 @@ impl Api {
         let rules = Rules { max_attempts: 20, routes: Routes::new(&[emails]).unwrap() };
         let events = Events::spawn(publisher.clone());
         let feed = Feed::spawn(&broker, publisher.clone(), events.clone(), background.clone());
-        let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics: metrics(), rules });
+        let app = App::new(Parts {
+            ledger,
+            publisher,
+            completions,
+            events,
+            feed,
+            metrics: metrics(),
+            rules,
+            hosts: Hosts::default(),
+        });
         let router = router(Arc::clone(&app));
         Self { app, router, _ledger: folder, _background: background.drop_guard() }
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
-        let (parts, body) = self.router.clone().oneshot(request).await.unwrap().into_parts();
+        let (parts, body) = self.ask(request).await.into_parts();
         let text = String::from_utf8(to_bytes(body, usize::MAX).await.unwrap().to_vec()).unwrap();
         Answer { status: parts.status.as_u16(), headers: parts.headers, text }
     }
 
+    async fn ask(&self, mut request: Request<Body>) -> Response {
+        request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
     /// The head of an answer whose body does not end by itself, and the body.
-    pub(crate) async fn open(&self, path: &str) -> axum::response::Response {
-        self.router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap()
+    pub(crate) async fn open(&self, path: &str) -> Response {
+        self.ask(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
