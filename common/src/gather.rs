@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::events::{Events, Happening, TaskEvent};
-use crate::ledger::{Ledger, LedgerError, SharedLedger};
+use crate::ledger::{Ledger, LedgerError, SharedLedger, complain};
 use crate::state::State;
 use crate::task::{GroupId, TaskId};
 
@@ -34,7 +34,7 @@ pub async fn run(ledger: SharedLedger, events: Events, shutdown: CancellationTok
         let pause = match gatherer.pass(&shutdown).await {
             Ok(()) => PAUSE.max(began.elapsed() * REST) + Duration::from_millis(rand::random_range(0..SPREAD_MS)),
             Err(error) => {
-                tracing::warn!(%error, "groups cannot be closed");
+                complain(&error, "groups cannot be closed");
                 ERROR_PAUSE
             }
         };

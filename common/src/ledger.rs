@@ -8,6 +8,7 @@
 pub mod conformance;
 mod caller;
 mod claiming;
+mod complaint;
 mod leasing;
 mod looking;
 pub mod editing;
@@ -32,6 +33,7 @@ pub(crate) use self::claiming::Believed;
 pub use self::claiming::{
     Belief, Claim, ClaimRequest, Failure, Granted, Mark, Refusal, Settled, Settlement, Transition,
 };
+pub use self::complaint::complain;
 pub use self::editing::{Edit, Edited};
 pub use self::grouping::{Closed, EndedGroups};
 pub use self::leasing::{Abandoned, Renewal, Renewed, WorkerRecord};

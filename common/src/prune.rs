@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::{LedgerError, SharedLedger};
+use crate::ledger::{LedgerError, SharedLedger, complain};
 
 /// How many rows one step deletes, and clears: few enough not to be felt by other writes.
 const STEP_ROWS: u32 = 256;
@@ -20,7 +20,7 @@ pub async fn run(ledger: SharedLedger, retention: Duration, shutdown: Cancellati
             Ok(true) => STEP_PAUSE,
             Ok(false) => IDLE_PAUSE,
             Err(error) => {
-                tracing::warn!(%error, "finished tasks and expired results cannot be pruned");
+                complain(&error, "finished tasks and expired results cannot be pruned");
                 IDLE_PAUSE
             }
         };

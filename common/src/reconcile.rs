@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use crate::control::Control;
-use crate::ledger::{LedgerError, SharedLedger};
+use crate::ledger::{LedgerError, SharedLedger, complain};
 use crate::publisher::Publisher;
 
 /// How often the queues are compared.
@@ -33,7 +33,7 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, shutdown: Cancellat
             continue;
         }
         if let Err(error) = round(&ledger, &publisher, &control).await {
-            tracing::warn!(%error, "queues cannot be compared with the ledger");
+            complain(&error, "queues cannot be compared with the ledger");
         }
     }
 }

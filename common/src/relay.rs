@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::{Due, LedgerError, SharedLedger};
+use crate::ledger::{Due, LedgerError, SharedLedger, complain};
 use crate::publisher::{Publication, Published, Publisher};
 use crate::release::Nudges;
 
@@ -32,7 +32,7 @@ pub async fn run(ledger: SharedLedger, publisher: Publisher, nudges: Arc<Nudges>
         let pause = match round(&ledger, &publisher).await {
             Ok(pause) => pause,
             Err(error) => {
-                tracing::warn!(%error, "due tasks cannot be relayed");
+                complain(&error, "due tasks cannot be relayed");
                 ERROR_PAUSE
             }
         };

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::{LedgerError, SharedLedger};
+use crate::ledger::{LedgerError, SharedLedger, complain};
 
 /// How many tasks one round lets go.
 const ROUND_MAX: u32 = 256;
@@ -45,7 +45,7 @@ pub async fn run(ledger: SharedLedger, nudges: Arc<Nudges>, shutdown: Cancellati
         let pause = match round(&ledger, &nudges).await {
             Ok(pause) => pause,
             Err(error) => {
-                tracing::warn!(%error, "held tasks cannot be let go");
+                complain(&error, "held tasks cannot be let go");
                 ERROR_PAUSE
             }
         };

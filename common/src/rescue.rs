@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
 use crate::events::{Events, Happening, TaskEvent};
-use crate::ledger::{Abandoned, Failure, LedgerError, Settled, Settlement, SharedLedger, Transition};
+use crate::ledger::{Abandoned, Failure, LedgerError, Settled, Settlement, SharedLedger, Transition, complain};
 use crate::state::State;
 use crate::task::{ErrorKind, Guarantee};
 
@@ -27,7 +27,7 @@ pub async fn run(ledger: SharedLedger, events: Events, max_crashes: i32, shutdow
             () = shutdown.cancelled() => return,
         }
         if let Err(error) = round(&ledger, &events, max_crashes).await {
-            tracing::warn!(%error, "abandoned tasks cannot be rescued");
+            complain(&error, "abandoned tasks cannot be rescued");
         }
     }
 }

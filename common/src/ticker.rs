@@ -12,7 +12,7 @@ use uuid::Uuid;
 use crate::clock::{millis, timestamp};
 use crate::events::{Events, Happening, TaskEvent};
 use crate::labels::Labels;
-use crate::ledger::{Fired, Firing, LedgerError, SharedLedger, Unreadable};
+use crate::ledger::{Fired, Firing, LedgerError, SharedLedger, Unreadable, complain};
 use crate::schedule::plan::{Plan, Watched, plan};
 use crate::schedule::{SCHEDULES_MAX, Schedule, ScheduleName, TimetableError};
 use crate::state::State;
@@ -42,7 +42,7 @@ pub async fn run(ledger: SharedLedger, events: Events, shutdown: CancellationTok
         let pause = match ticker.round().await {
             Ok(pause) => pause,
             Err(error) => {
-                tracing::warn!(%error, "schedules cannot be fired");
+                complain(&error, "schedules cannot be fired");
                 ERROR_PAUSE
             }
         };

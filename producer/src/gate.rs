@@ -1,9 +1,9 @@
 //! Stands before the ledger: once it was seen to be away, requests fail at once instead of waiting for it in turn.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tasklane_common::ledger::{LedgerError, SharedLedger};
+use tasklane_common::ledger::{LedgerError, SharedLedger, complain};
 use tokio::time::Instant;
 
 use crate::error::ApiError;
@@ -18,13 +18,15 @@ pub struct Gate {
     began: Instant,
     /// 0 while the ledger answers, else when it may be tried again, in milliseconds since `began`.
     probe_at_ms: AtomicU64,
+    /// Whether the log says that the ledger is away.
+    told: AtomicBool,
 }
 
 impl Gate {
     /// An open gate.
     #[must_use]
     pub fn new(ledger: SharedLedger) -> Self {
-        Self { ledger, began: Instant::now(), probe_at_ms: AtomicU64::new(0) }
+        Self { ledger, began: Instant::now(), probe_at_ms: AtomicU64::new(0), told: AtomicBool::new(false) }
     }
 
     /// The ledger itself. Its answers are to be awaited through [`Gate::ask`].
@@ -64,12 +66,16 @@ impl Gate {
         match error {
             Some(error) if error.is_retryable() => {
                 if self.probe_at_ms.swap(self.next_probe_ms(), Ordering::Relaxed) == 0 {
-                    tracing::warn!(%error, "the ledger is away: requests are refused until it answers");
+                    let told = complain(error, "the ledger is away: requests are refused until it answers");
+                    self.told.fetch_or(told, Ordering::Relaxed);
                 }
             }
             // Any other answer, good or bad, is one.
             _ => {
-                if self.probe_at_ms.load(Ordering::Relaxed) != 0 && self.probe_at_ms.swap(0, Ordering::Relaxed) != 0 {
+                if self.probe_at_ms.load(Ordering::Relaxed) != 0
+                    && self.probe_at_ms.swap(0, Ordering::Relaxed) != 0
+                    && self.told.swap(false, Ordering::Relaxed)
+                {
                     tracing::info!("the ledger is back");
                 }
             }

@@ -39,12 +39,18 @@ pub struct Postgres {
     password: String,
     user: Option<String>,
     programs: PathBuf,
+    connections: u32,
     place: TempDir,
 }
 
 impl Postgres {
     /// Prepares and starts a server and waits until it accepts connections.
     pub async fn private() -> Result<Self> {
+        Self::with_connections(300).await
+    }
+
+    /// A server that takes no more connections than this.
+    pub async fn with_connections(connections: u32) -> Result<Self> {
         let place = tempfile::Builder::new().prefix("tasklane-postgres-").tempdir()?;
         let user = rustix::process::geteuid().is_root().then(|| USER_INSTEAD_OF_ROOT.to_owned());
         let mut server = Self {
@@ -53,6 +59,7 @@ impl Postgres {
             password: format!("{:032x}", rand::rng().random::<u128>()),
             user,
             programs: programs().await?,
+            connections,
             place,
         };
         server.initialise().await?;
@@ -83,7 +90,7 @@ impl Postgres {
             format!("port={}", self.port),
             "unix_socket_directories=".to_owned(),
             "shared_buffers=32MB".to_owned(),
-            "max_connections=300".to_owned(),
+            format!("max_connections={}", self.connections),
             "log_min_messages=warning".to_owned(),
         ];
         let mut process = Launch::new("postgres", self.programs.join("postgres"))

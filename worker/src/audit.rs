@@ -10,7 +10,7 @@ use futures::future::join_all;
 use jiff::Timestamp;
 use rand::random;
 use tasklane_common::events::{Happening, TaskEvent};
-use tasklane_common::ledger::{Abandoned, LedgerError, Settled, Settlement, Transition};
+use tasklane_common::ledger::{Abandoned, LedgerError, Settled, Settlement, Transition, complain};
 use tasklane_common::rescue;
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, TaskId};
@@ -46,7 +46,7 @@ pub(crate) async fn finish(life: &Life) {
     match strays(life).await {
         Ok(found) => give_back(life, found).await,
         Err(error) => {
-            tracing::warn!(%error, "the ledger does not say what runs here: what should not counts as crashed")
+            complain(&error, "the ledger does not say what runs here: what should not counts as crashed");
         }
     }
 }
@@ -71,7 +71,8 @@ async fn settle(life: &Life, task: Abandoned) {
         Ok(Settled::Cancelled) => (Happening::Cancelled, State::Cancelled),
         Ok(Settled::Applied) => (event, state),
         Err(error) => {
-            return tracing::warn!(%error, task.id = %task.id, "a task that does not run here cannot be given back");
+            complain(&error, "a task that does not run here cannot be given back");
+            return;
         }
     };
     life.held.forget_broken(task.id);

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use tasklane_common::envelope::{Envelope, Message};
 use tasklane_common::events::Happening;
-use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition};
-use tasklane_common::seldom::Seldom;
+use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition, complain};
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, QueueName, TaskId};
 use tasklane_common::traces::{self, TARGET};
@@ -28,8 +27,6 @@ use crate::transaction::Transaction;
 
 /// How long a ledger that is away is left alone before it is asked again.
 pub(crate) const LEDGER_PAUSE: Duration = Duration::from_millis(250);
-/// What many tasks run into at once is said once a minute.
-static UNCLAIMED: Seldom = Seldom::once_in(Duration::from_secs(60));
 /// How long a task waits whose kind has a handler in another live worker, so that it may get it.
 const ELSEWHERE_DELAY: Duration = Duration::from_millis(500);
 /// How long a task waits whose kind nobody handles at present.
@@ -181,9 +178,7 @@ async fn ask(life: &Life, request: ClaimRequest) -> Option<Claim> {
             }
             Ok(refused) => return Some(refused),
             Err(error) => {
-                if let Some(left_out) = UNCLAIMED.admit() {
-                    tracing::warn!(%error, task.id = %id, left_out, "a task cannot be claimed, trying again");
-                }
+                complain(&error, "a task cannot be claimed, trying again");
             }
         }
         in_doubt = true;
@@ -269,7 +264,7 @@ async fn paused(life: &Life, envelope: &Envelope, delivery: Delivery) {
         // This queue goes on, so the task belongs to another, or the pause is over.
         Ok(false) => put_back(life, envelope, delivery, Refusal::Paused.as_str(), ELSEWHERE_DELAY).await,
         Err(error) => {
-            tracing::warn!(%error, task.id = %envelope.id, "whether the queue is paused is not known, trying again");
+            complain(&error, "whether the queue is paused is not known, trying again");
             sleep(LEDGER_PAUSE).await;
             delivery.give_back().await;
         }
@@ -300,7 +295,7 @@ async fn put_back(life: &Life, envelope: &Envelope, delivery: Delivery, reason: 
         Ok(Some(refusal)) if is_untrue(refusal) => bury(envelope, delivery, refusal).await,
         Ok(_) => delivery.ack(),
         Err(error) => {
-            tracing::warn!(%error, task.id = %envelope.id, "a task could not be put back, trying again");
+            complain(&error, "a task could not be put back, trying again");
             sleep(LEDGER_PAUSE).await;
             delivery.give_back().await;
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tasklane_common::clock::since_boot;
-use tasklane_common::ledger::{Renewal, Renewed};
+use tasklane_common::ledger::{Renewal, Renewed, complain};
 use tasklane_common::task::WorkerId;
 use tokio_util::sync::CancellationToken;
 
@@ -138,7 +138,7 @@ pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
                 return;
             }
             Err(error) => {
-                tracing::warn!(%error, "the lease could not be renewed, trying again");
+                complain(&error, "the lease could not be renewed, trying again");
                 period / 4
             }
         };

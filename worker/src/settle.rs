@@ -5,8 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use metrics::Counter;
 use tasklane_common::events::{Happening, TaskEvent};
-use tasklane_common::ledger::{Failure, LedgerError, Settled, Settlement, Transition};
-use tasklane_common::seldom::Seldom;
+use tasklane_common::ledger::{Failure, LedgerError, Settled, Settlement, Transition, complain};
 use tasklane_common::state::State;
 use tasklane_common::task::{ERROR_BYTES_MAX, ErrorKind, Fence, Json, Kind, Priority, QueueName, TaskId, truncate};
 use tasklane_common::traces;
@@ -24,8 +23,6 @@ const AFTER_LEASE: Duration = Duration::from_secs(60);
 const REFUSED_LIMIT: Duration = Duration::from_secs(60);
 /// The longest pause between two offers to a ledger that refuses.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
-/// What many outcomes run into at once is said once a minute.
-static UNSETTLED: Seldom = Seldom::once_in(Duration::from_secs(60));
 
 /// A run whose outcome is to be written.
 pub(crate) struct Ran<'m> {
@@ -78,9 +75,7 @@ pub(crate) async fn settle(life: &Life, ran: &Ran<'_>, transition: Transition, i
                 return false;
             }
             Err(error) => {
-                if let Some(left_out) = UNSETTLED.admit() {
-                    tracing::warn!(%error, task.id = %id, left_out, "an outcome cannot be recorded, trying again");
-                }
+                complain(&error, "an outcome cannot be recorded, trying again");
                 if offer.is_refused(&error) {
                     tracing::error!(%error, task.id = %id, "the ledger refuses the outcome: what the handler gave is left out of it");
                     settlement.transition = without_words(settlement.transition, &error);

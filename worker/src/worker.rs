@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tasklane_common::clock::since_boot;
 use tasklane_common::events::Events;
-use tasklane_common::ledger::{SharedLedger, WorkerRecord};
+use tasklane_common::ledger::{SharedLedger, WorkerRecord, complain};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::release::Nudges;
@@ -152,7 +152,7 @@ impl Worker {
                     let lease = Lease::new(worker, self.settings.lease_ttl, sent_at);
                     return Some(self.begin(lease, publisher, events));
                 }
-                Err(error) => tracing::warn!(%error, "the worker cannot enter the ledger, trying again"),
+                Err(error) => drop(complain(&error, "the worker cannot enter the ledger, trying again")),
             }
             tokio::select! {
                 () = sleep(LEDGER_PAUSE) => {}
@@ -212,7 +212,7 @@ impl Worker {
         });
         // Known before the first consumer: it would be handed what it must give back.
         if let Err(error) = life.pauses.look(&*life.ledger).await {
-            tracing::warn!(%error, "the ledger does not say which queues are paused, asking again");
+            complain(&error, "the ledger does not say which queues are paused, asking again");
         }
         let pausing = tokio::spawn({
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
@@ -262,7 +262,7 @@ impl Worker {
 
     async fn retire(&self, worker: WorkerId) {
         if let Err(error) = self.ledger.retire(worker).await {
-            tracing::warn!(%error, "the lease could not be ended early, it runs out by itself");
+            complain(&error, "the lease could not be ended early, it runs out by itself");
         }
     }
 

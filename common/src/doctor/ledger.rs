@@ -13,7 +13,7 @@ use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
 /// A clock that is further off shows in `run_at` and `delay_ms`.
 const CLOCK_OFF_MAX: f64 = 1.0;
 /// What one process may open.
-const CONNECTIONS_OF_PROCESS: i64 = 12;
+const CONNECTIONS_OF_PROCESS: i64 = 14;
 /// Less free space than this is soon used up.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 
@@ -124,7 +124,8 @@ fn durability(vitals: &postgres::vitals::Vitals) -> Finding {
 fn writable(vitals: &postgres::vitals::Vitals) -> Finding {
     let check = "ledger.writable";
     if vitals.in_recovery {
-        return Finding::fail(check, "the server is a standby", "name the primary, or target_session_attrs=read-write");
+        let advice = "name the primary, or all of them, and the one that takes writes is found: postgres://…@one,two/…";
+        return Finding::fail(check, "the server is a standby", advice);
     }
     if vitals.read_only {
         return Finding::fail(check, "default_transaction_read_only=on", "switch it off for this user and database");
@@ -142,7 +143,9 @@ fn clock(ahead: f64, error: f64) -> Finding {
 }
 
 fn connections(open: i64, most: i64) -> Finding {
-    let message = format!("{open} of {most} connections are open, a process of Tasklane opens up to 12");
+    let message = format!(
+        "{open} of {most} connections are open, a process of Tasklane opens up to {CONNECTIONS_OF_PROCESS} and gives back what rests"
+    );
     if most - open < CONNECTIONS_OF_PROCESS {
         return Finding::warn("ledger.connections", message, "raise max_connections, or run fewer processes");
     }

@@ -6,12 +6,15 @@
 //!
 //! # Connections
 //!
-//! A process opens at most sixteen, each when it is first needed: two for each of the lanes that record, claim and
-//! settle, one for each of the other two lanes, one for leases, so that a renewal never waits behind bulk writes, four
-//! for the transactions of handlers, and three for everything else. A producer uses up to six of them, a worker up to
-//! ten, or fourteen with transactional handlers: plan the server's `max_connections` by that. A broken connection is replaced at the next use; the calls it broke answer
-//! [`LedgerError::Unavailable`], and whether their writes happened is unknown.
+//! A process opens at most fourteen, each when it is first needed, and gives back what rests: seven for whatever it does,
+//! two for settling, one for leases, so that a renewal never waits behind bulk writes, and four for the transactions of
+//! handlers. A producer uses up to seven of them, a worker up to ten, or fourteen with transactional handlers: plan the
+//! server's `max_connections` by that. Where it has fewer, a producer makes do with three, and a worker with five: one for
+//! its lease and one for settling are its own as long as it lives, and without the latter it claims nothing. A broken
+//! connection is replaced at the next use; the calls it broke answer [`LedgerError::Unavailable`], and whether their
+//! writes happened is unknown.
 
+mod address;
 mod afterlife;
 mod claim;
 mod connections;
@@ -30,6 +33,7 @@ mod record;
 mod rows;
 mod schedules;
 mod schema;
+mod session;
 mod settle;
 #[cfg(test)]
 mod tests;
@@ -44,16 +48,17 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use self::claim::Claiming;
-use self::connections::Connections;
+use self::connections::{Connections, Pool, Source};
 use self::fault::Fault;
 use self::lane::{Lane, TRIES};
 use self::prune::Walk;
 use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
+use self::session::{OWN, Wanted};
 use self::settle::Settling;
 use crate::group::Group;
 use crate::ledger::{
@@ -67,10 +72,17 @@ use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
 use crate::task::{self, Fence, GroupId, Kind, QueueName, Task, TaskId, WorkerId};
 
-/// Connections of each lane that every task passes.
+/// Connections of the process for all but settling, leases and handlers' transactions.
+const CONNECTIONS: usize = 7;
+/// How many of them each lane may use that every task passes; a lane for settling has as many of its own.
 const BUSY_CONNECTIONS: usize = 2;
-/// Connections for everything that is neither a bulk write nor a lease.
-const SHARED_CONNECTIONS: usize = 3;
+/// How many may be used by those who ask: clients, whose reads may be slow.
+const ASKING_CONNECTIONS: usize = 3;
+/// How many may be used by what keeps the whole going, which waits for no client's read.
+const UPKEEP_CONNECTIONS: usize = 3;
+/// How long a start waits for a server that takes no more connections: those that are up make room within it.
+const START_LIMIT: Duration = Duration::from_secs(20);
+const START_PAUSE: Duration = Duration::from_millis(500);
 
 /// How many tasks one statement releases, cancels, moves, purges or replays.
 const STATEMENT_TASKS_MAX: usize = 512;
@@ -85,8 +97,11 @@ pub struct PostgresLedger {
     claim: Lane<Claiming>,
     settle: Lane<Settling>,
     put_back: Lane<PutBack>,
+    /// What the lane settles with, to be there before anything is claimed.
+    settling: Connections,
     leases: Connections,
     shared: Connections,
+    upkeep: Connections,
     transactions: Connections,
     pruning: Walk,
 }
@@ -98,19 +113,25 @@ impl PostgresLedger {
     /// [`LedgerError`], whose text never holds the address's password: `Address`, `Unavailable` when the server does
     /// not answer, `NewerSchema`, or `Unsuitable` when it is too old or refuses the user.
     pub async fn connect(url: &str) -> Result<Self, LedgerError> {
-        let options = connections::options(url)?;
-        let shared = Connections::new(options.clone(), SHARED_CONNECTIONS);
-        schema::prepare(&shared).await?;
-        let own = |most| Connections::new(options.clone(), most);
+        let servers = address::servers(url)?;
+        let own = |most| Pool::start(Source::new(servers.clone(), OWN, Wanted::Writable), most, 1);
+        let (common, settling, leases) = (own(CONNECTIONS), own(BUSY_CONNECTIONS), own(1));
+        let some = |most| Connections::new(&common, most);
+        let upkeep = some(UPKEEP_CONNECTIONS);
+        enter(&upkeep).await?;
+        schema::prepare(&upkeep).await?;
+        let transactions = Pool::start(Source::new(servers, session::TRANSACTIONS, Wanted::Writable), TRANSACTIONS, 0);
         Ok(Self {
-            record: Lane::start(own(BUSY_CONNECTIONS)),
-            mark_queued: Lane::start(own(1)),
-            claim: Lane::start(own(BUSY_CONNECTIONS)),
-            settle: Lane::start(own(BUSY_CONNECTIONS)),
-            put_back: Lane::start(own(1)),
-            leases: own(1),
-            shared,
-            transactions: Connections::new(connections::for_transactions(url)?, TRANSACTIONS),
+            record: Lane::start(some(BUSY_CONNECTIONS)),
+            mark_queued: Lane::start(some(1)),
+            claim: Lane::start(some(BUSY_CONNECTIONS)),
+            settle: Lane::start(Connections::new(&settling, BUSY_CONNECTIONS)),
+            put_back: Lane::start(some(1)),
+            settling: Connections::new(&settling, 1),
+            leases: Connections::new(&leases, 1),
+            shared: some(ASKING_CONNECTIONS),
+            upkeep,
+            transactions: Connections::new(&transactions, TRANSACTIONS),
             pruning: Walk::default(),
         })
     }
@@ -119,6 +140,17 @@ impl PostgresLedger {
 impl fmt::Debug for PostgresLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PostgresLedger").finish_non_exhaustive()
+    }
+}
+
+/// The first connection, and whether what it is told stays with it.
+async fn enter(connections: &Connections) -> Result<(), Fault> {
+    let began = Instant::now();
+    loop {
+        match connections.are_apart().await {
+            Err(Fault::Crowded(_)) if began.elapsed() < START_LIMIT => sleep(START_PAUSE).await,
+            entered => return entered,
+        }
     }
 }
 
@@ -173,7 +205,12 @@ impl Ledger for PostgresLedger {
     }
 
     async fn claim(&self, request: ClaimRequest) -> Result<Claim, LedgerError> {
-        within(self.claim.write(request)).await
+        within(async {
+            // Who could not settle it claims nothing: it would run in vain, and again elsewhere.
+            self.settling.assure().await?;
+            self.claim.write(request).await
+        })
+        .await
     }
 
     async fn settle(&self, settlement: Settlement) -> Result<Settled, LedgerError> {
@@ -197,43 +234,43 @@ impl Ledger for PostgresLedger {
     }
 
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError> {
-        again(|| lease::abandoned(&self.shared, limit)).await
+        again(|| lease::abandoned(&self.upkeep, limit)).await
     }
 
     async fn running(&self, worker: WorkerId) -> Result<Vec<Abandoned>, LedgerError> {
-        again(|| lease::running(&self.shared, worker)).await
+        again(|| lease::running(&self.upkeep, worker)).await
     }
 
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
-        again(|| publish::fetch_due(&self.shared, limit, reserve)).await
+        again(|| publish::fetch_due(&self.upkeep, limit, reserve)).await
     }
 
     async fn release(&self, unpublished: Vec<(TaskId, Fence)>) -> Result<(), LedgerError> {
         for some in unpublished.chunks(STATEMENT_TASKS_MAX) {
-            again(|| publish::release(&self.shared, some)).await?;
+            again(|| publish::release(&self.upkeep, some)).await?;
         }
         Ok(())
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
-        again(|| publish::next_due(&self.shared)).await
+        again(|| publish::next_due(&self.upkeep)).await
     }
 
     async fn strand(&self, lane: task::Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
         let stranded = Stranded { lane, empty, slack, limit };
-        again(|| publish::strand(&self.shared, &stranded)).await
+        again(|| publish::strand(&self.upkeep, &stranded)).await
     }
 
     async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
-        again(|| prune::prune(&self.shared, &self.pruning, retention, limit)).await
+        again(|| prune::prune(&self.upkeep, &self.pruning, retention, limit)).await
     }
 
     async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
-        again(|| prune::expire_results(&self.shared, limit)).await
+        again(|| prune::expire_results(&self.upkeep, limit)).await
     }
 
     async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {
-        again(|| prune::set_retention(&self.shared, &queues)).await
+        again(|| prune::set_retention(&self.upkeep, &queues)).await
     }
 
     async fn replay_many(
@@ -266,7 +303,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn cancelling(&self, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, LedgerError> {
-        again(|| lease::cancelling(&self.shared, worker)).await
+        again(|| lease::cancelling(&self.upkeep, worker)).await
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
@@ -308,7 +345,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        again(|| queues::paused(&self.shared)).await
+        again(|| queues::paused(&self.upkeep)).await
     }
 
     async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
@@ -324,23 +361,23 @@ impl Ledger for PostgresLedger {
     }
 
     async fn adopt_limits(&self, limits: Vec<(Scope, Bounds)>) -> Result<(), LedgerError> {
-        again(|| limits::adopt(&self.shared, &limits)).await
+        again(|| limits::adopt(&self.upkeep, &limits)).await
     }
 
     async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
-        again(|| limits::release(&self.shared, after.as_ref(), limit)).await
+        again(|| limits::release(&self.upkeep, after.as_ref(), limit)).await
     }
 
     async fn forget_places(&self, limit: u32) -> Result<u64, LedgerError> {
-        again(|| limits::forget_places(&self.shared, limit)).await
+        again(|| limits::forget_places(&self.upkeep, limit)).await
     }
 
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
-        again(|| limits::waiting(&self.shared, &queue, most)).await
+        again(|| limits::waiting(&self.upkeep, &queue, most)).await
     }
 
     async fn queued_lanes(&self) -> Result<Vec<task::Lane>, LedgerError> {
-        again(|| read::queued_lanes(&self.shared)).await
+        again(|| read::queued_lanes(&self.upkeep)).await
     }
 
     async fn run_times(&self, queue: QueueName) -> Result<Vec<(Kind, Duration)>, LedgerError> {
@@ -348,7 +385,7 @@ impl Ledger for PostgresLedger {
     }
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
-        again(|| workers::alive(&self.shared)).await
+        again(|| workers::alive(&self.upkeep)).await
     }
 
     async fn fleet(&self) -> Result<Fleet, LedgerError> {
@@ -374,19 +411,19 @@ impl Ledger for PostgresLedger {
     }
 
     async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError> {
-        again(|| schedules::due(&self.shared, limit)).await
+        again(|| schedules::due(&self.upkeep, limit)).await
     }
 
     async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
-        again(|| schedules::fire(&self.shared, &firing)).await
+        again(|| schedules::fire(&self.upkeep, &firing)).await
     }
 
     async fn ended_groups(&self, after: Option<GroupId>, limit: u32) -> Result<EndedGroups, LedgerError> {
-        again(|| groups::ended(&self.shared, after, limit)).await
+        again(|| groups::ended(&self.upkeep, after, limit)).await
     }
 
     async fn close_group(&self, id: GroupId) -> Result<Option<Closed>, LedgerError> {
-        again(|| groups::close(&self.shared, id)).await
+        again(|| groups::close(&self.upkeep, id)).await
     }
 
     async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError> {
@@ -398,6 +435,6 @@ impl Ledger for PostgresLedger {
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
-        within(read::ping(&self.shared)).await
+        within(self.upkeep.check()).await
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::ledger::{Mark, SharedLedger};
+use crate::ledger::{Mark, SharedLedger, complain};
 use crate::task::{Fence, TaskId};
 
 const LINGER: Duration = Duration::from_millis(100);
@@ -57,7 +57,7 @@ async fn write(ledger: &SharedLedger, batch: Vec<(TaskId, Fence, Instant)>) {
         match ledger.mark_queued(marks.collect()).await {
             Ok(()) => return,
             Err(error) if attempt == TRIES || !error.is_retryable() => {
-                tracing::warn!(%error, tasks = batch.len(), "published tasks could not be marked, the relay will publish them again");
+                complain(&error, "published tasks could not be marked, the relay will publish them again");
                 return;
             }
             Err(_) => sleep(LINGER * attempt).await,

@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tasklane_common::ledger::LimitSet;
+use tasklane_common::ledger::{LimitSet, complain};
 use tasklane_common::limit::{Bounds, Limit, Origin, Rate, Scope, ScopeError};
 use tasklane_common::task::truncate;
 use utoipa::ToSchema;
@@ -177,7 +177,7 @@ pub(crate) async fn delete(
 /// So that a bound holds here from the answer on; other producers follow at their next look.
 async fn look(app: &App) {
     if let Err(error) = app.intake.look(&**app.gate.ledger()).await {
-        tracing::warn!(%error, "how full the queues are is not known");
+        complain(&error, "how full the queues are is not known");
     }
 }
 

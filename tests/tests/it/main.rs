@@ -19,6 +19,7 @@ mod faults_handlers;
 mod faults_ledger;
 mod faults_load;
 mod faults_restart;
+mod few_connections;
 mod forged;
 mod fuzz;
 mod groups;

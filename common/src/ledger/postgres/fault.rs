@@ -7,6 +7,10 @@ use crate::ledger::LedgerError;
 pub(super) enum Fault {
     /// The server is away, is going, or did not answer in time. Whether a write happened is unknown.
     Away(String),
+    /// The server takes no more connections.
+    Crowded(String),
+    /// The server takes no writes for now: a standby after a failover, or an operator's doing.
+    ReadOnly(String),
     /// The server gave the statement up for the sake of another one. It changed nothing; the same again may succeed.
     Collided(String),
     /// The server will not do this, and would not if asked again. It changed nothing.
@@ -19,6 +23,18 @@ impl Fault {
     /// Nothing came back within the limit.
     pub(super) fn late(what: &str) -> Self {
         Self::Away(format!("no answer within the limit: {what}"))
+    }
+
+    /// What went wrong, without what it means.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Away(text)
+            | Self::Crowded(text)
+            | Self::ReadOnly(text)
+            | Self::Collided(text)
+            | Self::Refused(text)
+            | Self::Corrupt(text) => text,
+        }
     }
 
     /// A row holds what this build cannot read.
@@ -51,8 +67,15 @@ impl Fault {
         match code {
             // Serialization failure, deadlock.
             "40001" | "40P01" => Self::Collided(text),
-            // A standby after a failover; a database that takes no connections for now.
-            "25006" | "55000" => Self::Away(text),
+            "53300" => Self::Crowded(text),
+            "25006" => Self::ReadOnly(text),
+            // A database that takes no connections for now.
+            "55000" => Self::Away(text),
+            // What a pooler says to a parameter of the address.
+            "08P01" if message.contains("unsupported startup parameter") => Self::Refused(format!(
+                "{text}: add it to ignore_startup_parameters in pgbouncer.ini, as in \
+                 `ignore_startup_parameters = options`, or take it out of ledger_url"
+            )),
             // Connections, resources, operator's intervention (shutdown, statement timeout), the server's system.
             _ if ["08", "53", "57", "58"].iter().any(|class| code.starts_with(class)) => Self::Away(text),
             _ => Self::Refused(text),
@@ -63,7 +86,9 @@ impl Fault {
 impl From<Fault> for LedgerError {
     fn from(fault: Fault) -> Self {
         match fault {
-            Fault::Away(text) | Fault::Collided(text) => Self::Unavailable(text),
+            Fault::Away(text) | Fault::Crowded(text) | Fault::ReadOnly(text) | Fault::Collided(text) => {
+                Self::Unavailable(text)
+            }
             Fault::Refused(text) => Self::Unsuitable(format!("the ledger's server refuses: {text}")),
             Fault::Corrupt(text) => Self::Corrupt(text),
         }
@@ -82,5 +107,7 @@ mod tests {
         for lasting in ["22021", "23505", "28P01", "3D000", "42501", "42P01", ""] {
             assert!(!LedgerError::from(Fault::of_code(lasting, "")).is_retryable(), "{lasting}");
         }
+        let pooler = Fault::of_code("08P01", "unsupported startup parameter: options");
+        assert!(matches!(&pooler, Fault::Refused(text) if text.contains("ignore_startup_parameters")), "{pooler:?}");
     }
 }

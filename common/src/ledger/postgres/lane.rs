@@ -193,7 +193,7 @@ async fn write_singly<B: Bulk>(connections: &Connections, items: &[B::Item]) -> 
                 Err(fault) => Err(fault),
             },
         };
-        if let (None, Err(fault @ Fault::Away(_))) = (&away, &answer) {
+        if let (None, Err(fault @ (Fault::Away(_) | Fault::Crowded(_) | Fault::ReadOnly(_)))) = (&away, &answer) {
             away = Some(fault.clone());
         }
         answers.push(answer);

@@ -204,10 +204,3 @@ WHERE state = 5 GROUP BY kind";
         })
         .collect()
 }
-
-pub(super) async fn ping(connections: &Connections) -> Result<(), Fault> {
-    let mut lent = connections.lend().await?;
-    sqlx::query("SELECT 1").execute(&mut *lent).await?;
-    lent.keep();
-    Ok(())
-}

@@ -3,12 +3,13 @@
 mod cost;
 mod layout;
 mod server;
+mod sessions;
 
 use std::time::{Duration, Instant};
 
 use futures::future::{join_all, try_join_all};
 use futures::join;
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Connection, Row};
 use tokio::net::TcpListener;
 
 use self::server::Database;
@@ -241,8 +242,7 @@ async fn an_unreadable_row_is_told() {
 #[tokio::test]
 async fn looking_for_little_reads_little() {
     let (_ledger, database) = ledger().await;
-    let options = super::connections::options(&database.url()).unwrap();
-    let mut connection = PgConnection::connect_with(&options).await.unwrap();
+    let mut connection = database.session().await;
     let plans = [
         (super::publish::FETCH_DUE, "NULL, NULL, NULL", "Index Cond: (due_at <= "),
         (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
@@ -272,7 +272,6 @@ async fn connections_are_few() {
         assert_eq!(settle(&ledger, id, fence, complete()).await, Settled::Applied);
     }))
     .await;
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    let open: i64 = sqlx::query_scalar(sql).fetch_one(&mut database.connect().await).await.unwrap();
-    assert!((6..=12).contains(&open), "{open} connections");
+    let open = database.connections().await;
+    assert!((3..=10).contains(&open), "{open} connections");
 }

@@ -16,7 +16,7 @@ use super::lane::Bulk;
 use super::settle::Settling;
 use super::{PostgresLedger, within};
 use crate::clock::millis;
-use crate::ledger::{CALL_TIMEOUT, LedgerError, Settled, Settlement, Transacted, Transition};
+use crate::ledger::{CALL_TIMEOUT, LedgerError, Settled, Settlement, Transacted, Transition, complain};
 use crate::task::{Fence, Json, TaskId};
 
 /// How long a server that is away is left alone before the next try.
@@ -49,15 +49,15 @@ impl PostgresLedger {
         loop {
             // Dropped before it is kept, the connection is closed, and the server rolls back.
             let mut lent = match self.transactions.lend().await {
-                Err(Fault::Away(error)) => {
-                    pause(&error).await;
+                Err(Fault::Away(error) | Fault::Crowded(error) | Fault::ReadOnly(error)) => {
+                    pause(error).await;
                     continue;
                 }
                 lent => lent?,
             };
             let transaction = match begin(&mut lent, limit).await {
-                Err(Fault::Away(error)) => {
-                    pause(&error).await;
+                Err(Fault::Away(error) | Fault::Crowded(error) | Fault::ReadOnly(error)) => {
+                    pause(error).await;
                     continue;
                 }
                 begun => begun?,
@@ -71,8 +71,8 @@ impl PostgresLedger {
     }
 }
 
-async fn pause(error: &str) {
-    tracing::warn!(error, "a handler's transaction cannot begin, trying again");
+async fn pause(error: String) {
+    complain(&LedgerError::Unavailable(error), "a handler's transaction cannot begin, trying again");
     sleep(PAUSE).await;
 }
 

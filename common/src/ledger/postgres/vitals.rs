@@ -5,10 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sqlx::PgConnection;
 use tokio::time::timeout;
 
-use super::connections::{Connections, options};
+use super::connections;
 use super::fault::Fault;
 use super::layout::{self, Layout};
 use super::schema;
+use super::session::Wanted;
 use crate::doctor::runs::{RunsOf, SETTLED_MS};
 use crate::ledger::{CALL_TIMEOUT, LedgerError, SCHEMA_VERSION};
 
@@ -55,25 +56,24 @@ GROUP BY 1, 2";
 /// # Errors
 /// [`LedgerError`], whose text never holds the address's password.
 pub(crate) async fn look(url: &str) -> Result<Vitals, LedgerError> {
-    let connections = Connections::new(options(url)?, 1);
-    let asked = timeout(CALL_TIMEOUT, ask(&connections)).await;
+    let source = connections::own(url, Wanted::Any)?;
+    let asked = timeout(CALL_TIMEOUT, async { ask(&mut source.connect().await?.0).await }).await;
     Ok(asked.unwrap_or_else(|_| Err(Fault::late("the ledger's server")))?)
 }
 
-async fn ask(connections: &Connections) -> Result<Vitals, Fault> {
-    let mut lent = connections.lend().await?;
+async fn ask(connection: &mut PgConnection) -> Result<Vitals, Fault> {
     type Row = (i32, String, String, String, String, bool, bool, i32, i64);
-    let row: Row = sqlx::query_as(ASK).fetch_one(&mut *lent).await?;
+    let row: Row = sqlx::query_as(ASK).fetch_one(&mut *connection).await?;
     let (number, encoding, fsync, full_page_writes, synchronous_commit, in_recovery, read_only, ..) = row;
     let (.., max_connections, open_now) = row;
-    let layout = layout::look(&mut lent).await;
+    let layout = layout::look(connection).await;
     let runs = match &layout {
-        Ok(layout) if layout.version() == SCHEMA_VERSION => runs(&mut lent).await?,
+        Ok(layout) if layout.version() == SCHEMA_VERSION => runs(connection).await?,
         _ => Vec::new(),
     };
     let before = now();
     let theirs: f64 =
-        sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut *lent).await?;
+        sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut *connection).await?;
     let after = now();
     Ok(Vitals {
         version: number / 10_000,

@@ -8,14 +8,14 @@ use std::ops::Sub;
 use std::time::Duration;
 
 use futures::future::join_all;
-use sqlx::{Connection, PgConnection, Row};
+use sqlx::{PgConnection, Row};
 
+use super::super::PostgresLedger;
 use super::super::claim::Claiming;
 use super::super::lane::Bulk;
 use super::super::publish::MarkQueued;
 use super::super::record::Record;
 use super::super::settle::Settling;
-use super::super::{PostgresLedger, connections};
 use super::ledger;
 use super::server::Database;
 use crate::ledger::conformance::{complete, new_task, recorded, submission, worker};
@@ -78,7 +78,7 @@ struct Counted {
 impl Counted {
     async fn new() -> Self {
         let (ledger, database) = ledger().await;
-        let session = PgConnection::connect_with(&connections::options(&database.url()).unwrap()).await.unwrap();
+        let session = database.session().await;
         let mut witness = database.connect().await;
         // For whoever sees the ledger as it is now, all versions are kept, and looked at, that the server would otherwise
         // clear away, or not, as it finds the time.

@@ -12,6 +12,9 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use url::Url;
 use uuid::Uuid;
 
+use crate::ledger::postgres::connections;
+use crate::ledger::postgres::session::Wanted;
+
 /// Prepares a server in a folder that only it can read, starts it on a socket in there, and says so. When the test
 /// process ends, however it does, its end of the standard input closes: then the server ends and the folder goes.
 const SCRIPT: &str = r#"
@@ -64,6 +67,11 @@ impl Database {
         connection
     }
 
+    /// A session like the ledger's own.
+    pub(super) async fn session(&self) -> PgConnection {
+        connections::own(&self.url(), Wanted::Writable).unwrap().connect().await.unwrap().0
+    }
+
     /// A connection as an application has it.
     pub(super) async fn connect_as_application(&self) -> PgConnection {
         PgConnection::connect(&self.url()).await.unwrap()
@@ -74,6 +82,18 @@ impl Database {
         let name = &self.name;
         self.administer(format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
             .await;
+    }
+
+    /// How many connections to it there are.
+    pub(super) async fn connections(&self) -> i64 {
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        sqlx::query_scalar(sql).fetch_one(&mut self.connect().await).await.unwrap()
+    }
+
+    /// Sets something for the sessions that come.
+    pub(super) async fn set(&self, setting: &str) {
+        self.administer(format!("ALTER DATABASE {} SET {setting}", self.name)).await;
     }
 
     /// Lets the server refuse new connections to the database, or take them again.
