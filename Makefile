@@ -24,18 +24,19 @@ export NEXTEST_TEST_THREADS ?= $(shell echo $$(( $(CORES) > 3 ? $(CORES) : 3 )))
 # How long each fuzz target runs.
 SECONDS := 60
 
-.PHONY: help demo test prove bench count check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
+.PHONY: help demo programs test prove bench count check fuzz up down build fmt clean rust tools-check tools-test tools-fuzz services
 
 help: ## this list
 	@echo 'Tasklane: a task queue on RabbitMQ.'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
-# The program is started as it was built: `cargo run -p` would choose other features and build again.
-demo: rust up ## real work over a real broker, then stays up until Ctrl-C (ONCE=1: ends by itself)
-	$(call say,build: producer$(,) worker and the examples$(,) optimised)
-	cargo build --release -p tasklane-producer -p tasklane-worker -p tasklane-examples --example demo --bins
+demo: up programs ## real work over a real broker, then stays up until Ctrl-C (ONCE=1: ends by itself)
 	$(call say,demo)
 	"$${CARGO_TARGET_DIR:-target}/release/examples/demo"
+
+programs: rust ## producer, worker, the command tasklane and the demo, optimised, in target/release
+	$(call say,build: producer$(,) worker$(,) tasklane and the demo$(,) optimised)
+	cargo build --release --bins --example demo
 
 test: rust services tools-test ## all tests on private RabbitMQ and PostgreSQL nodes
 	$(call say,build: tests$(,) and the programs that they start)

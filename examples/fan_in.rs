@@ -1,7 +1,7 @@
 //! Fan-out and fan-in: one computation in many tasks, submitted as one batch, waited for, and put together.
 //!
 //! Counts the primes below a number, a range a task. With a producer running (`make demo`, or
-//! `cargo run --bin tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
+//! `make programs`, then `target/release/tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
 //!
 //! ```sh
 //! cargo run --release --example fan_in -- 1000000

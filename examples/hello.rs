@@ -1,8 +1,8 @@
 //! The smallest worker: one handler, one line of `main`.
 //!
 //! ```sh
-//! cargo run --bin tasklane-producer &
-//! cargo run --example hello &
+//! target/release/tasklane-producer &
+//! cargo run --release --example hello &
 //! curl 'http://127.0.0.1:8080/v1/tasks?wait_ms=5000' --json '{"kind": "hello", "args": {"name": "Ada"}}'
 //! ```
 //!

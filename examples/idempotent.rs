@@ -3,10 +3,10 @@
 //! A task never runs twice at the same time, and never again after its completion is recorded. What is left is the run
 //! that dies between its effect and that record: the next attempt must find the effect instead of repeating it, and
 //! what the dead run still sends must be refused. The account book here does both. With a producer running
-//! (`make demo`, or `cargo run --bin tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
+//! (`make demo`, or `make programs`, then `target/release/tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
 //!
 //! ```sh
-//! cargo run --example idempotent
+//! cargo run --release --example idempotent
 //! ```
 
 use std::sync::{Mutex, PoisonError};

@@ -1,6 +1,6 @@
 //! Thumbnails of a folder of pictures: computation off the async threads, that stops when its run must stop.
 //!
-//! With a producer running (`make demo`, or `cargo run --bin tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
+//! With a producer running (`make demo`, or `make programs`, then `target/release/tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
 //!
 //! ```sh
 //! cargo run --release --example thumbnails -- examples/pictures /tmp/thumbnails

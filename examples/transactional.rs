@@ -2,10 +2,10 @@
 //!
 //! A run that dies before that commit has written nothing, one that dies after it never starts again. So the balance
 //! here is right although the first attempt fails after it has booked. With a producer running (`make demo`, or
-//! `cargo run --bin tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
+//! `make programs`, then `target/release/tasklane-producer`), and the same `TASKLANE_LEDGER_URL`:
 //!
 //! ```sh
-//! cargo run --example transactional
+//! cargo run --release --example transactional
 //! ```
 //!
 //! It makes a table of its own in the ledger's database. Effects anywhere else are for `idempotent.rs`.

@@ -15,7 +15,8 @@ use url::Url;
 
 use crate::api::Problem;
 use crate::failure::{Exit, Failure};
-use crate::text::cut;
+use crate::output::note;
+use crate::text::{brief, cut};
 
 /// How long a request may take when nobody waits for the end of a task.
 const TIME_MAX: Duration = Duration::from_secs(30);
@@ -29,6 +30,8 @@ const REPEAT_TIME_MAX: Duration = Duration::from_secs(60);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause, whatever `Retry-After` says.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The shortest pause that is told.
+const NOTED_PAUSE: Duration = Duration::from_secs(1);
 /// The largest answer: a page of a hundred tasks with the largest args and results.
 const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
 
@@ -244,7 +247,10 @@ impl Client {
             };
             let wait = wait.filter(|_| call.repeatable && attempt < ATTEMPTS_MAX).map(|wait| wait.min(PAUSE_MAX));
             match wait.filter(|wait| begin.elapsed() + *wait < REPEAT_TIME_MAX) {
-                Some(wait) => sleep(wait).await,
+                Some(wait) => {
+                    note_wait(&self.judge(outcome, 1), wait);
+                    sleep(wait).await;
+                }
                 None => {
                     let known =
                         |failure: Failure| Failure { outcome_unknown: failure.outcome_unknown | unknown, ..failure };
@@ -354,6 +360,15 @@ fn root_cause(error: &dyn Error) -> String {
         cause = source;
     }
     cause.to_string()
+}
+
+/// Says on standard error why nothing happens for a while, if for long enough to wonder.
+fn note_wait(outcome: &Result<Answer, Failure>, wait: Duration) {
+    if let Err(failure) = outcome
+        && wait >= NOTED_PAUSE
+    {
+        note(&format!("{}: trying again in {}", failure.message, brief(wait)));
+    }
 }
 
 fn after(attempts: u32) -> String {

@@ -86,11 +86,6 @@ impl Output {
         paint(&visible(text), style, self.color)
     }
 
-    /// Says something beside the output. Whether anybody hears it does not matter.
-    pub(crate) fn note(&self, note: &str) {
-        let _ = writeln!(std::io::stderr(), "{}", visible(note));
-    }
-
     /// Says what failed, and answers how the program ends for it. A reader that has gone needs no words.
     pub(crate) fn failure(&self, failure: &Failure) -> Exit {
         if failure.exit == Exit::BrokenPipe {
@@ -107,6 +102,11 @@ impl Output {
         let _ = std::io::stderr().write_all(text.as_bytes());
         failure.exit
     }
+}
+
+/// Says something beside the output. Whether anybody hears it does not matter.
+pub(crate) fn note(note: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", visible(note));
 }
 
 /// The colour of a state.

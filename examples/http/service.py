@@ -2,8 +2,8 @@
 """Tasks for an HTTP service that you have already: the worker POSTs the args, the status code is the outcome.
 
     python3 examples/http/service.py &
-    cargo run --bin tasklane-producer &
-    cargo run --bin tasklane-worker -- --config examples/http/tasklane.toml &
+    target/release/tasklane-producer &
+    target/release/tasklane-worker --config examples/http/tasklane.toml &
     curl 'http://127.0.0.1:8080/v1/tasks?wait_ms=5000' --json '{"kind": "crm.sync", "args": {"customer": 7}}'
 
 The first call for each customer answers 503 with Retry-After, as a service under load does, and the worker tries again.

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """A task in any language: args come as JSON on stdin, the result goes to stdout. The worker's operator names the program.
 
-    cargo run --bin tasklane-producer &
-    cargo run --bin tasklane-worker -- --config examples/python/tasklane.toml &
+    make programs up
+    target/release/tasklane-producer &
+    target/release/tasklane-worker --config examples/python/tasklane.toml &
     curl 'http://127.0.0.1:8080/v1/tasks?wait_ms=5000' --json '{"kind": "text.count", "args": {"text": "to be or not to be"}}'
 """
 

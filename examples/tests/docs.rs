@@ -55,8 +55,8 @@ fn file_keys() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_readme_lists_every_setting_as_it_is() {
-    let readme = read("README.md");
+fn every_setting_is_listed_as_it_is() {
+    let document = read("docs/SETTINGS.md");
     let (producer, worker) = (settings_of(&ProducerArgs::command()), settings_of(&WorkerArgs::command()));
     let mut expected = BTreeSet::new();
     for (variable, (flag, default)) in producer.iter().chain(&worker) {
@@ -69,7 +69,7 @@ fn the_readme_lists_every_setting_as_it_is() {
         let key = if key == "config" { "–".to_owned() } else { key };
         expected.insert([variable.clone(), flag.clone(), key, default.clone(), program.to_owned()].to_vec());
     }
-    let listed: BTreeSet<_> = rows(&between(&readme, "settings")).into_iter().collect();
+    let listed: BTreeSet<_> = rows(&between(&document, "settings")).into_iter().collect();
     assert_eq!(listed, expected);
 
     let in_table: BTreeSet<_> = expected.iter().map(|row| row[2].clone()).collect();
@@ -78,8 +78,8 @@ fn the_readme_lists_every_setting_as_it_is() {
     let stray: Vec<_> = in_table.iter().filter(|key| *key != "–" && !keys.contains(*key)).collect();
     assert!(stray.is_empty(), "the file has no such keys: {stray:?}");
     for key in keys.difference(&in_table) {
-        let named = [format!("`[[{key}]]`"), format!("`{key} = ")].iter().any(|form| readme.contains(form));
-        assert!(named, "the README does not name the key {key} of the settings file");
+        let named = [format!("`[[{key}]]`"), format!("`{key} = ")].iter().any(|form| document.contains(form));
+        assert!(named, "docs/SETTINGS.md does not name the key {key} of the settings file");
     }
 }
 

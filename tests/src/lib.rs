@@ -31,6 +31,7 @@ pub mod postgres;
 pub mod process;
 pub mod proxy;
 pub mod stack;
+pub mod transcript;
 
 pub mod fuzz;
 
@@ -43,7 +44,7 @@ pub mod nemesis;
 pub mod oplog;
 
 mod http;
-mod port;
+pub mod port;
 mod teardown;
 
 pub use port::free_port;

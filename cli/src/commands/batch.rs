@@ -18,6 +18,7 @@ use crate::cli::Batch;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
 use crate::input;
+use crate::output::note;
 use crate::text::{brief, count, grouped, json_line, visible};
 
 /// What the answer to a chunk may take beside the usual: the upload and one large transaction.
@@ -167,7 +168,7 @@ impl Run<'_> {
         let again = format!("tasklane batch {} --key {}{chunk}", self.batch.file.display(), self.key);
         let failure = failure.hint(stands).hint(format!("the same input again records nothing twice with: {again}"));
         if failure.exit == Exit::BrokenPipe {
-            failure.details.iter().for_each(|line| self.cx.output.note(line));
+            failure.details.iter().for_each(|line| note(line));
         }
         failure
     }

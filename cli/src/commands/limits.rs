@@ -8,6 +8,7 @@ use crate::api::{Limit, LimitList, Rate};
 use crate::cli::{LimitsDo, SetLimit};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
+use crate::output::note;
 use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, grouped};
 
@@ -45,7 +46,7 @@ async fn list(cx: &Context<'_>) -> Result<(), Failure> {
     let limits = answer.read::<LimitList>()?.limits;
     cx.output.table(&mut table(&limits))?;
     if limits.is_empty() && cx.output.terminal {
-        cx.output.note("no limits");
+        note("no limits");
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::api::{Identified, Task, TaskPage};
 use crate::cli::{Filter, List};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::output::state_style;
+use crate::output::{note, state_style};
 use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, cut, json_line, relative};
 
@@ -40,8 +40,8 @@ pub(super) async fn run(cx: &Context<'_>, list: &List) -> Result<Exit, Failure> 
     }
     if cx.output.terminal && !cx.output.json && !list.quiet {
         match (found, cursor) {
-            (false, _) => cx.output.note("no tasks"),
-            (true, Some(_)) => cx.output.note("there are more: --limit N, or --all"),
+            (false, _) => note("no tasks"),
+            (true, Some(_)) => note("there are more: --limit N, or --all"),
             (true, None) => {}
         }
     }

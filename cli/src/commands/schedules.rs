@@ -12,6 +12,7 @@ use crate::api::{Schedule, SchedulePage, Unreadable};
 use crate::cli::{PutSchedule, SchedulesDo};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
+use crate::output::note;
 use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, json_line, relative};
 
@@ -70,7 +71,7 @@ async fn put(cx: &Context<'_>, put: &PutSchedule) -> Result<Exit, Failure> {
     let schedule: Schedule = answer.read()?;
     shown(cx, &answer.text, &schedule)?;
     if schedule.paused && put.paused.is_none() {
-        cx.output.note(&format!("it stays paused; to let it go on: tasklane schedules resume {}", schedule.name));
+        note(&format!("it stays paused; to let it go on: tasklane schedules resume {}", schedule.name));
     }
     Ok(Exit::Done)
 }
@@ -130,7 +131,7 @@ async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
     pages(cx, |page| {
         found |= !page.schedules.is_empty();
         for Unreadable { name, problem } in &page.unreadable {
-            cx.output.note(&format!("{name} cannot be read by this producer: {problem}"));
+            note(&format!("{name} cannot be read by this producer: {problem}"));
         }
         if cx.output.json {
             let lines = page.schedules.iter().map(|json| format!("{}\n", json_line(json.get())));
@@ -143,7 +144,7 @@ async fn list(cx: &Context<'_>) -> Result<Exit, Failure> {
     })
     .await?;
     if !found && cx.output.terminal && !cx.output.json {
-        cx.output.note("no schedules");
+        note("no schedules");
     }
     Ok(Exit::Done)
 }

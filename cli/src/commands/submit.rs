@@ -12,6 +12,7 @@ use crate::api::Task;
 use crate::cli::Submit;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
+use crate::output::note;
 use crate::text::{brief, relative};
 
 /// The body of the request.
@@ -56,7 +57,7 @@ pub(super) async fn run(cx: &Context<'_>, submit: Submit) -> Result<Exit, Failur
         cx.output.line(&receipt(&task, replayed, Timestamp::now()))?;
     }
     if let (Exit::TimedOut, Some(time)) = (exit, submit.wait) {
-        cx.output.note(&format!("it has not ended within {}: tasklane wait {}", brief(time), task.id));
+        note(&format!("it has not ended within {}: tasklane wait {}", brief(time), task.id));
     }
     Ok(exit)
 }

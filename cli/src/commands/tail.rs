@@ -8,7 +8,7 @@ use crate::api::TaskEvent;
 use crate::cli::Tail;
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, state_style};
+use crate::output::{Output, note, state_style};
 use crate::sse::Event;
 use crate::text::{count, json_line, visible};
 
@@ -30,12 +30,12 @@ pub(super) async fn run(cx: &Context<'_>, tail: &Tail) -> Result<Exit, Failure> 
         match event.name.as_str() {
             "listening" => {
                 if std::mem::replace(&mut greeted, true) {
-                    cx.output.note("the producer's connection to the broker was broken: events are missing here");
+                    note("the producer's connection to the broker was broken: events are missing here");
                 }
             }
             "lost" => {
                 let lost: Lost = read(&event)?;
-                cx.output.note(&format!("{} missing here: this reader was too slow", count(lost.events, "event")));
+                note(&format!("{} missing here: this reader was too slow", count(lost.events, "event")));
             }
             _ => {
                 show(cx.output, &event)?;

@@ -14,7 +14,7 @@ use crate::cli::Wait;
 use crate::client::{Call, Client};
 use crate::failure::{Exit, Failure};
 use crate::input;
-use crate::output::{Output, state_style};
+use crate::output::{Output, note, state_style};
 use crate::text::{brief, cut, json_line};
 
 /// How long one request waits; proxies seldom cut so short a silence.
@@ -44,7 +44,7 @@ pub(super) async fn run(cx: &Context<'_>, wait: &Wait) -> Result<Exit, Failure> 
         worst = worst.max(cx.one_of_many(told)?);
     }
     if worst == Exit::TimedOut {
-        cx.output.note(&format!("the wait of {} is over", brief(wait.timeout)));
+        note(&format!("the wait of {} is over", brief(wait.timeout)));
     }
     Ok(worst)
 }

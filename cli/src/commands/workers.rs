@@ -7,7 +7,7 @@ use super::Context;
 use crate::api::{GoneWorker, Worker, WorkerList};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
-use crate::output::Output;
+use crate::output::{Output, note};
 use crate::table::{Cell, Column, Table};
 use crate::text::{brief_ms, count, relative};
 
@@ -25,7 +25,7 @@ pub(super) async fn run(cx: &Context<'_>) -> Result<Exit, Failure> {
     let list: WorkerList = answer.read()?;
     cx.output.text(&view(&list, cx.output, Timestamp::now()))?;
     if list.workers.is_empty() {
-        cx.output.note("no worker is alive");
+        note("no worker is alive");
     }
     Ok(Exit::Done)
 }

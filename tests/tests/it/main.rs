@@ -41,6 +41,7 @@ mod priority;
 mod shutdown;
 mod smoke;
 mod strays;
+mod tour;
 mod traces;
 mod transactional;
 mod verbatim;
