@@ -97,7 +97,7 @@ where
                 let ready = ready.clone();
                 async move {
                     match ready.problem().await {
-                        None => (StatusCode::OK, "ready\n".to_owned()),
+                        None => (StatusCode::OK, lines(["ready".to_owned()].into_iter().chain(ready.notes()))),
                         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
                     }
                 }
@@ -116,4 +116,13 @@ where
 pub trait AsyncReadiness: Clone + Send + Sync + 'static {
     /// What keeps it from its work, or `None`.
     fn problem(&self) -> impl Future<Output = Option<String>> + Send;
+
+    /// What is wrong and does not keep it from its work.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+fn lines(all: impl Iterator<Item = String>) -> String {
+    all.map(|line| line + "\n").collect()
 }

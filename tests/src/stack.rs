@@ -301,8 +301,14 @@ impl Worker {
 
     /// Why it says that it is not ready; `None` when it is.
     pub async fn problem(&self) -> Result<Option<String>> {
+        let (status, text) = self.readiness().await?;
+        Ok((status != 200).then_some(text))
+    }
+
+    /// What `/readyz` answers.
+    pub async fn readiness(&self) -> Result<(u16, String)> {
         let answer = self.probe.raw_get("/readyz").await?;
-        Ok((answer.status != 200).then(|| answer.text()))
+        Ok((answer.status, answer.text()))
     }
 }
 

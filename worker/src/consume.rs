@@ -1,12 +1,13 @@
 //! Takes deliveries from the lanes of the queues, of each as many as can run and as many to follow; none starts without a place.
 //!
-//! Each lane has a pull of its own; which of them gets the next free place is the [`arbiter`](crate::arbiter)'s affair.
+//! Each lane has a pull of its own; which of them gets the next free place is the [`arbiter`](crate::arbiter)'s affair. One that
+//! cannot be consumed is tried again by itself, and costs the others nothing ([`lanes`](crate::lanes)).
 //! A worker that has no room gives back what it has prefetched, so that an idle worker gets it: a message must not
 //! wait behind a long task while others have nothing to do.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -19,7 +20,7 @@ use tasklane_common::broker::{self, BrokerError, Generations, within};
 use tasklane_common::reconcile;
 use tasklane_common::task::Lane;
 use tasklane_common::topology::broker_queue;
-use tokio::time::{Instant, interval, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, interval, interval_at, sleep, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::acks::Acks;
@@ -33,6 +34,8 @@ use crate::{cancel, execute};
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// How long a connection may take to close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
+/// The code with which a broker that stops, or an operator, ends a connection.
+const CONNECTION_FORCED: u16 = 320;
 /// How often an idle consumer looks after its channel.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -42,19 +45,14 @@ pub async fn run(life: Arc<Life>) {
     // While draining nothing new is wanted, and what runs is acked by the ledger alone.
     while generations.begin(&life.ended) && !life.draining.is_cancelled() {
         let outcome = generation(&life).await;
-        life.stats.consuming.store(false, Ordering::Relaxed);
+        life.stats.lanes.disconnected();
         generations.ended(outcome, &life.ended).await;
     }
 }
 
 async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
-    let name = format!("tasklane worker {}", life.lease.worker());
-    // A frozen worker must be dead to the broker before it is dead to the ledger: messages that are published again
-    // after its lease has ended would otherwise still be handed to it.
-    let heartbeat = life.settings.lease_ttl / 3;
-    let url = &life.settings.common.amqp_url;
     let connection = tokio::select! {
-        connection = broker::connect(url, &name, heartbeat) => Arc::new(connection?),
+        connection = connect(life) => Arc::new(connection?),
         () = life.ended.cancelled() => return Ok(()),
     };
     let acks = TaskTracker::new();
@@ -73,6 +71,13 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     // generation, or the next life, waits for this one's end.
     let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
     outcome
+}
+
+async fn connect(life: &Life) -> Result<Connection, BrokerError> {
+    let name = format!("tasklane worker {}", life.lease.worker());
+    // A frozen worker must be dead to the broker before it is dead to the ledger: messages that are published again
+    // after its lease has ended would otherwise still be handed to it.
+    broker::connect(&life.settings.common.amqp_url, &name, life.settings.lease_ttl / 3).await
 }
 
 /// Returns when messages were lost that the consumers of this generation may have been sent.
@@ -98,22 +103,92 @@ async fn consume_all(life: &Arc<Life>, connection: &Arc<Connection>, acks: &Task
     let _ = within("channel.close", channel.close(200, "done".into())).await;
     let lanes: Vec<Lane> = life.settings.queues.iter().flat_map(Lane::all_of).collect();
     let pulses: Vec<_> = lanes.iter().map(|_| Pulse::default()).collect();
-    let mut pulls = Vec::new();
-    for (lane, pulse) in lanes.iter().zip(&pulses) {
-        let channel = within("channel.open", connection.create_channel()).await?;
-        broker::declare_lane(&channel, lane).await?;
-        let acks = Acks::of(channel.clone(), acks);
-        pulls.push(Pull { life, connection, channel, acks, lane, pulse }.run());
-    }
-    life.stats.consuming.store(true, Ordering::Relaxed);
     tracing::info!(queues = life.settings.queues.len(), "consuming");
+    let all = lanes.iter().zip(&pulses).map(|(lane, pulse)| Keeper { life, connection, acks, lane, pulse }.run());
     tokio::select! {
-        ended = try_join_all(pulls) => drop(ended?),
+        ended = try_join_all(all) => drop(ended?),
         stuck = lookout::watch(life, connection, &lanes, &pulses) => return Err(stuck),
+        () = lost(connection) => return Err(BrokerError::Ended("the broker closed the connection")),
     }
     // Draining: the connection stays for the acks of what still runs.
     life.ended.cancelled().await;
     Ok(())
+}
+
+/// Returns when the connection is gone: a lane that waits for its next try would not notice.
+async fn lost(connection: &Connection) {
+    let mut look = interval(LOOK_PERIOD);
+    while connection.status().connected() {
+        look.tick().await;
+    }
+}
+
+/// Keeps one lane consumed as long as the connection lives.
+struct Keeper<'a> {
+    life: &'a Arc<Life>,
+    connection: &'a Arc<Connection>,
+    acks: &'a TaskTracker,
+    lane: &'a Lane,
+    pulse: &'a Pulse,
+}
+
+impl Keeper<'_> {
+    /// Ends without an error when the worker is draining.
+    async fn run(self) -> Result<(), BrokerError> {
+        let lanes = &self.life.stats.lanes;
+        loop {
+            let beginning = AtomicBool::new(true);
+            let Err(error) = self.attempt(&beginning).await else { return Ok(()) };
+            if self.connection.status().connected() {
+                lanes.bad(self.lane, error.to_string());
+                continue;
+            }
+            // With some refusals, such as that of a queue whose members are down, the broker closes the whole connection:
+            // what was just begun may be the cause, and is tried elsewhere before it is begun here again.
+            if error.code().is_some_and(|code| code != CONNECTION_FORCED) && beginning.into_inner() {
+                lanes.suspect(self.lane, error.to_string());
+            }
+            return Err(error);
+        }
+    }
+
+    async fn attempt(&self, beginning: &AtomicBool) -> Result<(), BrokerError> {
+        let Self { life, connection, acks, lane, pulse } = *self;
+        if let Some(wait) = life.stats.lanes.wait(lane) {
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = life.draining.cancelled() => return Ok(()),
+            }
+            try_elsewhere(life, lane).await?;
+        }
+        let channel = within("channel.open", connection.create_channel()).await?;
+        let acks = Acks::of(channel.clone(), acks);
+        let outcome = Pull { life, connection, channel: channel.clone(), acks, lane, pulse, beginning }.run().await;
+        if outcome.is_err() {
+            // What it has not acked must not stay with it; one that does not close goes with its connection.
+            let _ = timeout(CLOSE_LIMIT, channel.close(200, "done".into())).await;
+        }
+        outcome
+    }
+}
+
+/// Declares a lane and has it consumed, on a connection of its own, whose end gives back what that may have brought.
+async fn try_elsewhere(life: &Life, lane: &Lane) -> Result<(), BrokerError> {
+    let connection = connect(life).await?;
+    let trial = async {
+        let channel = within("channel.open", connection.create_channel()).await?;
+        broker::declare_lane(&channel, lane).await?;
+        within("basic.qos", channel.basic_qos(1, BasicQosOptions::default())).await?;
+        consume(&channel, lane).await.map(drop)
+    };
+    let outcome = trial.await;
+    let _ = timeout(CLOSE_LIMIT, connection.close(200, "done".into())).await;
+    outcome
+}
+
+async fn consume(channel: &Channel, lane: &Lane) -> Result<Consumer, BrokerError> {
+    let (queue, options) = (broker_queue(lane), BasicConsumeOptions::default());
+    within("basic.consume", channel.basic_consume(queue.into(), "".into(), options, FieldTable::default())).await
 }
 
 /// Pulls from one lane over one channel.
@@ -124,6 +199,8 @@ struct Pull<'a> {
     acks: Arc<Acks>,
     lane: &'a Lane,
     pulse: &'a Pulse,
+    /// Whether it is not yet known that the lane can be consumed.
+    beginning: &'a AtomicBool,
 }
 
 /// Why a consumer was stopped without anything being wrong.
@@ -138,6 +215,7 @@ enum Stopped {
 
 impl Pull<'_> {
     async fn run(self) -> Result<(), BrokerError> {
+        broker::declare_lane(&self.channel, self.lane).await?;
         let mut given_back = 0;
         loop {
             if self.life.pauses.has(&self.lane.queue) && !self.wait_for_resume().await? {
@@ -189,6 +267,7 @@ impl Pull<'_> {
 
     /// Consumes nothing until the queue is resumed; false when the worker is draining before that.
     async fn wait_for_resume(&self) -> Result<bool, BrokerError> {
+        self.begun();
         tracing::info!(queue = %self.lane, "the queue is paused");
         let mut look = interval(LOOK_PERIOD);
         loop {
@@ -225,10 +304,14 @@ impl Pull<'_> {
         // way would go to a less urgent lane.
         let prefetch = self.life.settings.concurrency.saturating_mul(2);
         within("basic.qos", self.channel.basic_qos(prefetch, BasicQosOptions::default())).await?;
-        let queue = broker_queue(self.lane);
-        let options = BasicConsumeOptions::default();
-        within("basic.consume", self.channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()))
-            .await
+        let consumer = consume(&self.channel, self.lane).await?;
+        self.begun();
+        Ok(consumer)
+    }
+
+    fn begun(&self) {
+        self.beginning.store(false, Ordering::Relaxed);
+        self.life.stats.lanes.good(self.lane);
     }
 
     /// Takes deliveries until there is a reason to stop. Each waits for a place of its own, so that places which become

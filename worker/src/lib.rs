@@ -4,7 +4,7 @@
 //! handlers of its own, only with commands and HTTP services from its settings file. To run a worker inside of another
 //! program, put handlers into a [`Registry`], and that into a [`Worker`].
 //!
-//! In the order of a task's way: [`consume`] takes a [`delivery`] when the [`arbiter`] has a place for its lane, under the eyes of a [`lookout`]; [`execute`] leads it through decode, claim,
+//! In the order of a task's way: [`consume`] takes a [`delivery`] of one of the [`lanes`] when the [`arbiter`] has a place for its lane, under the eyes of a [`lookout`]; [`execute`] leads it through decode, claim,
 //! run, [`decide`], settle and ack; all of it inside one [`life`], which lasts as long as the [`lease`] and knows what is [`held`]. [`cancel`] stops runs on somebody's word, [`pause`] a queue's consumers.
 
 pub mod handler;
@@ -18,6 +18,7 @@ pub mod meters;
 pub mod lease;
 pub mod consume;
 pub mod arbiter;
+pub mod lanes;
 pub mod lookout;
 pub mod cancel;
 pub mod pause;

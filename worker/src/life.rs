@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::arbiter::Arbiter;
 use crate::config::Settings;
 use crate::held::Held;
+use crate::lanes::Lanes;
 use crate::lease::Lease;
 use crate::lookout::Stalled;
 use crate::meters::Meters;
@@ -99,8 +100,8 @@ pub struct Stats {
     pub interrupted: AtomicU64,
     /// Results refused because somebody else held the task.
     pub fenced: AtomicU64,
-    /// Whether deliveries can come in at this moment.
-    pub consuming: AtomicBool,
+    /// From which lanes deliveries can come in at this moment.
+    pub lanes: Lanes,
     /// Whether the lease is held at this moment.
     pub leased: AtomicBool,
     /// The lanes whose messages are ready and do not come.

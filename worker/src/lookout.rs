@@ -110,7 +110,8 @@ pub async fn watch(life: &Life, connection: &Connection, lanes: &[Lane], pulses:
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
-        let depths = match broker::depths(connection, lanes).await {
+        let consumed: Vec<Lane> = lanes.iter().filter(|lane| life.stats.lanes.wait(lane).is_none()).cloned().collect();
+        let depths = match broker::depths(connection, &consumed).await {
             Ok(depths) => depths,
             Err(error) => {
                 // Whether the connection is good is for heartbeats and consumers to say.

@@ -27,9 +27,18 @@ impl AsyncReadiness for Readiness {
         if let Some(queue) = self.stats.stalled.any() {
             return Some(format!("messages are ready in queue {queue} and there is room, but none is delivered"));
         }
-        if !self.stats.consuming.load(Ordering::Relaxed) {
+        if self.stats.lanes.any_good() {
+            return None;
+        }
+        let out = self.stats.lanes.out();
+        if out.is_empty() {
             return Some("the worker is not consuming: the broker is away".to_owned());
         }
-        None
+        Some(format!("the worker is not consuming: {}", out.join("; ")))
+    }
+
+    /// The lanes that are bad while others are good: those are served, so the worker is ready.
+    fn notes(&self) -> Vec<String> {
+        self.stats.lanes.out()
     }
 }

@@ -35,7 +35,10 @@ pub(super) async fn look(subject: &Subject) -> Vec<Finding> {
     let version = find_version(address, &management).await;
     findings.push(judge_version(version.as_deref()));
     match timeout(LOOK_LIMIT, topology(&connection, subject)).await {
-        Ok(seen) => findings.extend(seen),
+        Ok(seen) => {
+            findings.extend(seen);
+            findings.extend(timeout(LOOK_LIMIT, unserved(subject)).await.unwrap_or_default());
+        }
         Err(_) => findings.push(Finding::fail(
             "broker.topology",
             "the broker stopped answering: it took more than 5 s",
@@ -183,6 +186,38 @@ async fn topology(connection: &Connection, subject: &Subject) -> Vec<Finding> {
             "the user may not write to the default exchange: waiting clients (wait_ms) are not told at once",
             "allow write to amq\\.default as well",
         ));
+    }
+    findings
+}
+
+/// The queues of a worker whose members are down, on connections of their own, since each of these ends one.
+async fn unserved(subject: &Subject) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut connection: Option<Connection> = None;
+    let lanes: Vec<Lane> = match subject.role {
+        Role::Worker { .. } => subject.queues.iter().flat_map(Lane::all_of).collect(),
+        Role::Producer => Vec::new(),
+    };
+    for lane in lanes {
+        let on = match connection.take().filter(|connection| connection.status().connected()) {
+            Some(connection) => connection,
+            None => match broker::connect(&subject.common.amqp_url, "tasklane doctor", HEARTBEAT).await {
+                Ok(connection) => connection,
+                Err(_) => return findings,
+            },
+        };
+        if let Answer::Unclear(said) = probe::serve(&on, &broker_queue(&lane)).await {
+            findings.push(Finding::fail(
+                format!("broker.members {}", broker_queue(&lane)),
+                format!("it cannot be consumed: {said}"),
+                "are its members up (rabbitmq-queues quorum_status)? Workers go on with their other queues, and try again",
+            ));
+        }
+        connection = Some(on);
+    }
+    if let Some(connection) = connection {
+        // The process ends soon, and its connections with it.
+        let _ = timeout(LOOK_LIMIT / 5, connection.close(200, "done".into())).await;
     }
     findings
 }

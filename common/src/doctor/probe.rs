@@ -100,6 +100,20 @@ pub(super) async fn consume(connection: &Connection, queue: &str) -> Answer {
     allowed(answer)
 }
 
+/// Whether a queue that may be consumed is served: its members are up. The consumer has no credit, so it is handed nothing.
+/// Where the members are down the broker closes the whole connection.
+pub(super) async fn serve(connection: &Connection, queue: &str) -> Answer {
+    ask(connection, async |channel| {
+        within("basic.qos", channel.basic_qos(1, BasicQosOptions::default())).await?;
+        let mut credit = one("credit", AMQPValue::LongLongInt(0));
+        credit.insert("drain".into(), AMQPValue::Boolean(false));
+        let arguments = one("x-credit", AMQPValue::FieldTable(credit));
+        let options = BasicConsumeOptions::default();
+        within("basic.consume", channel.basic_consume(queue.into(), "".into(), options, arguments)).await.map(drop)
+    })
+    .await
+}
+
 /// Whether a queue may be bound to an exchange: write to the one, read from the other.
 pub(super) async fn bind(connection: &Connection, queue: &str, exchange: &str) -> Answer {
     ask(connection, async |channel| {

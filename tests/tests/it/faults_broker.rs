@@ -35,7 +35,7 @@ on_both_ledgers! {
         let mut worker = stack.test_worker(&log).start().await?;
         let mut submitted = ids(&producer.api.submit_batch(&tasks(3, "test.work", &json!({"work_ms": 12_000}))).await?);
         log.started(3, LIMIT).await?;
-        worker.process.logged("the broker connection failed", LIMIT).await?;
+        worker.process.logged("the broker ended the consumer", LIMIT).await?;
         assert_eq!(log.entries()?.len(), 3, "the timeout has hit while they ran");
         // Consuming again, beside the long ones.
         submitted.extend(ids(&producer.api.submit_batch(&tasks(5, "test.work", &json!({}))).await?));

@@ -24,6 +24,7 @@ mod forged;
 mod fuzz;
 mod groups;
 mod harness;
+mod lanes;
 mod liveness;
 mod load;
 mod limit;
