@@ -8,6 +8,7 @@ use axum::middleware::from_fn;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::time::timeout;
 use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::SubscriberExt;
@@ -26,6 +27,8 @@ const SECONDS: [f64; 20] = [
 /// Bounds of the histograms of counts.
 const COUNTS: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
+/// How long the look at what a program needs may take.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The process's metrics; clones share them.
 #[derive(Debug, Clone)]
@@ -96,7 +99,8 @@ where
             get(move || {
                 let ready = ready.clone();
                 async move {
-                    match ready.problem().await {
+                    let late = || Some("the program does not get to answering: its threads are blocked".to_owned());
+                    match timeout(READY_TIMEOUT, ready.problem()).await.unwrap_or_else(|_| late()) {
                         None => (StatusCode::OK, lines(["ready".to_owned()].into_iter().chain(ready.notes()))),
                         Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
                     }

@@ -20,7 +20,7 @@ use crate::request::{Circumstances, Rules, SubmitTask};
 
 /// The most tasks in one batch.
 pub const TASKS_MAX: usize = 10_000;
-/// The longest line of NDJSON: the largest args and room for the other fields.
+/// The longest line of NDJSON, and the longest task of a document: the largest args and room for the other fields.
 pub const LINE_BYTES_MAX: usize = ARGS_BYTES_MAX + 128 * 1024;
 
 /// The tasks of a batch, and its faults, as they come in.
@@ -75,7 +75,8 @@ impl Batch {
         struct Document<'d> {
             #[serde(borrow)]
             tasks: Items<'d>,
-            then: Option<SubmitTask>,
+            #[serde(borrow)]
+            then: Option<&'d RawValue>,
         }
         let Document { tasks: Items { first, count }, then } = extract::object(text)?;
         if count > TASKS_MAX {
@@ -83,15 +84,33 @@ impl Batch {
             return Ok(());
         }
         if let Some(then) = then {
-            self.add_then(then);
+            self.read_then(then.get().as_bytes());
         }
         for (index, item) in first.into_iter().enumerate() {
+            if item.get().len() > LINE_BYTES_MAX {
+                self.refuse_long(format!("tasks[{index}]"));
+                continue;
+            }
             self.add(item.get().as_bytes(), |path| join(&format!("tasks[{index}]"), ".", path));
         }
         Ok(())
     }
 
-    /// Takes what follows, before any of the tasks.
+    /// Reads what follows, before any of the tasks.
+    fn read_then(&mut self, text: &[u8]) {
+        if text.len() > LINE_BYTES_MAX {
+            return self.refuse_long("then");
+        }
+        match extract::object(text) {
+            Ok(asked) => self.add_then(asked),
+            Err(fault) => {
+                let faults = faults_of(fault).into_iter();
+                self.faults.extend(faults.map(|fault| FieldError { path: join("then", ".", &fault.path), ..fault }));
+            }
+        }
+    }
+
+    /// Takes what follows.
     fn add_then(&mut self, asked: SubmitTask) {
         if let Some(fingerprint) = &mut self.fingerprint {
             fingerprint.add_then(&asked);
@@ -108,9 +127,9 @@ impl Batch {
         self.add(text, |path| join(&format!("line {number}"), ": ", path));
     }
 
-    /// Notes that a line has no end within the limit.
-    fn refuse_line(&mut self, number: usize) {
-        self.faults.push(FieldError::new(format!("line {number}"), format!("is longer than {LINE_BYTES_MAX} bytes")));
+    /// Notes that a line, or a task of a document, has no end within the limit.
+    fn refuse_long(&mut self, place: impl AsRef<str>) {
+        self.faults.push(FieldError::new(place, format!("is longer than {LINE_BYTES_MAX} bytes")));
     }
 
     /// Whether reading on would change nothing.
@@ -261,7 +280,7 @@ impl Lines {
         }
         self.begun.extend_from_slice(rest);
         if self.begun.len() > LINE_BYTES_MAX {
-            batch.refuse_line(self.number + 1);
+            batch.refuse_long(format!("line {}", self.number + 1));
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -278,7 +297,7 @@ impl Lines {
         self.number += 1;
         // Of the whole line, spaces and all: the answer must not hang on where the network cut the stream.
         if line.len() > LINE_BYTES_MAX {
-            return batch.refuse_line(self.number);
+            return batch.refuse_long(format!("line {}", self.number));
         }
         // Given with its spaces: some that end here are none to JSON, and would be refused in a body of one task.
         if !line.trim_ascii().is_empty() {

@@ -8,6 +8,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use tasklane_common::ledger::{self, ACTOR_BYTES_MAX};
 use tasklane_common::task::truncate;
+use tasklane_common::web::listener::Peer;
 use utoipa::openapi::path::{ParameterBuilder, ParameterIn};
 use utoipa::openapi::schema::{ObjectBuilder, Type};
 use utoipa::openapi::{OpenApi, Required};
@@ -19,10 +20,6 @@ use crate::observe::REQUEST_ID;
 pub const ACTOR: HeaderName = HeaderName::from_static("tasklane-actor");
 /// How much of a `User-Agent` is logged.
 const AGENT_BYTES_MAX: usize = 128;
-
-/// The other end of a request's connection.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
 
 /// Who makes a request, as far as it can be told.
 #[derive(Debug, Clone, Default)]

@@ -1,13 +1,12 @@
 //! Tasklane's producer: takes tasks over HTTP, records them in the ledger, and publishes them.
 //!
-//! In the order in which a request meets them: the [`server`] takes its connection, the [`router`] finds its route
+//! In the order in which a request meets them: the common crate's listener takes its connection, the [`router`] finds its route
 //! past [`observe`] and [`admission`], a verb of [`routes`] reads its [`body`] by [`extract`]; [`request`], [`batch`],
 //! [`listing`], [`cancellation`], [`editing`], [`retrying`], [`scheduling`] and [`grouping`] check what it asks for, without any IO; [`sweep`] does it to all that meet a filter; [`record`] puts the tasks into the ledger behind the
 //! [`gate`] and hands them to the publisher; [`wait`] waits for their end. Whatever goes wrong is an [`error`].
 
 pub mod config;
 pub mod serve;
-pub mod server;
 pub mod app;
 pub mod router;
 pub mod observe;

@@ -9,6 +9,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use tasklane_common::web::answers::Answers;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -59,6 +60,11 @@ pub(crate) async fn let_in(State(app): State<Arc<App>>, request: Request, next: 
         Ok(()) => next.run(request).await,
         Err(refusal) => ApiError::Refused(refusal).into_response(),
     }
+}
+
+/// Refuses to hold more answers in memory than there is room for.
+pub(crate) async fn hold_answer(State(answers): State<Answers>, request: Request, next: Next) -> Response {
+    answers.hold(next.run(request).await).unwrap_or_else(|| ApiError::Overloaded.into_response())
 }
 
 /// Ends a request that takes too long.

@@ -1,9 +1,11 @@
 //! From what a client sends to a [`NewTask`]: pure, and all faults of a submission at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tasklane_common::clock;
@@ -67,6 +69,7 @@ pub struct SubmitTask {
     #[schema(value_type = Option<Priority>)]
     pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
+    #[serde(default, deserialize_with = "few")]
     pub tags: Option<BTreeMap<String, String>>,
     /// What it shares limits with, besides its queue and its kind, such as a customer: 255 bytes at most, no asterisks.
     #[schema(min_length = 1, max_length = 255, examples("customer:4711"))]
@@ -104,6 +107,34 @@ pub struct Circumstances<'c> {
 /// Keeps `null` apart from a field left out.
 pub(crate) fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
     Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+/// Reads no more tags than one too many: millions take little of a body, and much memory.
+fn few<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Option<BTreeMap<String, String>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a map of strings")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut tags = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry()? {
+                tags.insert(key, value);
+                if tags.len() > TAGS_MAX {
+                    return Err(A::Error::custom(format!("must be at most {TAGS_MAX}")));
+                }
+            }
+            Ok(Some(tags))
+        }
+    }
+    deserializer.deserialize_any(Few)
 }
 
 impl SubmitTask {
@@ -263,7 +294,7 @@ fn on_conflict(name: &str) -> Result<OnConflict, String> {
 
 fn check_tags(tags: &BTreeMap<String, String>, faults: &mut Vec<FieldError>) {
     if tags.len() > TAGS_MAX {
-        faults.push(FieldError::new("tags", format!("must be at most {TAGS_MAX}, but are {}", tags.len())));
+        faults.push(FieldError::new("tags", format!("must be at most {TAGS_MAX}")));
         return;
     }
     for (key, value) in tags {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use tasklane_common::web::answers::Answers;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -51,6 +52,7 @@ pub fn router(app: Arc<App>) -> Router {
         .layer((
             from_fn_with_state(Arc::clone(&app), observe::observe),
             CatchPanicLayer::custom(observe::answer_panic),
+            from_fn_with_state(Answers::default(), observe::hold_answer),
             from_fn(observe::limit_time),
             from_fn_with_state(Arc::clone(&app), observe::let_in),
         ))

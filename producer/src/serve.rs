@@ -12,14 +12,17 @@ use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::telemetry::Metrics;
+use tasklane_common::web::{files, listener};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::{App, Parts};
 use crate::config::Settings;
-use crate::{intake, router, server};
+use crate::{intake, router};
 
+/// How many connections there may be, where the limit of open files allows it.
+const CONNECTIONS_MAX: usize = 16_384;
 /// How long the loops in the background may take to end.
 const LOOPS_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -97,7 +100,8 @@ pub async fn run(
     let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics, rules, hosts });
     let looks = tokio::spawn(intake::run(Arc::clone(&app), background.clone()));
     let router = router::router(Arc::clone(&app));
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on http://{addr}");
+    let connections = files::clients_here(files::RESERVE, CONNECTIONS_MAX);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), connections, "listening on http://{addr}");
 
     let grace = Duration::from_millis(settings.common.shutdown_grace_ms);
     let stop = async {
@@ -105,7 +109,7 @@ pub async fn run(
         app.stopping.cancel();
         Instant::now() + grace
     };
-    let (served, deadline) = tokio::join!(server::serve(listener, router, &app.stopping, grace), stop);
+    let (served, deadline) = tokio::join!(listener::serve(listener, router, connections, &app.stopping, grace), stop);
     let all_finished = finish(&app, served, deadline).await;
     background.cancel();
     let _ = timeout(LOOPS_TIMEOUT, loops.wait()).await;

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use crate::api::Api;
+use crate::api::{Answer, Api};
 use crate::broker::Node;
 use crate::ledger::{Ledger, LedgerKind};
 use crate::metrics::Metrics;
@@ -286,6 +286,8 @@ pub struct Worker {
     pub process: Process,
     /// Its health and metrics, the only HTTP it speaks.
     probe: Api,
+    /// Where it speaks it.
+    pub addr: SocketAddr,
 }
 
 impl Worker {
@@ -297,6 +299,11 @@ impl Worker {
     /// Does it say that it is ready?
     pub async fn is_ready(&self) -> Result<bool> {
         Ok(is_ready(&self.probe).await?.is_some())
+    }
+
+    /// What its listener answers.
+    pub async fn get(&self, path: &str) -> Result<Answer> {
+        self.probe.raw_get(path).await
     }
 
     /// Why it says that it is not ready; `None` when it is.
@@ -317,7 +324,7 @@ impl Program for Worker {
     const ADDR_VARIABLE: &'static str = "TASKLANE_METRICS_ADDR";
 
     fn started(process: Process, addr: SocketAddr) -> Result<Self> {
-        Ok(Self { process, probe: Api::new(addr)? })
+        Ok(Self { process, probe: Api::new(addr)?, addr })
     }
 
     async fn ready(&mut self, limit: Duration) -> Result<()> {

@@ -32,6 +32,7 @@ pub mod decide;
 pub mod builtin;
 pub mod process_group;
 pub mod readiness;
+mod health;
 pub mod program;
 pub mod testing;
 

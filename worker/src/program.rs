@@ -40,6 +40,7 @@ use tasklane_common::web::hosts::Hosts;
 
 use crate::builtin;
 use crate::config::{Command, Settings, WorkerArgs};
+use crate::health;
 use crate::process_group::ProcessGroups;
 use crate::registry::{Registry, RegistryBuilder};
 use crate::worker::{Shutdown, Worker};
@@ -143,11 +144,10 @@ async fn surroundings(worker: &Worker, listener: Option<(SocketAddr, Hosts)>) ->
     let metrics = Metrics::install().context("cannot install the metrics")?;
     tokio::spawn(metrics.clone().upkeep());
     if let Some((addr, hosts)) = listener {
-        let listener = tokio::net::TcpListener::bind(addr).await.with_context(|| {
+        let router = telemetry::health_router(metrics, worker.readiness(), hosts.at(&addr.to_string()));
+        health::serve(addr, router).with_context(|| {
             format!("cannot listen on metrics_addr {addr}; if it is taken, give another with --metrics-addr")
         })?;
-        let router = telemetry::health_router(metrics, worker.readiness(), hosts.at(&addr.to_string()));
-        tokio::spawn(async move { axum::serve(listener, router).await });
     }
     Ok(signals)
 }

@@ -5,13 +5,10 @@ use std::time::Duration;
 use rustix::process::{Resource, getrlimit};
 
 use super::{Finding, Role, Subject};
+use crate::web::files;
 
-/// What a process needs besides its tasks and clients: connections, logs, the ledger.
-const FILES_BASE: u64 = 128;
-/// What one running task may need: three pipes of a command, or a connection, and their shadows.
-const FILES_PER_TASK: u64 = 6;
-/// What a producer needs for its clients.
-const FILES_OF_PRODUCER: u64 = 1024;
+/// How many clients a producer should have room for.
+const CLIENTS_OF_PRODUCER: u64 = 1024;
 /// Under such a ttl a short pause of machine or ledger costs the lease.
 const TTL_SHORT: Duration = Duration::from_secs(5);
 
@@ -20,25 +17,27 @@ pub(super) fn look(subject: &Subject) -> Vec<Finding> {
     let limit = getrlimit(Resource::Nofile);
     match subject.role {
         // A producer raises its own limit as far as it may.
-        Role::Producer => findings.push(open_files(limit.maximum, FILES_OF_PRODUCER)),
+        Role::Producer => findings.push(open_files(limit.maximum, CLIENTS_OF_PRODUCER, "clients", 1)),
         Role::Worker { concurrency, lease_ttl, lease_renew, .. } => {
-            findings.push(open_files(limit.current, FILES_BASE + FILES_PER_TASK * u64::from(concurrency)));
+            findings.push(open_files(limit.current, u64::from(concurrency), "running tasks", files::PER_TASK));
             findings.push(lease(lease_ttl, lease_renew));
         }
     }
     findings
 }
 
-fn open_files(limit: Option<u64>, needed: u64) -> Finding {
-    match limit {
-        Some(limit) if limit < needed => Finding::warn(
-            "host.open_files",
-            format!("{limit} may be open, and up to {needed} may be needed"),
-            "raise it: ulimit -n, or LimitNOFILE= of the systemd unit",
-        ),
-        Some(limit) => Finding::ok("host.open_files", format!("{limit} may be open")),
-        None => Finding::ok("host.open_files", "no limit"),
+/// Whether the limit has room for so many of what needs so many files each.
+fn open_files(limit: Option<u64>, wanted: u64, what: &str, each: u64) -> Finding {
+    const CHECK: &str = "host.open_files";
+    let Some(limit) = limit else { return Finding::ok(CHECK, "no limit") };
+    let room = limit.saturating_sub(files::RESERVE) / each;
+    let seen = format!("{limit} may be open, room for {room} {what}");
+    if room >= wanted {
+        return Finding::ok(CHECK, seen);
     }
+    let needed = files::RESERVE + wanted * each;
+    let advice = format!("raise it to {needed} or more: ulimit -n, or LimitNOFILE= of the systemd unit");
+    Finding::warn(CHECK, format!("{seen} of {wanted}"), advice)
 }
 
 /// Pairs that cannot work are refused with the settings; this is about what is tight.
@@ -58,9 +57,15 @@ mod tests {
 
     #[test]
     fn few_files_and_short_leases_are_warned_of() {
-        assert_eq!(open_files(Some(100), 200).verdict, Verdict::Warn);
-        assert_eq!(open_files(Some(200), 200).verdict, Verdict::Ok);
-        assert_eq!(open_files(None, 200).verdict, Verdict::Ok);
+        let tight = open_files(Some(256), 64, "running tasks", 6);
+        assert_eq!(
+            (tight.verdict, &*tight.message),
+            (Verdict::Warn, "256 may be open, room for 21 running tasks of 64")
+        );
+        assert!(tight.advice.is_some_and(|advice| advice.starts_with("raise it to 512 or more")));
+        let enough = open_files(Some(1152), 1024, "clients", 1);
+        assert_eq!((enough.verdict, &*enough.message), (Verdict::Ok, "1152 may be open, room for 1024 clients"));
+        assert_eq!(open_files(None, 200, "clients", 1).verdict, Verdict::Ok);
         assert_eq!(lease(Duration::from_secs(3), Duration::from_secs(1)).verdict, Verdict::Warn);
         assert_eq!(lease(Duration::from_secs(15), Duration::from_secs(3)).verdict, Verdict::Ok);
     }

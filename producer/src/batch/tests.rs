@@ -56,6 +56,28 @@ fn there_is_an_end_to_a_batch() {
     assert_eq!(paths(lines(&[&line.repeat(TASKS_MAX + 9)])), ["line 10001"]);
 }
 
+/// The parser takes a hundred bytes of memory for each of five.
+#[test]
+fn a_task_of_a_document_is_bounded_as_a_line_is_and_its_tags_are_not_all_read() {
+    let tags = |count: usize| (0..count).map(|i| format!("\"{i}\":\"\"")).collect::<Vec<_>>().join(",");
+    let task = |tags: String| format!(r#"{{"kind":"a","tags":{{{tags}}}}}"#);
+    let with = |then: &str| format!(r#"{{"tasks":[{{"kind":"a"}},{}],"then":{then}}}"#, task(tags(200_000)));
+    let told = |text: &str| match document(text) {
+        Err(ApiError::InvalidTask(faults)) => {
+            faults.into_iter().map(|fault| (fault.path, fault.message)).collect::<Vec<_>>()
+        }
+        other => panic!("{other:?}"),
+    };
+    let long = format!("is longer than {LINE_BYTES_MAX} bytes");
+    let both = [("then".to_owned(), long.clone()), ("tasks[1]".to_owned(), long)];
+    assert_eq!(told(&with(&task(tags(200_000)))), both);
+    // Reading on would come to a tag that is no text.
+    let stops = format!(r#"{{"tasks":[{{"kind":"a","tags":{{{},"k":1}}}}]}}"#, tags(33));
+    assert_eq!(told(&stops), [("tasks[0].tags".to_owned(), "must be at most 32".to_owned())]);
+    assert_eq!(paths(document(r#"{"tasks":[{"kind":"a"}],"then":{"kind":"a","tags":{"k":1}}}"#)), ["then.tags.k"]);
+    assert_eq!(paths(document(r#"{"tasks":[{"kind":"a"}],"then":7}"#)), ["then"]);
+}
+
 #[test]
 fn a_bad_line_is_named_by_its_number() {
     let mut text = "{\"kind\":\"a\"}\n".repeat(4320);

@@ -164,6 +164,51 @@ async fn a_worker_without_room_or_work_is_not_called_stalled() -> Result<()> {
     check_completed(&producer.api.all_ended(submitted.len(), LIMIT * 2).await?, &submitted)
 }
 
+/// Handlers in Rust can block every thread that the worker has, and still somebody must be told that it lives.
+#[tokio::test]
+async fn health_answers_while_every_thread_is_blocked() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.test_worker(&log).env("TASKLANE_LEASE_TTL_MS", 120_000).start().await?;
+    let threads = std::thread::available_parallelism()?.get();
+    let blocking = tasks(2 * threads, "test.work", &json!({"blocks": true, "work_ms": 40_000}));
+    producer.api.submit_batch(&blocking).await?;
+    log.started(threads, LIMIT).await?;
+    assert_eq!(worker.get("/healthz").await?.status, 200);
+    assert_eq!(worker.get("/metrics").await?.status, 200);
+    worker.get("/readyz").await?;
+    assert!(log.starts()?.len() < 2 * threads, "the test proves nothing: a run has ended");
+    Ok(())
+}
+
+/// Connections that do nothing take neither the listener's places nor the files that tasks need.
+#[tokio::test]
+async fn idle_connections_keep_no_probe_out_and_cost_no_attempt() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.test_worker(&log).config("[[command]]\nkind = \"shell.echo\"\nargv = [\"/bin/cat\"]");
+    let worker = worker.env("TASKLANE_CONCURRENCY", 8).under(&["prlimit", "--nofile=256", "--"]).start().await?;
+    let mut idle = Vec::new();
+    for begun in 0..300 {
+        let mut client = TcpStream::connect(worker.addr).await?;
+        if begun % 2 == 0 {
+            // Those that the listener has closed since say so.
+            let _ = client.write_all(b"GET /healthz HTTP/1.1\r\nHo").await;
+        }
+        idle.push(client);
+    }
+    assert_eq!(worker.get("/healthz").await?.status, 200);
+    let submitted = ids(&producer.api.submit_batch(&tasks(40, "shell.echo", &json!({"a": 1}))).await?);
+    for task in producer.api.all_ended(submitted.len(), LIMIT).await? {
+        assert_eq!((task.state.as_str(), task.attempt), ("completed", 1), "{task:?}");
+    }
+    assert_eq!(worker.get("/healthz").await?.status, 200);
+    drop(idle);
+    Ok(())
+}
+
 /// Nothing is published to it, so no publisher declares it anew, and no look at what is ready finds it.
 #[tokio::test]
 async fn an_idle_workers_consumer_that_the_broker_cancels_is_made_anew() -> Result<()> {

@@ -188,7 +188,7 @@ fn bad_batches() -> Vec<Bad> {
         document("an empty batch", &[]).at("tasks"),
         document("a batch of 10,001", &many).at("tasks"),
         document("two bad of five", &two_bad).at("tasks[1].kind"),
-        document("a task with 2 MiB args", &[json!({"kind": "a", "args": "x".repeat(2 << 20)})]).at("tasks[0].args"),
+        document("a task with 2 MiB args", &[json!({"kind": "a", "args": "x".repeat(2 << 20)})]).at("tasks[0]"),
         lines("10,001 lines", &many, None).at("line 10001"),
         lines("line 4,321 is not JSON", &many[..5000], Some("{\"kind\":")).at("line 4321"),
         lines("line 4,321 has no good kind", &many[..5000], Some("{\"kind\":\"no kind\"}")).at("line 4321: kind"),
