@@ -17,7 +17,7 @@ use lapin::{Channel, Connection, ErrorKind, ExchangeKind};
 use tokio::time::timeout;
 
 pub use self::address::Address;
-pub use self::connect::connect;
+pub use self::connect::{LEDGER_PROPERTY, connect, connect_for};
 pub use self::generations::Generations;
 use crate::task::Lane;
 use crate::topology::{self, CONTROL_EXCHANGE, DEAD_EXCHANGE, DEAD_QUEUE, EVENTS_EXCHANGE, TASKS_EXCHANGE};

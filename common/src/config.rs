@@ -63,6 +63,8 @@ pub struct File {
     pub name: Option<String>,
     /// Worker: where `/healthz`, `/readyz` and `/metrics` listen.
     pub metrics_addr: Option<String>,
+    /// Worker: whether it makes the ledger's SQLite file if it is not there.
+    pub create_ledger: Option<bool>,
     /// Worker: the queues to consume.
     pub queues: Option<Vec<QueueName>>,
     /// Worker: how many tasks run at once.

@@ -9,6 +9,7 @@ mod greeting;
 mod probe;
 mod policies;
 mod ledger;
+mod neighbours;
 pub(crate) mod runs;
 mod file_system;
 mod report;
@@ -95,14 +96,27 @@ pub enum Role {
         lease_renew: Duration,
         /// How long a delivery may stay unacked.
         custody_after: Duration,
+        /// Whether it makes a ledger that is not there.
+        create_ledger: bool,
     },
+}
+
+impl Role {
+    /// Whether it makes a ledger's file that is not there.
+    const fn makes_ledgers(self) -> bool {
+        match self {
+            Self::Producer => true,
+            Self::Worker { create_ledger, .. } => create_ledger,
+        }
+    }
 }
 
 /// Looks at everything, for a quarter of a minute at most.
 pub async fn examine(subject: &Subject) -> Vec<Finding> {
     let mut findings = host::look(subject);
-    let (broker, ledger) = tokio::join!(broker::look(subject), ledger::look(&subject.common.ledger_url));
+    let (broker, (ledger, id)) = tokio::join!(broker::look(subject), ledger::look(subject));
     findings.extend(broker);
     findings.extend(ledger);
+    findings.push(neighbours::look(subject, id).await);
     findings
 }

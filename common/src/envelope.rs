@@ -5,10 +5,11 @@
 use lapin::protocol::basic::AMQPProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::broker::guard::{WITHHELD_HEADER, Withheld};
 use crate::ledger::Belief;
-use crate::task::{Fence, Json, Kind, TaskId};
+use crate::task::{Fence, Json, Kind, LedgerId, TaskId};
 
 /// The version of the layout for one task, in the header [`VERSION_HEADER`].
 pub const VERSION: i32 = 1;
@@ -18,6 +19,8 @@ pub const BUNDLE_VERSION: i32 = 2;
 pub const VERSION_HEADER: &str = "tasklane-version";
 /// The header with the fence under which the message was published.
 pub const FENCE_HEADER: &str = "tasklane-fence";
+/// The header with the id of the ledger that has the tasks.
+pub const LEDGER_HEADER: &str = "tasklane-ledger";
 /// The header with the W3C trace context.
 pub const TRACEPARENT_HEADER: &str = "traceparent";
 
@@ -40,6 +43,8 @@ pub struct Envelope {
     pub traceparent: Option<String>,
     /// The queue to which a notice goes when the task has ended.
     pub reply_to: Option<String>,
+    /// The ledger that has the task. Earlier releases wrote none.
+    pub ledger: Option<LedgerId>,
 }
 
 /// Why a message is not a task.
@@ -99,7 +104,7 @@ impl Envelope {
         if let Some(traceparent) = &self.traceparent {
             headers.insert(TRACEPARENT_HEADER.into(), AMQPValue::LongString(traceparent.as_str().into()));
         }
-        let properties = properties_of(self.id, &self.kind, headers);
+        let properties = properties_of(self.id, &self.kind, self.ledger, headers);
         match &self.reply_to {
             Some(queue) => properties.with_reply_to(queue.as_str().into()),
             None => properties,
@@ -127,7 +132,8 @@ impl Envelope {
             _ => None,
         });
         let fence = headers.get(FENCE_HEADER).and_then(integer).map(Fence).filter(|fence| fence.0 >= 0);
-        Ok(Self { id, kind, args, fence, traceparent, reply_to: text(properties.reply_to()).map(str::to_owned) })
+        let reply_to = text(properties.reply_to()).map(str::to_owned);
+        Ok(Self { id, kind, args, fence, traceparent, reply_to, ledger: ledger_of(properties) })
     }
 }
 
@@ -154,7 +160,7 @@ struct Part {
 }
 
 impl Message {
-    /// The properties and the body of a bundle. All are of the kind of the first, whose id is the message's.
+    /// The properties and the body of a bundle. All are of the kind and the ledger of the first, whose id is the message's.
     ///
     /// # Errors
     /// When there is no task, or one has no JSON form.
@@ -162,7 +168,7 @@ impl Message {
         let first = envelopes.first().ok_or_else(|| serde::ser::Error::custom("a bundle without a task"))?;
         let mut headers = FieldTable::default();
         headers.insert(VERSION_HEADER.into(), AMQPValue::LongInt(BUNDLE_VERSION));
-        let properties = properties_of(first.id, &first.kind, headers);
+        let properties = properties_of(first.id, &first.kind, first.ledger, headers);
         let parts: Vec<Part> = envelopes
             .into_iter()
             .map(|Envelope { id, fence, args, traceparent, reply_to, .. }| Part {
@@ -189,6 +195,7 @@ impl Message {
         if parts.is_empty() {
             return Err(EnvelopeError::BadArgs);
         }
+        let ledger = ledger_of(properties);
         let envelope = |Part { id, fence, args, traceparent, reply_to }| Envelope {
             id,
             kind: kind.clone(),
@@ -196,12 +203,25 @@ impl Message {
             fence: fence.filter(|fence| fence.0 >= 0),
             traceparent,
             reply_to,
+            ledger,
         };
         Ok(Self::Bundle(parts.into_iter().map(envelope).collect()))
     }
 }
 
-fn properties_of(id: TaskId, kind: &Kind, headers: FieldTable) -> AMQPProperties {
+/// The ledger that a message says it belongs to, whatever else is in it.
+#[must_use]
+pub fn ledger_of(properties: &AMQPProperties) -> Option<LedgerId> {
+    match properties.headers().as_ref()?.inner().get(LEDGER_HEADER)? {
+        AMQPValue::LongString(id) => Uuid::try_parse_ascii(id.as_bytes()).ok().map(LedgerId),
+        _ => None,
+    }
+}
+
+fn properties_of(id: TaskId, kind: &Kind, ledger: Option<LedgerId>, mut headers: FieldTable) -> AMQPProperties {
+    if let Some(ledger) = ledger {
+        headers.insert(LEDGER_HEADER.into(), AMQPValue::LongString(ledger.to_string().into()));
+    }
     AMQPProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_content_type(CONTENT_TYPE.into())
@@ -256,6 +276,7 @@ mod tests {
             fence: Some(Fence(7)),
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
             reply_to: Some("amq.gen-x".to_owned()),
+            ledger: Some(LedgerId(Uuid::now_v7())),
         }
     }
 
@@ -263,7 +284,7 @@ mod tests {
     fn what_is_sent_is_what_arrives() {
         let sent = envelope();
         assert_eq!(Envelope::decode(&sent.properties(), sent.args.as_str().as_bytes()), Ok(sent));
-        let earlier = Envelope { fence: None, ..envelope() };
+        let earlier = Envelope { fence: None, ledger: None, ..envelope() };
         assert_eq!(Envelope::decode(&earlier.properties(), earlier.args.as_str().as_bytes()), Ok(earlier));
     }
 
@@ -281,7 +302,8 @@ mod tests {
 
     #[test]
     fn a_bundle_that_is_sent_is_the_one_that_arrives() {
-        let sent: Vec<Envelope> = (0..3).map(|_| Envelope { id: TaskId::new(), ..envelope() }).collect();
+        let ledger = envelope().ledger;
+        let sent: Vec<Envelope> = (0..3).map(|_| Envelope { id: TaskId::new(), ledger, ..envelope() }).collect();
         let (properties, body) = Message::bundle(sent.clone()).unwrap();
         assert_eq!(Message::decode(&properties, &body), Ok(Message::Bundle(sent.clone())));
         assert_eq!(properties.message_id().as_ref().unwrap().as_str(), sent[0].id.to_string());

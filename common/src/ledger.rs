@@ -22,11 +22,13 @@ mod unique;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use tokio::time::{Instant, sleep};
 
 pub use self::caller::{ACTOR_BYTES_MAX, Caller};
 pub(crate) use self::claiming::Believed;
@@ -51,13 +53,18 @@ use crate::group::{Group, NewGroup};
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, Json, Kind, Lane, NewTask, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Json, Kind, Lane, LedgerId, NewTask, QueueName, Task, TaskId, WorkerId};
 
 /// The schema version that this build reads and writes.
 pub const SCHEMA_VERSION: i64 = 11;
 
 /// How long a caller waits for a ledger before the call counts as unavailable.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a process that makes no ledger waits for one: producer and worker may be started together.
+const FILE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it looks.
+const FILE_LOOK: Duration = Duration::from_millis(50);
 
 /// A shared ledger of either sort.
 pub type SharedLedger = Arc<dyn Ledger>;
@@ -276,6 +283,12 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// A group, and where its members stand.
     async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError>;
 
+    /// Which ledger this is: every process that has it says the same.
+    fn id(&self) -> LedgerId;
+
+    /// Where it is, for people: an absolute path, or an address without its password.
+    fn place(&self) -> &str;
+
     /// Itself, for what is said in the words of its own library: a handler's writes in the completion's transaction.
     fn native(&self) -> Native<'_>;
 
@@ -381,6 +394,12 @@ pub enum LedgerError {
     /// The address is not one of a ledger.
     #[error("ledger_url must begin with sqlite:// or postgres://, such as sqlite://tasklane.db; {0}")]
     Address(String),
+    /// There is no file, and this process is not to make one.
+    #[error(
+        "there is no ledger at {}: name the producer's in ledger_url, or start the producer first, which makes it; \
+         a worker makes one only with create_ledger = true (--create-ledger)", .0.display()
+    )]
+    Missing(PathBuf),
     /// The library or server is not fit to be a ledger.
     #[error("{0}")]
     Unsuitable(String),
@@ -395,7 +414,9 @@ impl LedgerError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
-            Self::NewerSchema { .. } | Self::Address(_) | Self::Unsuitable(_) | Self::Corrupt(_) => false,
+            Self::NewerSchema { .. } | Self::Address(_) | Self::Missing(_) | Self::Unsuitable(_) | Self::Corrupt(_) => {
+                false
+            }
         }
     }
 }
@@ -411,6 +432,27 @@ pub async fn open(url: &str) -> Result<SharedLedger, LedgerError> {
     if let Some(path) = url.strip_prefix("sqlite://") {
         return Ok(Arc::new(sqlite::SqliteLedger::open(path.as_ref()).await?));
     }
+    connect(url).await
+}
+
+/// [`open`], for a process that makes no ledger of its own: waits a moment for a file that is not there, which a producer
+/// may be about to make.
+///
+/// # Errors
+/// As [`open`], and [`LedgerError::Missing`].
+pub async fn open_existing(url: &str) -> Result<SharedLedger, LedgerError> {
+    let Some(path) = url.strip_prefix("sqlite://").map(Path::new) else { return connect(url).await };
+    let deadline = Instant::now() + FILE_PATIENCE;
+    while !path.exists() {
+        if Instant::now() >= deadline {
+            return Err(LedgerError::Missing(sqlite::absolute(path)));
+        }
+        sleep(FILE_LOOK).await;
+    }
+    open(url).await
+}
+
+async fn connect(url: &str) -> Result<SharedLedger, LedgerError> {
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
         return Ok(Arc::new(postgres::PostgresLedger::connect(url).await?));
     }

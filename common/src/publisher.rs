@@ -23,7 +23,7 @@ use self::lanes::Lanes;
 use self::patience::Patience;
 use crate::broker::{self, Address, BrokerError, Depth, Generations, within};
 use crate::ledger::SharedLedger;
-use crate::task::{Fence, Json, Kind, Lane, QueueName, TaskId};
+use crate::task::{Fence, Json, Kind, Lane, LedgerId, QueueName, TaskId};
 
 mod batch;
 mod bundles;
@@ -102,6 +102,7 @@ impl Publisher {
         let (connected, connection) = watch::channel(None);
         let owner = Owner {
             amqp_url: amqp_url.clone(),
+            ledger: ledger.id(),
             waiting,
             waiting_notices,
             connected,
@@ -226,6 +227,7 @@ fn takes_messages(connection: &Connection) -> bool {
 /// The task that has the channel.
 struct Owner {
     amqp_url: Address,
+    ledger: LedgerId,
     waiting: mpsc::Receiver<Job>,
     waiting_notices: mpsc::Receiver<(String, TaskId)>,
     connected: watch::Sender<Option<Arc<Connection>>>,
@@ -247,7 +249,8 @@ impl Owner {
     }
 
     async fn generation(&mut self) -> Result<(), BrokerError> {
-        let connection = Arc::new(broker::connect(&self.amqp_url, "tasklane publisher", broker::HEARTBEAT).await?);
+        let connecting = broker::connect_for(self.ledger, &self.amqp_url, "tasklane publisher", broker::HEARTBEAT);
+        let connection = Arc::new(connecting.await?);
         let mut idle = Vec::with_capacity(CHANNELS);
         for _ in 0..CHANNELS {
             let channel = within("channel.open", connection.create_channel()).await?;
@@ -287,7 +290,7 @@ impl Owner {
                     }
                     let batch = self.with_lanes(&mut lanes, batch).await?;
                     if let Some(channel) = idle.pop() {
-                        under_way.push(send_batch(channel, Patience::with(&connection), self.bundles.of(batch)));
+                        under_way.push(send_batch(channel, Patience::with(&connection), self.bundles.of(batch), self.ledger));
                     }
                 }
                 _ = health.tick() => {

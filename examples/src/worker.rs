@@ -44,7 +44,7 @@ impl LocalWorker {
         telemetry::init_logging(&settings.common, None)?;
         let registry = handlers.build()?;
         let kinds = registry.kinds();
-        let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;
+        let ledger = ledger::open_existing(settings.common.ledger_url.expose_secret()).await?;
         let shutdown = Shutdown::default();
         let worker = Worker::new(settings, registry, ledger, ProcessGroups::default());
         let running = tokio::spawn(worker.run(shutdown.clone()));

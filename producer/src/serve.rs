@@ -69,6 +69,7 @@ pub async fn run(
     let listener = TcpListener::bind(&settings.http_addr).await.map_err(listen_error)?;
     let addr = listener.local_addr().map_err(listen_error)?;
     let ledger = ledger::open(settings.common.ledger_url.expose_secret()).await?;
+    tracing::info!(ledger = ledger.place(), id = %ledger.id(), "the ledger is open");
     if let Some(limits) = &settings.limits {
         ledger.adopt_limits(limits.clone()).await?;
     }

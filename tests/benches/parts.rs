@@ -10,7 +10,7 @@ use tasklane_common::backoff::Backoff;
 use tasklane_common::envelope::Envelope;
 use tasklane_common::ledger::sqlite::SqliteLedger;
 use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Ledger, Settlement, Submission, Transition, WorkerRecord};
-use tasklane_common::task::{Fence, Guarantee, Json, Kind, NewTask, QueueName, TaskId, WorkerId};
+use tasklane_common::task::{Fence, Guarantee, Json, Kind, LedgerId, NewTask, QueueName, TaskId, WorkerId};
 use tasklane_worker::Outcome;
 use tasklane_worker::decide::{Attempted, Policy, decide};
 use tokio::runtime::Runtime;
@@ -29,7 +29,8 @@ fn kind() -> Kind {
 
 fn envelope() -> Envelope {
     let (fence, reply_to) = (Some(Fence(1)), Some("amq.gen-0123456789".to_owned()));
-    Envelope { id: TaskId::new(), kind: kind(), args: args(), fence, traceparent: None, reply_to }
+    let ledger = Some(LedgerId(TaskId::new().0));
+    Envelope { id: TaskId::new(), kind: kind(), args: args(), fence, traceparent: None, reply_to, ledger }
 }
 
 #[divan::bench]

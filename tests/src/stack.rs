@@ -133,7 +133,11 @@ impl<P: Program> Start<P> {
             place: stack.place().to_owned(),
             program: PhantomData,
         };
-        start.env("TASKLANE_AMQP_URL", stack.vhost.url()).env("TASKLANE_LEDGER_URL", stack.ledger.url())
+        // Of the tests' programs any may be first.
+        start
+            .env("TASKLANE_AMQP_URL", stack.vhost.url())
+            .env("TASKLANE_LEDGER_URL", stack.ledger.url())
+            .env("TASKLANE_CREATE_LEDGER", true)
     }
 
     /// Sets a variable; the last one set under a name counts. `TASKLANE_AMQP_URL` may lead through a proxy, say.

@@ -45,6 +45,9 @@ pub struct WorkerArgs {
     /// Where /healthz, /readyz and /metrics listen [default: no listener]
     #[arg(long, env = "TASKLANE_METRICS_ADDR", value_name = "ADDR")]
     pub metrics_addr: Option<String>,
+    /// Make the SQLite file of ledger_url if it is not there, instead of the producer [default: false]
+    #[arg(long, env = "TASKLANE_CREATE_LEDGER", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub create_ledger: Option<bool>,
     /// The queues to consume, separated by commas [default: default]
     #[arg(long, env = "TASKLANE_QUEUES", value_name = "QUEUES", value_delimiter = ',')]
     pub queues: Option<Vec<QueueName>>,
@@ -87,6 +90,9 @@ pub struct Settings {
     pub name: Option<String>,
     /// Where `/healthz`, `/readyz` and `/metrics` listen. Defaults to no listener.
     pub metrics_addr: Option<SocketAddr>,
+    /// Whether it makes the SQLite file of `ledger_url` if it is not there. Defaults to no: beside the producer's it would be
+    /// another ledger.
+    pub create_ledger: bool,
     /// The queues to consume. Defaults to `default`.
     pub queues: Vec<QueueName>,
     /// How many tasks run at once. Defaults to 64.
@@ -127,6 +133,7 @@ impl WorkerArgs {
             common: self.common.resolve(file)?,
             name: self.name.clone().or_else(|| file.name.clone()),
             metrics_addr: metrics_addr.transpose()?,
+            create_ledger: self.create_ledger.or(file.create_ledger).unwrap_or(false),
             queues: self.queues.clone().or_else(|| file.queues.clone()).unwrap_or_else(|| vec![QueueName::default()]),
             concurrency: self.concurrency.or(file.concurrency).unwrap_or(64),
             lease_ttl: millis(self.lease_ttl_ms, file.lease_ttl_ms, 15_000),

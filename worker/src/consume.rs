@@ -77,7 +77,8 @@ async fn connect(life: &Life) -> Result<Connection, BrokerError> {
     let name = format!("tasklane worker {}", life.lease.worker());
     // A frozen worker must be dead to the broker before it is dead to the ledger: messages that are published again
     // after its lease has ended would otherwise still be handed to it.
-    broker::connect(&life.settings.common.amqp_url, &name, life.settings.lease_ttl / 3).await
+    let heartbeat = life.settings.lease_ttl / 3;
+    broker::connect_for(life.ledger.id(), &life.settings.common.amqp_url, &name, heartbeat).await
 }
 
 /// Returns when messages were lost that the consumers of this generation may have been sent.

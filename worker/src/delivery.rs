@@ -5,14 +5,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use lapin::Connection;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::protocol::basic::AMQPProperties;
-use lapin::types::AMQPValue;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Confirmation, Connection};
 use tasklane_common::broker::{BrokerError, within};
 use tasklane_common::envelope::Envelope;
 use tasklane_common::task::Lane;
-use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER};
+use tasklane_common::topology::{DEAD_EXCHANGE, REASON_HEADER, broker_queue};
 
 use crate::acks::Acks;
 
@@ -120,6 +120,20 @@ impl Delivery {
         }
     }
 
+    /// Puts the message behind all others of its queue, with these headers. What is given back instead comes again at once,
+    /// and each time counts towards the queue's delivery limit.
+    pub async fn go_last(mut self, body: &[u8], headers: FieldTable) {
+        let (properties, queue) =
+            (std::mem::take(&mut self.properties).with_headers(headers), broker_queue(&self.lane));
+        match Box::pin(publish(&self.connection, ("", &queue), properties, body)).await {
+            Ok(()) => self.ack(),
+            Err(error) => {
+                tracing::debug!(%error, queue = %self.lane, "a message does not go to the end of its queue: given back");
+                self.give_back().await;
+            }
+        }
+    }
+
     /// Puts a task of this message into the dead letters; one of a bundle by itself.
     pub async fn bury_task(mut self, envelope: &Envelope, reason: &'static str) {
         if self.shared.is_some() {
@@ -134,8 +148,11 @@ impl Delivery {
         tracing::warn!(queue = %self.lane, reason, message.id = id, "not a task: moved to the dead letters");
         metrics::counter!("tasklane_dead_letters_total", "reason" => reason).increment(1);
         let properties = std::mem::take(&mut self.properties);
+        let mut headers = properties.headers().clone().unwrap_or_default();
+        headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
+        let properties = properties.with_headers(headers);
         // Boxed, as whatever is rare on the way of a delivery: its future would make that of each larger.
-        match Box::pin(publish_dead(&self.connection, properties, &body, reason)).await {
+        match Box::pin(publish(&self.connection, (DEAD_EXCHANGE, ""), properties, &body)).await {
             Ok(()) => self.ack(),
             Err(error) => {
                 // Unacked it stays with this consumer until the connection ends, and is delivered again.
@@ -146,25 +163,22 @@ impl Delivery {
 }
 
 /// On a channel of its own: this is rare, and must not disturb the channel of the others.
-async fn publish_dead(
+async fn publish(
     connection: &Connection,
+    (exchange, key): (&str, &str),
     properties: AMQPProperties,
     body: &[u8],
-    reason: &str,
 ) -> Result<(), BrokerError> {
     let channel = within("channel.open", connection.create_channel()).await?;
     within("confirm.select", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-    let mut headers = properties.headers().clone().unwrap_or_default();
-    headers.insert(REASON_HEADER.into(), AMQPValue::LongString(reason.into()));
-    let properties = properties.with_headers(headers).with_delivery_mode(2);
-    let options = BasicPublishOptions::default();
+    let properties = properties.with_delivery_mode(2);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
     let confirm =
-        within("basic.publish", channel.basic_publish(DEAD_EXCHANGE.into(), "".into(), options, body, properties))
-            .await?;
-    let confirmed = within("publisher confirm", confirm).await?.is_ack();
+        within("basic.publish", channel.basic_publish(exchange.into(), key.into(), options, body, properties)).await?;
+    let confirmed = within("publisher confirm", confirm).await? == Confirmation::Ack(None);
     // The message is safe: a channel that does not close goes with its connection.
     let _ = within("channel.close", channel.close(200, "done".into())).await;
-    if confirmed { Ok(()) } else { Err(BrokerError::Ended("the broker refused the dead letter")) }
+    if confirmed { Ok(()) } else { Err(BrokerError::Ended("the broker refused the message")) }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tasklane_common::envelope::{Envelope, Message};
+use tasklane_common::envelope::{self, Envelope, Message};
 use tasklane_common::events::Happening;
 use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition, complain};
 use tasklane_common::state::State;
@@ -18,6 +18,7 @@ use crate::arbiter::Permit;
 use crate::consume::PATIENCE;
 use crate::decide::{Attempted, Policy, decide};
 use crate::delivery::Delivery;
+use crate::foreign;
 use crate::handler::{Options, TaskContext};
 use crate::life::{Life, Stats};
 use crate::meters::KindMeters;
@@ -37,6 +38,11 @@ const SUSPECT_DELAY: Duration = Duration::from_secs(1);
 /// Takes one delivery all the way. The permit bounds how many tasks run at once.
 pub async fn process(life: Arc<Life>, mut delivery: Delivery, permit: Permit) {
     let body = std::mem::take(&mut delivery.body);
+    // Before its layout is asked for: a foreign message is for others to read.
+    if let Some(other) = envelope::ledger_of(&delivery.properties).filter(|ledger| *ledger != life.ledger.id()) {
+        drop(permit);
+        return Box::pin(foreign::hand_back(&life, delivery, body, other)).await;
+    }
     match Message::decode(&delivery.properties, &body) {
         Ok(Message::Single(envelope)) => {
             drop(body);

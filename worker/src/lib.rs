@@ -25,6 +25,7 @@ pub mod pause;
 pub mod delivery;
 mod acks;
 pub mod execute;
+mod foreign;
 mod run;
 mod settle;
 mod transaction;

@@ -108,23 +108,26 @@ fn prepare(
 
 /// What the doctor looks at in the name of this worker.
 fn subject(settings: Settings, registry: &Registry) -> Subject {
-    let Settings { concurrency, lease_ttl, lease_renew, custody_after, .. } = settings;
+    let Settings { concurrency, lease_ttl, lease_renew, custody_after, create_ledger, .. } = settings;
     let mut queues = settings.queues;
     for queue in registry.queues() {
         if !queues.contains(&queue) {
             queues.push(queue);
         }
     }
-    let role = Role::Worker { concurrency, lease_ttl, lease_renew, custody_after };
+    let role = Role::Worker { concurrency, lease_ttl, lease_renew, custody_after, create_ledger };
     Subject { common: settings.common, queues, role }
 }
 
 async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> ExitCode {
-    let ledger = match ledger::open(settings.common.ledger_url.expose_secret()).await {
+    let url = settings.common.ledger_url.expose_secret();
+    let opened = if settings.create_ledger { ledger::open(url).await } else { ledger::open_existing(url).await };
+    let ledger = match opened {
         Ok(ledger) => ledger,
         Err(error @ LedgerError::Address(_)) => return fail(EXIT_SETTINGS, &error.into()),
         Err(error) => return fail(EXIT_LEDGER, &error.into()),
     };
+    tracing::info!(ledger = ledger.place(), id = %ledger.id(), "the ledger is open");
     let metrics = settings.metrics_addr.map(|addr| (addr, settings.common.http_hosts.clone()));
     let worker = Worker::new(settings, registry, ledger, groups);
     let signals = match surroundings(&worker, metrics).await {

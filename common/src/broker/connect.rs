@@ -20,11 +20,15 @@ use super::BrokerError;
 use super::address::Address;
 use super::generations::connected;
 use super::guard::Guard;
+use crate::task::LedgerId;
 
 /// How many bytes are read from the socket at once.
 const READ_BYTES: usize = 32 * 1024;
 /// How long one of several addresses of a host may take before the next is tried.
 const NEXT_ADDRESS_AFTER: Duration = Duration::from_secs(4);
+
+/// The property of a connection that names its process's ledger.
+pub const LEDGER_PROPERTY: &str = "tasklane_ledger";
 
 /// The socket's side of a connection: plain or TLS.
 type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
@@ -146,7 +150,29 @@ impl RuntimeKit for Guarded {}
 /// # Errors
 /// When the broker is not there, refuses, or does not answer in time.
 pub async fn connect(address: &Address, name: &str, heartbeat: Duration) -> Result<Connection, BrokerError> {
+    connect_with(address, ConnectionProperties::default().with_connection_name(name.into()), heartbeat).await
+}
+
+/// [`connect`], and says which ledger the process has: by that a doctor tells whether all have the same.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_for(
+    ledger: LedgerId,
+    address: &Address,
+    name: &str,
+    heartbeat: Duration,
+) -> Result<Connection, BrokerError> {
     let properties = ConnectionProperties::default().with_connection_name(name.into());
+    let properties = properties.with_client_property(LEDGER_PROPERTY.into(), ledger.to_string().into());
+    connect_with(address, properties, heartbeat).await
+}
+
+async fn connect_with(
+    address: &Address,
+    properties: ConnectionProperties,
+    heartbeat: Duration,
+) -> Result<Connection, BrokerError> {
     let (uri, frame_bytes_max) = address.asking_for(heartbeat);
     let way = address.clone();
     let runtime = Runtime::new(Guarded(Tokio::current()));

@@ -1,14 +1,15 @@
 //! The ledger: whether it can be used, and whether it keeps what it commits.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use super::file_system::FileSystem;
-use super::{Finding, LOOK_LIMIT, runs};
+use super::{Finding, LOOK_LIMIT, Subject, runs};
 use crate::ledger::postgres::layout::Layout;
 use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
+use crate::task::LedgerId;
 
 /// A clock that is further off shows in `run_at` and `delay_ms`.
 const CLOCK_OFF_MAX: f64 = 1.0;
@@ -17,18 +18,18 @@ const CONNECTIONS_OF_PROCESS: i64 = 14;
 /// Less free space than this is soon used up.
 const FREE_BYTES_MIN: u64 = 1 << 30;
 
-pub(super) async fn look(url: &SecretString) -> Vec<Finding> {
-    let url = url.expose_secret();
+pub(super) async fn look(subject: &Subject) -> (Vec<Finding>, Option<LedgerId>) {
+    let url = subject.common.ledger_url.expose_secret();
     if let Some(path) = url.strip_prefix("sqlite://") {
-        let path = PathBuf::from(path);
+        let (path, makes) = (sqlite::absolute(path.as_ref()), subject.role.makes_ledgers());
         // A dead file system holds its caller for ever: then this one's thread is left to it.
-        let looking = timeout(LOOK_LIMIT, tokio::task::spawn_blocking(move || look_at_file(&path))).await;
+        let looking = timeout(LOOK_LIMIT, tokio::task::spawn_blocking(move || look_at_file(&path, makes))).await;
         return match looking {
-            Ok(Ok(findings)) => findings,
-            Ok(Err(error)) => vec![Finding::fail("ledger.connection", error.to_string(), "report this")],
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) => (vec![Finding::fail("ledger.connection", error.to_string(), "report this")], None),
             Err(_) => {
                 let advice = "is the file system alive? A ledger belongs on a local disk";
-                vec![Finding::fail("ledger.connection", "the file does not answer within 5 s", advice)]
+                (vec![Finding::fail("ledger.connection", "the file does not answer within 5 s", advice)], None)
             }
         };
     }
@@ -37,19 +38,19 @@ pub(super) async fn look(url: &SecretString) -> Vec<Finding> {
     }
     let scheme = url.split_once("://").map_or("none", |(scheme, _)| scheme);
     let error = LedgerError::Address(format!("its scheme is {scheme}"));
-    vec![Finding::fail("ledger.connection", error.to_string(), "set TASKLANE_LEDGER_URL")]
+    (vec![Finding::fail("ledger.connection", error.to_string(), "set TASKLANE_LEDGER_URL")], None)
 }
 
-async fn look_at_server(url: &str) -> Vec<Finding> {
+async fn look_at_server(url: &str) -> (Vec<Finding>, Option<LedgerId>) {
     let vitals = match postgres::vitals::look(url).await {
         Ok(vitals) => vitals,
         Err(error) => {
             let advice = "is the server up, are address, user, password and database right?";
-            return vec![Finding::fail("ledger.connection", error.to_string(), advice)];
+            return (vec![Finding::fail("ledger.connection", error.to_string(), advice)], None);
         }
     };
-    vec![
-        Finding::ok("ledger.connection", "PostgreSQL answers"),
+    let findings = vec![
+        Finding::ok("ledger.connection", format!("{} answers", vitals.place)),
         server_version(&vitals),
         layout(&vitals.layout),
         durability(&vitals),
@@ -57,7 +58,8 @@ async fn look_at_server(url: &str) -> Vec<Finding> {
         clock(vitals.clock_ahead, vitals.clock_error),
         connections(vitals.connections, i64::from(vitals.max_connections)),
         runs::judge(&vitals.runs),
-    ]
+    ];
+    (findings, vitals.id)
 }
 
 fn server_version(vitals: &postgres::vitals::Vitals) -> Finding {
@@ -152,13 +154,13 @@ fn connections(open: i64, most: i64) -> Finding {
     Finding::ok("ledger.connections", message)
 }
 
-fn look_at_file(path: &Path) -> Vec<Finding> {
+fn look_at_file(path: &Path, makes: bool) -> (Vec<Finding>, Option<LedgerId>) {
     let mut findings = vec![library()];
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     findings.extend(disk(folder));
     if !path.exists() {
-        findings.push(new_file(path, folder));
-        return findings;
+        findings.push(if makes { new_file(path, folder) } else { missing_file(path) });
+        return (findings, None);
     }
     match sqlite::vitals::look(path) {
         Ok(vitals) => {
@@ -169,13 +171,14 @@ fn look_at_file(path: &Path) -> Vec<Finding> {
             });
             findings.push(journal(&vitals));
             findings.push(runs::judge(&vitals.runs));
+            (findings, vitals.id)
         }
         Err(error) => {
             let advice = "the file, its -wal and -shm, and their folder must belong to the user of the processes";
             findings.push(Finding::fail("ledger.connection", format!("{}: {error}", path.display()), advice));
+            (findings, None)
         }
     }
-    findings
 }
 
 fn library() -> Finding {
@@ -184,6 +187,11 @@ fn library() -> Finding {
         return Finding::ok("ledger.version", format!("SQLite {version}"));
     }
     Finding::fail("ledger.version", format!("SQLite {version} can corrupt the ledger"), "build with 3.51.3 or newer")
+}
+
+fn missing_file(path: &Path) -> Finding {
+    let advice = "name the producer's in ledger_url, or start the producer first: a worker makes none";
+    Finding::fail("ledger.connection", format!("{} is not there", path.display()), advice)
 }
 
 fn new_file(path: &Path, folder: &Path) -> Finding {
@@ -265,7 +273,7 @@ mod tests {
         let found = |name: &str, sql: &str| {
             let path = place.path().join(name);
             rusqlite::Connection::open(&path).unwrap().execute_batch(sql).unwrap();
-            look_at_file(&path).into_iter().find(|finding| finding.check == "ledger.schema").unwrap()
+            look_at_file(&path, true).0.into_iter().find(|finding| finding.check == "ledger.schema").unwrap()
         };
         let versioned = found("versioned.db", "CREATE TABLE people (name); PRAGMA user_version = 10");
         assert_eq!(versioned.verdict, Verdict::Fail);
@@ -278,11 +286,13 @@ mod tests {
     fn a_file_that_cannot_be_written_or_made_is_told() {
         let place = tempfile::tempdir().unwrap();
         let verdict = |path: &Path| {
-            let findings = look_at_file(path);
+            let (findings, _) = look_at_file(path, true);
             findings.into_iter().find(|finding| finding.check == "ledger.connection").unwrap().verdict
         };
         assert_eq!(verdict(&place.path().join("new.db")), Verdict::Ok);
         assert!(!place.path().join("new.db").exists(), "the doctor makes nothing");
+        let (findings, _) = look_at_file(&place.path().join("new.db"), false);
+        assert!(findings.iter().any(|finding| finding.verdict == Verdict::Fail), "a worker makes none: {findings:?}");
         assert_eq!(verdict(&place.path().join("no/folder/new.db")), Verdict::Fail);
         std::fs::write(place.path().join("foreign.db"), "this is no database, but a text of some length").unwrap();
         assert_eq!(verdict(&place.path().join("foreign.db")), Verdict::Fail);

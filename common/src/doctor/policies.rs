@@ -34,6 +34,15 @@ struct Queue {
     effective_policy_definition: Option<Value>,
 }
 
+/// Of a connection, as the API shows it: other clients' properties may be anything.
+#[derive(Debug, Deserialize)]
+pub(super) struct Connected {
+    #[serde(default)]
+    pub(super) client_properties: Value,
+    #[serde(default)]
+    pub(super) peer_host: Value,
+}
+
 impl Management {
     /// The configured address, or the usual one beside the broker's, with the same credentials.
     pub(super) fn new(address: &Address, configured: Option<&SecretString>) -> Result<Self, String> {
@@ -69,6 +78,12 @@ impl Management {
     pub(super) async fn version(&self) -> Result<Option<String>, String> {
         let overview = self.get(&["overview"]).await?.ok_or("there is no such API")?;
         Ok(overview["rabbitmq_version"].as_str().map(str::to_owned))
+    }
+
+    /// The properties of the connections to the virtual host, as their clients give them.
+    pub(super) async fn connections(&self) -> Result<Vec<Connected>, String> {
+        let all = self.get(&["vhosts", &self.vhost, "connections"]).await?.ok_or("it does not show connections")?;
+        serde_json::from_value(all).map_err(|error| error.to_string())
     }
 
     /// What is thought of the policies on a queue; `major` is the broker's version.
@@ -206,6 +221,7 @@ mod tests {
         lease_ttl: Duration::from_secs(15),
         lease_renew: Duration::from_secs(3),
         custody_after: Duration::from_secs(600),
+        create_ledger: false,
     };
 
     fn said(policy: &Value, major: u32) -> Vec<String> {

@@ -70,7 +70,7 @@ use crate::ledger::{
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{self, Fence, GroupId, Kind, QueueName, Task, TaskId, WorkerId};
+use crate::task::{self, Fence, GroupId, Kind, LedgerId, QueueName, Task, TaskId, WorkerId};
 
 /// Connections of the process for all but settling, leases and handlers' transactions.
 const CONNECTIONS: usize = 7;
@@ -92,6 +92,8 @@ const TRANSACTIONS: usize = 4;
 
 /// The ledger on a server.
 pub struct PostgresLedger {
+    id: LedgerId,
+    place: String,
     record: Lane<Record>,
     mark_queued: Lane<MarkQueued>,
     claim: Lane<Claiming>,
@@ -114,14 +116,17 @@ impl PostgresLedger {
     /// not answer, `NewerSchema`, or `Unsuitable` when it is too old or refuses the user.
     pub async fn connect(url: &str) -> Result<Self, LedgerError> {
         let servers = address::servers(url)?;
+        let place = connections::place(&servers);
         let own = |most| Pool::start(Source::new(servers.clone(), OWN, Wanted::Writable), most, 1);
         let (common, settling, leases) = (own(CONNECTIONS), own(BUSY_CONNECTIONS), own(1));
         let some = |most| Connections::new(&common, most);
         let upkeep = some(UPKEEP_CONNECTIONS);
         enter(&upkeep).await?;
-        schema::prepare(&upkeep).await?;
+        let id = schema::prepare(&upkeep).await?;
         let transactions = Pool::start(Source::new(servers, session::TRANSACTIONS, Wanted::Writable), TRANSACTIONS, 0);
         Ok(Self {
+            id,
+            place,
             record: Lane::start(some(BUSY_CONNECTIONS)),
             mark_queued: Lane::start(some(1)),
             claim: Lane::start(some(BUSY_CONNECTIONS)),
@@ -139,7 +144,7 @@ impl PostgresLedger {
 
 impl fmt::Debug for PostgresLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresLedger").finish_non_exhaustive()
+        f.debug_struct("PostgresLedger").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -428,6 +433,14 @@ impl Ledger for PostgresLedger {
 
     async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError> {
         again(|| groups::one(&self.shared, id)).await
+    }
+
+    fn id(&self) -> LedgerId {
+        self.id
+    }
+
+    fn place(&self) -> &str {
+        &self.place
     }
 
     fn native(&self) -> Native<'_> {

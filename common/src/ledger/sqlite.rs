@@ -47,14 +47,15 @@ use crate::ledger::{
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
 use crate::state::State;
-use crate::task::{Fence, GroupId, Kind, Lane, QueueName, Task, TaskId, WorkerId};
+use crate::task::{Fence, GroupId, Kind, Lane, LedgerId, QueueName, Task, TaskId, WorkerId};
 
 /// How many tasks one call over many tasks writes before others get their turn.
 const TURN_ROWS_MAX: usize = 512;
 
 /// The ledger in a file.
 pub struct SqliteLedger {
-    path: PathBuf,
+    id: LedgerId,
+    place: String,
     boot_id: Arc<str>,
     writer: Writer,
     readers: Readers,
@@ -67,21 +68,29 @@ impl SqliteLedger {
     /// # Errors
     /// [`LedgerError`] when the file cannot be used, or was written by a newer release.
     pub async fn open(path: &Path) -> Result<Self, LedgerError> {
-        let path = path.to_owned();
+        let path = absolute(path);
         let opening = tokio::task::spawn_blocking(move || {
-            let writer = Writer::spawn(schema::open_writer(&path)?)?;
+            let connection = schema::open_writer(&path)?;
+            let id = schema::id(&connection).map_err(|error| schema::cannot_open(&path, &error))?;
+            let writer = Writer::spawn(connection)?;
             let readers = Readers::open(&path)?;
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
-            Ok(Self { path, boot_id: boot_id.into(), writer, readers, pruning: Mutex::default() })
+            let place = path.display().to_string();
+            Ok(Self { id, place, boot_id: boot_id.into(), writer, readers, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
 }
 
+/// The path from the root, so that it means the same in every folder.
+pub(crate) fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
 impl fmt::Debug for SqliteLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqliteLedger").field("path", &self.path).finish_non_exhaustive()
+        f.debug_struct("SqliteLedger").field("place", &self.place).finish_non_exhaustive()
     }
 }
 
@@ -346,6 +355,14 @@ impl Ledger for SqliteLedger {
 
     async fn group(&self, id: GroupId) -> Result<Option<Group>, LedgerError> {
         self.readers.read(move |db| groups::one(db, id)).await
+    }
+
+    fn id(&self) -> LedgerId {
+        self.id
+    }
+
+    fn place(&self) -> &str {
+        &self.place
     }
 
     fn native(&self) -> Native<'_> {

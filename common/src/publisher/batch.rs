@@ -11,22 +11,22 @@ use super::patience::Patience;
 use super::{Job, Publication, Published};
 use crate::broker::BrokerError;
 use crate::envelope::{Envelope, Message};
-use crate::task::TaskId;
+use crate::task::{LedgerId, TaskId};
 use crate::topology::{TASKS_EXCHANGE, routing_key};
 
 /// How many publications of a batch are handed to the socket together.
 const WRITTEN_TOGETHER: usize = 64;
 
 /// Sends one message with all these tasks, which are of one lane and kind.
-async fn send(channel: &Channel, jobs: &[Job]) -> Result<PublisherConfirm, BrokerError> {
+async fn send(channel: &Channel, jobs: &[Job], ledger: LedgerId) -> Result<PublisherConfirm, BrokerError> {
     let [first, ..] = jobs else { return Err(BrokerError::Ended("there is nothing to publish")) };
     let (properties, body) = match jobs {
         [only] => {
-            let envelope = envelope(&only.publication);
+            let envelope = envelope(&only.publication, ledger);
             (envelope.properties(), Cow::Borrowed(only.publication.args.as_str().as_bytes()))
         }
         several => {
-            let bundle = Message::bundle(several.iter().map(|job| envelope(&job.publication)).collect());
+            let bundle = Message::bundle(several.iter().map(|job| envelope(&job.publication, ledger)).collect());
             let (properties, body) = bundle.map_err(|_| BrokerError::Ended("a bundle has no JSON form"))?;
             (properties, Cow::Owned(body))
         }
@@ -44,7 +44,7 @@ async fn send(channel: &Channel, jobs: &[Job]) -> Result<PublisherConfirm, Broke
     Ok(confirm)
 }
 
-fn envelope(publication: &Publication) -> Envelope {
+fn envelope(publication: &Publication, ledger: LedgerId) -> Envelope {
     Envelope {
         id: publication.id,
         kind: publication.kind.clone(),
@@ -52,6 +52,7 @@ fn envelope(publication: &Publication) -> Envelope {
         fence: Some(publication.fence),
         traceparent: publication.traceparent.clone(),
         reply_to: publication.reply_to.clone(),
+        ledger: Some(ledger),
     }
 }
 
@@ -62,9 +63,14 @@ pub(super) struct Sent {
 }
 
 /// Publishes a batch, of which each element becomes a message, and awaits its confirms.
-pub(super) async fn send_batch(channel: Channel, mut patience: Patience, batch: Vec<Vec<Job>>) -> (Channel, Sent) {
+pub(super) async fn send_batch(
+    channel: Channel,
+    mut patience: Patience,
+    batch: Vec<Vec<Job>>,
+    ledger: LedgerId,
+) -> (Channel, Sent) {
     // Together: one by one, each would wait for its own write to the socket.
-    let sends: Vec<_> = batch.iter().map(|jobs| send(&channel, jobs)).collect();
+    let sends: Vec<_> = batch.iter().map(|jobs| send(&channel, jobs, ledger)).collect();
     let sends = stream::iter(sends).buffered(WRITTEN_TOGETHER).collect();
     let Some(sends): Option<Vec<_>> = patience.wait(sends).await else {
         let settled = batch.into_iter().flatten().map(|job| (job, Published::Unknown)).collect();

@@ -24,7 +24,8 @@ pub fn envelope(input: &[u8]) {
         check(Message::decode(&properties, body));
     }
     let Ok(kind) = Kind::parse("report.build") else { return };
-    let good = Envelope { id: TaskId::new(), kind, args: Json::null(), fence: None, traceparent: None, reply_to: None };
+    let (args, ledger) = (Json::null(), None);
+    let good = Envelope { id: TaskId::new(), kind, args, fence: None, traceparent: None, reply_to: None, ledger };
     let decoded = Message::decode(&good.properties(), input);
     assert_eq!(decoded.is_ok(), serde_json::from_slice::<&serde_json::value::RawValue>(input).is_ok(), "{decoded:?}");
     check(decoded);

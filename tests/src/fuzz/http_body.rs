@@ -131,6 +131,7 @@ fn check_task(task: &NewTask) {
         fence: None,
         traceparent: None,
         reply_to: None,
+        ledger: None,
     };
     assert_eq!(Envelope::decode(&sent.properties(), sent.args.as_str().as_bytes()), Ok(sent));
 }

@@ -177,6 +177,7 @@ pub async fn litter(lane: &Lane, queue: &str) -> Result<()> {
         fence: None,
         traceparent: None,
         reply_to: None,
+        ledger: None,
     };
     vhost.publish("", &name, unknown.args.as_str().as_bytes(), unknown.properties()).await
 }

@@ -224,7 +224,7 @@ async fn missing_permissions_are_named() -> Result<()> {
         let fine = found_with(OURS, OURS_AND_NOTICES, OURS).await?;
         fine.says("broker.permissions", "ok", "all that is needed")?;
         fine.says("broker.policies", "warn", "management")?;
-        assert_eq!((fine.code, fine.odd()), (Some(0), vec!["broker.policies".to_owned()]));
+        assert_eq!((fine.code, fine.odd()), (Some(0), vec!["broker.policies".to_owned(), "broker.ledgers".to_owned()]));
         found_with(OURS, OURS, OURS).await?.says("broker.notices", "warn", "default exchange")?;
 
         let no_configure = found_with("^$", OURS_AND_NOTICES, OURS).await?;

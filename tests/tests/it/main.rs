@@ -37,6 +37,7 @@ mod settings;
 mod messages;
 mod moving;
 mod nemesis;
+mod other_ledger;
 mod pause;
 mod priority;
 mod shutdown;

@@ -108,6 +108,16 @@ pub(super) struct Connections {
     slots: Semaphore,
 }
 
+/// Where the servers are, for people.
+pub(super) fn place(servers: &[PgConnectOptions]) -> String {
+    let of = |options: &PgConnectOptions| {
+        let (user, host, port) = (options.get_username(), options.get_host(), options.get_port());
+        let host = options.get_socket().map_or_else(|| host.to_owned(), |socket| socket.display().to_string());
+        format!("postgres://{user}@{host}:{port}/{}", options.get_database().unwrap_or(user))
+    };
+    servers.iter().map(of).collect::<Vec<_>>().join(", ")
+}
+
 /// A connection on loan. [`Lent::keep`] gives it back; dropping it closes it.
 pub(super) struct Lent<'a> {
     session: Session,
@@ -122,6 +132,11 @@ impl Source {
         wanted: Wanted,
     ) -> Self {
         Self { servers, last: AtomicUsize::new(0), settings, wanted }
+    }
+
+    /// Where its servers are, for people.
+    pub(super) fn place(&self) -> String {
+        place(&self.servers)
     }
 
     /// A new session on the first server that will do.

@@ -9,6 +9,7 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::layout::{self, Layout, SCHEMA};
 use crate::ledger::{LedgerError, SCHEMA_VERSION};
+use crate::task::LedgerId;
 
 /// Step `n` leads from version `n` to `n + 1`. Never change one that was released: add the next.
 pub(super) const MIGRATIONS: &[&str] = &[
@@ -36,16 +37,22 @@ pub(super) const SERVER_VERSION_MIN: i32 = 130_000;
 /// The functions of versions up to 10 that are moved with their tables, and the version that brought each.
 const MOVED_FUNCTIONS: [(&str, i64); 3] = [("tasklane_now()", 1), ("tasklane_paused()", 5), ("tasklane_gates()", 8)];
 
-/// Checks the server and makes the schema that of this build.
-pub(super) async fn prepare(connections: &Connections) -> Result<(), LedgerError> {
+/// Checks the server and makes the schema that of this build; tells which ledger it is.
+pub(super) async fn prepare(connections: &Connections) -> Result<LedgerId, LedgerError> {
     let mut lent = connections.lend().await?;
     check_server(&mut lent).await?;
     if found(&mut lent).await? != (Layout::Current { version: SCHEMA_VERSION }) {
         let migrating = timeout(MIGRATE_LIMIT, migrate(&mut lent)).await;
         migrating.map_err(|_| Fault::late("bringing the schema up to date"))??;
     }
+    let id = id(&mut lent).await?;
     lent.keep();
-    Ok(())
+    Ok(id)
+}
+
+/// Which ledger this is.
+pub(super) async fn id(connection: &mut PgConnection) -> Result<LedgerId, Fault> {
+    Ok(LedgerId(sqlx::query_scalar("SELECT id FROM tasklane.ledger").fetch_one(connection).await?))
 }
 
 async fn check_server(connection: &mut PgConnection) -> Result<(), LedgerError> {

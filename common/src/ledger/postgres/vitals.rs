@@ -12,10 +12,13 @@ use super::schema;
 use super::session::Wanted;
 use crate::doctor::runs::{RunsOf, SETTLED_MS};
 use crate::ledger::{CALL_TIMEOUT, LedgerError, SCHEMA_VERSION};
+use crate::task::LedgerId;
 
 /// The settings and state of a server, as a session of ours sees them.
 #[derive(Debug)]
 pub(crate) struct Vitals {
+    /// Where it is, for people.
+    pub(crate) place: String,
     /// Major version.
     pub(crate) version: i32,
     pub(crate) version_min: i32,
@@ -34,6 +37,8 @@ pub(crate) struct Vitals {
     pub(crate) clock_error: f64,
     /// What is there, or what is in the way.
     pub(crate) layout: Result<Layout, LedgerError>,
+    /// Which ledger it is, where it has the present schema.
+    pub(crate) id: Option<LedgerId>,
     /// What runs, by worker.
     pub(crate) runs: Vec<RunsOf>,
 }
@@ -57,25 +62,29 @@ GROUP BY 1, 2";
 /// [`LedgerError`], whose text never holds the address's password.
 pub(crate) async fn look(url: &str) -> Result<Vitals, LedgerError> {
     let source = connections::own(url, Wanted::Any)?;
-    let asked = timeout(CALL_TIMEOUT, async { ask(&mut source.connect().await?.0).await }).await;
+    let place = source.place();
+    let asked = timeout(CALL_TIMEOUT, async { ask(&mut source.connect().await?.0, place).await }).await;
     Ok(asked.unwrap_or_else(|_| Err(Fault::late("the ledger's server")))?)
 }
 
-async fn ask(connection: &mut PgConnection) -> Result<Vitals, Fault> {
+async fn ask(connection: &mut PgConnection, place: String) -> Result<Vitals, Fault> {
     type Row = (i32, String, String, String, String, bool, bool, i32, i64);
     let row: Row = sqlx::query_as(ASK).fetch_one(&mut *connection).await?;
     let (number, encoding, fsync, full_page_writes, synchronous_commit, in_recovery, read_only, ..) = row;
     let (.., max_connections, open_now) = row;
     let layout = layout::look(connection).await;
-    let runs = match &layout {
-        Ok(layout) if layout.version() == SCHEMA_VERSION => runs(connection).await?,
-        _ => Vec::new(),
+    let (id, runs) = match &layout {
+        Ok(layout) if layout.version() == SCHEMA_VERSION => {
+            (Some(schema::id(connection).await?), runs(connection).await?)
+        }
+        _ => (None, Vec::new()),
     };
     let before = now();
     let theirs: f64 =
         sqlx::query_scalar("SELECT extract(epoch FROM clock_timestamp())::float8").fetch_one(&mut *connection).await?;
     let after = now();
     Ok(Vitals {
+        place,
         version: number / 10_000,
         version_min: schema::SERVER_VERSION_MIN / 10_000,
         encoding,
@@ -89,6 +98,7 @@ async fn ask(connection: &mut PgConnection) -> Result<Vitals, Fault> {
         clock_ahead: theirs - f64::midpoint(before, after),
         clock_error: (after - before) / 2.0,
         layout,
+        id,
         runs,
     })
 }

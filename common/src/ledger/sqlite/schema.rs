@@ -4,9 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+use uuid::Uuid;
 
 use super::writer::is_busy;
 use crate::ledger::{LedgerError, SCHEMA_VERSION};
+use crate::task::LedgerId;
 
 /// One SQL script a schema version, in order; a script is never changed after its release.
 const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = [
@@ -57,8 +59,13 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
-fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
+pub(super) fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
     LedgerError::Unavailable(format!("cannot open {}: {error}", path.display()))
+}
+
+/// Which ledger this is.
+pub(super) fn id(connection: &Connection) -> rusqlite::Result<LedgerId> {
+    connection.query_row("SELECT id FROM ledger", [], |row| row.get(0)).map(|id| LedgerId(Uuid::from_bytes(id)))
 }
 
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {

@@ -6,10 +6,11 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior, params};
 
 use super::read::id_of;
-use super::schema::{SQLITE_MIN, foreign_table, not_a_ledger};
+use super::schema::{self, SQLITE_MIN, foreign_table, not_a_ledger};
 use crate::clock::{self, millis};
 use crate::doctor::runs::{RunsOf, SETTLED_MS};
 use crate::ledger::SCHEMA_VERSION;
+use crate::task::LedgerId;
 
 /// How long the doctor waits for the write lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(2);
@@ -27,6 +28,8 @@ pub(crate) struct Vitals {
     pub(crate) journal_mode: String,
     /// Why it is no ledger, if it is none.
     pub(crate) foreign: Option<String>,
+    /// Which ledger it is, where it has the present schema.
+    pub(crate) id: Option<LedgerId>,
     /// What runs, by worker.
     pub(crate) runs: Vec<RunsOf>,
 }
@@ -38,14 +41,14 @@ pub(crate) fn look(path: &Path) -> Result<Vitals, rusqlite::Error> {
     connection.busy_timeout(LOCK_LIMIT)?;
     // SQLite opens what it may not write for reading, and only a writer finds out.
     connection.transaction_with_behavior(TransactionBehavior::Immediate)?.rollback()?;
-    let schema = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let version = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     let journal_mode = connection.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
     let foreign = foreign_table(&connection)?.map(|table| not_a_ledger(path, table));
-    let runs = match schema {
-        SCHEMA_VERSION if foreign.is_none() => runs(&connection)?,
-        _ => Vec::new(),
+    let (id, runs) = match version {
+        SCHEMA_VERSION if foreign.is_none() => (Some(schema::id(&connection)?), runs(&connection)?),
+        _ => (None, Vec::new()),
     };
-    Ok(Vitals { schema, journal_mode, foreign, runs })
+    Ok(Vitals { schema: version, journal_mode, foreign, id, runs })
 }
 
 /// What runs for a while, by worker; only the present schema is asked. A lease of another boot has ended.
