@@ -22,13 +22,14 @@ pub struct OperationLog {
 pub struct CommandKind {
     kind: String,
     body: String,
+    effect: bool,
     toml: String,
 }
 
 impl CommandKind {
     /// A kind whose command does nothing and answers nothing.
     pub fn new(kind: &str) -> Self {
-        Self { kind: kind.to_owned(), body: String::new(), toml: String::new() }
+        Self { kind: kind.to_owned(), body: String::new(), effect: false, toml: String::new() }
     }
 
     /// Adds a line of shell, run after the start was logged. What it prints is the task's result; if it exits, no
@@ -44,6 +45,13 @@ impl CommandKind {
     #[must_use]
     pub fn lasting(self, time: Duration) -> Self {
         self.then(&format!("sleep {}", time.as_secs_f64()))
+    }
+
+    /// Logs an effect at the end.
+    #[must_use]
+    pub fn effect(mut self) -> Self {
+        self.effect = true;
+        self
     }
 
     /// Adds a line to its table in the worker's TOML, `timeout_ms = 500`, say.
@@ -104,6 +112,11 @@ impl OperationLog {
         Ok(Self { file })
     }
 
+    /// A log that is there already.
+    pub fn at(file: &Path) -> Self {
+        Self { file: file.to_owned() }
+    }
+
     /// The file, for handlers that are not scripts of ours.
     pub fn file(&self) -> &Path {
         &self.file
@@ -111,7 +124,7 @@ impl OperationLog {
 
     /// Writes the script of a kind, and answers its `[[command]]` table for the worker's TOML.
     pub fn command(&self, command: &CommandKind) -> Result<String> {
-        let CommandKind { kind, body, toml } = command;
+        let CommandKind { kind, body, effect, toml } = command;
         let script = self.file.with_extension(format!("{kind}.sh"));
         // The same lines as those of `history::Writer`; the clock of /proc/uptime is that since boot.
         let line = |op| {
@@ -123,7 +136,8 @@ impl OperationLog {
             )
         };
         let (start, end) = (line(r#""op":"start""#), line(r#""op":"end","how":"done""#));
-        fs::write(&script, format!("set -u\n{start}{body}{end}"))?;
+        let effect = if *effect { line(r#""op":"effect""#) } else { String::new() };
+        fs::write(&script, format!("set -u\n{start}{body}{effect}{end}"))?;
         Ok(format!("[[command]]\nkind = {kind:?}\nargv = [\"/bin/sh\", {:?}]\n{toml}", script.display().to_string()))
     }
 

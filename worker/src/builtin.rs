@@ -73,7 +73,7 @@ fn guarantee(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::decide::RESULT_BYTES_MAX;
     use crate::handler::TaskContext;
@@ -84,7 +84,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     /// The second attempt of a task of kind `test.kind`, under fence 7.
-    pub(super) fn context() -> TaskContext {
+    pub(crate) fn context() -> TaskContext {
         TaskContext {
             id: TaskId::new(),
             kind: Kind::parse("test.kind").unwrap(),

@@ -80,6 +80,7 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
             let error = Failure { message, kind };
             match remedy {
                 Remedy::Discard => discard("final_error", error),
+                Remedy::Unknown => unknown(error, policy, random),
                 Remedy::Retry(delay) => retry(delay, error, policy, random),
             }
         }
@@ -167,6 +168,7 @@ mod tests {
             Just(Attempted::Answered(Ok(Outcome::Cancel("stop".to_owned())))),
             Just(Attempted::Answered(Err(HandlerError::retry("again")))),
             Just(Attempted::Answered(Err(HandlerError::discard("never")))),
+            Just(Attempted::Answered(Err(HandlerError::unknown("perhaps")))),
             Just(Attempted::Panicked("oh".to_owned())),
             Just(Attempted::TimedOut(Duration::from_secs(1))),
             Just(Attempted::Interrupted),
@@ -198,7 +200,8 @@ mod tests {
         /// With `at_most_once` only the handler itself can ask for another start.
         #[test]
         fn an_unknown_outcome_is_never_repeated_at_most_once(attempted in attempted(), attempt in 1..50i32) {
-            let asked = matches!(attempted, Attempted::Answered(_));
+            let is_unknown = |error: &HandlerError| error.remedy == Remedy::Unknown;
+            let asked = matches!(&attempted, Attempted::Answered(answer) if !answer.as_ref().is_err_and(is_unknown));
             let transition = decide(attempted, &policy(attempt, 100, true), 0.5);
             let repeated = matches!(transition, Transition::Retry { .. } | Transition::Interrupt);
             prop_assert!(!repeated || asked, "{transition:?}");

@@ -148,6 +148,8 @@ pub struct HandlerError {
 /// What may help against a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Remedy {
+    /// Another attempt, unless the task must not start twice: this one may have taken effect.
+    Unknown,
     /// Another attempt, after this time or the backoff's.
     Retry(Option<Duration>),
     /// Nothing.
@@ -168,6 +170,12 @@ impl HandlerError {
     /// No other attempt will help: the task is discarded.
     pub fn discard(message: impl Into<String>) -> Self {
         Self::new(message.into(), Remedy::Discard)
+    }
+
+    /// Whether the attempt took effect is not known, as when a request was sent and nobody answered. Another attempt
+    /// follows, but none for [`Guarantee::AtMostOnce`]: its task is discarded as `interrupted`.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(message.into(), Remedy::Unknown)
     }
 
     fn new(message: String, remedy: Remedy) -> Self {

@@ -81,7 +81,23 @@ impl Lease {
         // Counted first and checked afterwards: the watchdog cannot miss a run that begins while the lease is lost.
         self.0.running.fetch_add(1, Ordering::AcqRel);
         let guard = RunGuard(self.clone());
-        (!self.0.lost.is_cancelled() && since_boot() < self.stop_at()).then_some(guard)
+        self.is_held().then_some(guard)
+    }
+
+    /// Whether it can still be proven, by the clock and not by what somebody has noticed yet: a process that was stopped
+    /// may see its commands' ends before its watchdog has looked again.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        !self.0.lost.is_cancelled() && since_boot() < self.stop_at()
+    }
+
+    /// Takes a renewal's answer. One that comes too late renews nothing: commands may have been killed meanwhile.
+    fn renewed(&self, sent_at: Duration) {
+        if self.is_held() {
+            self.extend(sent_at);
+        } else {
+            self.0.lost.cancel();
+        }
     }
 
     fn extend(&self, sent_at: Duration) {
@@ -129,7 +145,7 @@ pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
         let sent_at = since_boot();
         pause = match life.ledger.renew(renewal).await {
             Ok(Renewed::Held) => {
-                lease.extend(sent_at);
+                lease.renewed(sent_at);
                 period
             }
             Ok(Renewed::Lost) => {
@@ -214,6 +230,20 @@ mod tests {
 
         fresh.lost().cancel();
         assert!(fresh.start_run().is_none());
+    }
+
+    #[test]
+    fn what_is_over_by_the_clock_is_lost_before_anybody_has_noticed() {
+        let ttl = Duration::from_secs(10);
+        let held = Lease::new(WorkerId::new(), ttl, since_boot() - Duration::from_secs(5));
+        assert!(held.is_held());
+        held.renewed(since_boot());
+        assert!(held.ends_at() > since_boot() + Duration::from_secs(9), "it was renewed in time");
+
+        let stopped = Lease::new(WorkerId::new(), ttl, since_boot() - Duration::from_secs(9));
+        assert!(!stopped.is_held() && !stopped.lost().is_cancelled());
+        stopped.renewed(since_boot());
+        assert!(!stopped.is_held() && stopped.lost().is_cancelled(), "the answer came too late");
     }
 
     #[test]

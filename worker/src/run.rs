@@ -39,6 +39,10 @@ type Answer = Result<Outcome, HandlerError>;
 
 /// Runs to the end; `None` when the lease was lost before anything was committed, and the outcome is nobody's here.
 ///
+/// What ends a run goes before its own answer: a command that was killed, or a handler that was told to stop, may
+/// answer before it is noticed here why. And the clock decides whether the lease was lost, in whatever order its end
+/// and the handler's were heard of.
+///
 /// The delivery in `held` is acked early when the run takes long: from then on the ledger alone has custody, and no
 /// ack timeout of the broker can hit.
 pub(crate) async fn run(
@@ -60,11 +64,12 @@ pub(crate) async fn run(
     let mut running = tokio::spawn(handled.instrument(run.span.clone()));
     let attempted = loop {
         tokio::select! {
-            answer = &mut running => break Some(ended(answer)),
+            biased;
             () = run.lease.lost().cancelled() => break drop_now(&run, running).await,
             () = sleep_until(deadline) => break stop(&run, running, Attempted::TimedOut(run.limit), STOP_GRACE).await,
             () = run.interrupt.cancelled() => break stop(&run, running, Attempted::Interrupted, STOP_GRACE).await,
             () = run.unwanted.cancelled() => break stop(&run, running, Attempted::Cancelled, run.cancel_grace).await,
+            answer = &mut running => break Some(ended(answer)),
             () = &mut custody, if held.is_some() => {
                 if let Some(delivery) = held.take() {
                     delivery.ack();
@@ -72,7 +77,7 @@ pub(crate) async fn run(
             }
         }
     };
-    run.cx.transaction.judge(attempted)
+    run.cx.transaction.judge(attempted.filter(|_| run.lease.is_held()))
 }
 
 fn ended(answer: Result<Answer, JoinError>) -> Attempted {
@@ -129,6 +134,94 @@ async fn drop_now(run: &Run<'_>, running: JoinHandle<Answer>) -> Option<Attempte
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::builtin::tests::context;
+    use crate::handler::Options;
+    use async_trait::async_trait;
+    use tasklane_common::clock::since_boot;
+    use tasklane_common::task::WorkerId;
+
+    /// Answers that it failed when something has happened.
+    struct Fails(Box<dyn Fn(&TaskContext) -> futures::future::BoxFuture<'static, ()> + Send + Sync>);
+
+    #[async_trait]
+    impl DynHandler for Fails {
+        fn options(&self) -> Options {
+            Options::default()
+        }
+
+        async fn handle_json(&self, _args: Json, cx: &TaskContext) -> Answer {
+            (self.0)(cx).await;
+            Err(HandlerError::retry("killed by signal 9"))
+        }
+    }
+
+    async fn end_of(
+        lease: &Lease,
+        interrupt: &CancellationToken,
+        when: impl Fn(&TaskContext) -> futures::future::BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Option<Attempted> {
+        let limit = Duration::from_secs(60);
+        let cx = TaskContext { cancellation: interrupt.child_token(), deadline: Instant::now() + limit, ..context() };
+        let unwanted = CancellationToken::new();
+        let custody_after = limit;
+        let run = Run { lease, interrupt, unwanted, cancel_grace: limit, custody_after, cx, limit, span: Span::none() };
+        super::run(run, Arc::new(Fails(Box::new(when))), Json::null(), &mut None).await
+    }
+
+    fn lease(ttl: Duration) -> Lease {
+        Lease::new(WorkerId::new(), ttl, since_boot())
+    }
+
+    /// A command that was killed because the lease has ended may be seen before that end is.
+    #[tokio::test]
+    async fn a_run_whose_lease_is_lost_has_no_outcome_in_whatever_order_that_is_heard_of() {
+        let held = lease(Duration::from_secs(60));
+        let answered = end_of(&held, &CancellationToken::new(), |_| Box::pin(async {})).await;
+        assert_eq!(answered, Some(Attempted::Answered(Err(HandlerError::retry("killed by signal 9")))));
+
+        // Over by the clock, and nobody has noticed.
+        let interrupt = CancellationToken::new();
+        let short = lease(Duration::from_millis(500));
+        let unnoticed = end_of(&short, &interrupt, {
+            let short = short.clone();
+            move |_| {
+                let short = short.clone();
+                Box::pin(async move {
+                    while short.is_held() {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                })
+            }
+        });
+        assert_eq!(unnoticed.await, None);
+        assert!(!short.lost().is_cancelled());
+
+        // Both at once: neither order may win by chance.
+        for _ in 0..50 {
+            let lost = lease(Duration::from_secs(60));
+            let token = lost.lost().clone();
+            let both = end_of(&lost, &interrupt, move |_| {
+                token.cancel();
+                Box::pin(async {})
+            });
+            assert_eq!(both.await, None);
+        }
+    }
+
+    /// Or an `at_most_once` task would start again on its word.
+    #[tokio::test]
+    async fn a_handler_that_fails_because_it_was_told_to_stop_has_not_failed() {
+        for _ in 0..50 {
+            let (held, interrupt) = (lease(Duration::from_secs(60)), CancellationToken::new());
+            let stops = interrupt.clone();
+            let interrupted = end_of(&held, &interrupt, move |cx| {
+                stops.cancel();
+                let told = cx.cancellation.clone();
+                Box::pin(async move { told.cancelled().await })
+            });
+            assert_eq!(interrupted.await, Some(Attempted::Interrupted));
+        }
+    }
 
     #[tokio::test]
     async fn a_panic_is_told_in_its_own_words() {

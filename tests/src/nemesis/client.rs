@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::{Answer, Api};
 use crate::history::{Answered, Op, Writer};
 use crate::nemesis::limits::{FEW, PACED, random_key};
-use crate::nemesis::world::QUEUES;
+use crate::nemesis::world::{COMMAND, QUEUES};
 
 /// The tag that has the submission's name.
 pub const NAME_TAG: &str = "submission";
@@ -97,14 +97,16 @@ impl Submission {
         let count = if rng.random_bool(0.3) { rng.random_range(2..=8) } else { 1 };
         let mut tasks: Vec<Value> = (0..count).map(|_| random_task(&name, rng)).collect();
         let then = (count > 1 && rng.random_bool(ENDS)).then(|| follow_up(rng));
-        if let Some(key) = random_key(rng) {
+        // A killed program tells no end of its run, nor the edition of its args: neither places nor changes are judged by it.
+        let judged = tasks.iter().all(|task| task["kind"] != COMMAND);
+        if let Some(key) = random_key(rng).filter(|_| judged) {
             tasks.iter_mut().for_each(|task| task["concurrency_key"] = key.as_str().into());
         }
         let put_off = rng.random_bool(EDITS);
         if put_off {
             tasks.iter_mut().for_each(|task| task["delay_ms"] = rng.random_range(500..3_000).into());
         }
-        let edits = if put_off || rng.random_bool(LATE_EDITS) { rng.random_range(1..=EDITS_MAX) } else { 0 };
+        let edits = if judged && (put_off || rng.random_bool(LATE_EDITS)) { rng.random_range(1..=EDITS_MAX) } else { 0 };
         Self { name, tasks, then, keyed: rng.random_bool(0.8), edits }
     }
 
@@ -168,7 +170,8 @@ fn random_task(name: &str, rng: &mut StdRng) -> Value {
         57..60 => ("test.work", json!({"failures": 1, "panics": true})),
         60..64 => ("test.work", json!({"snooze_ms": rng.random_range(1..1_000)})),
         64..80 => ("test.count", json!({"work_ms": rng.random_range(0..100)})),
-        80..93 => ("test.once", json!({"work_ms": rng.random_range(0..100)})),
+        80..86 => ("test.once", json!({"work_ms": rng.random_range(0..100)})),
+        86..93 => (COMMAND, json!({})),
         _ => ("test.once", json!({"work_ms": rng.random_range(500..2_000)})),
     };
     let queue = random_queue(rng);

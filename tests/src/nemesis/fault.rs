@@ -69,6 +69,7 @@ faults! {
     ProducerKilled => "producer killed",
     WorkerFrozen => "worker frozen",
     ProducerFrozen => "producer frozen",
+    MachineFrozen => "worker and its commands frozen",
     WorkerStopped => "worker restarted",
     RollingRestart => "rolling restart",
     AllWorkersKilled => "all workers killed",
@@ -162,6 +163,13 @@ impl Injection {
                 self.freeze(self.worker(lane)?).await
             }
             Fault::ProducerFrozen => self.freeze(self.producer(lane)?).await,
+            Fault::MachineFrozen => {
+                let worker = self.worker(lane)?;
+                busy(lane, worker).await;
+                worker.signal_all(Signal::STOP).await?;
+                sleep(LEASE_TTL + TAKEOVER + self.hold / 2).await;
+                worker.signal_all(Signal::CONT).await
+            }
             Fault::WorkerStopped => restart(self.worker(lane)?).await,
             Fault::RollingRestart => rolling_restart(lane, self.victim).await,
             Fault::AllWorkersKilled => {

@@ -71,6 +71,8 @@ pub struct Wires {
 #[derive(Clone, Copy, Debug)]
 enum Order {
     Send(Signal),
+    /// To all that it has started, too.
+    SendAll(Signal),
     Stop,
 }
 
@@ -99,6 +101,11 @@ impl Member {
     /// Sends a signal to the process, if it is up.
     pub async fn signal(&self, signal: Signal) -> Result<()> {
         self.orders.send(Order::Send(signal)).await.with_context(|| format!("{} is kept by nobody", self.name))
+    }
+
+    /// Sends a signal to the process and all its descendants, as if it befell their whole machine.
+    pub async fn signal_all(&self, signal: Signal) -> Result<()> {
+        self.orders.send(Order::SendAll(signal)).await.with_context(|| format!("{} is kept by nobody", self.name))
     }
 
     /// Waits until another process than `before` is up.
@@ -186,24 +193,28 @@ impl Keeper {
                 order = self.orders.recv(), if !asked.stop => order.unwrap_or(Order::Stop),
             };
             let signal = match order {
-                Order::Send(signal) => signal,
+                Order::Send(signal) | Order::SendAll(signal) => signal,
                 Order::Stop => Signal::TERM,
             };
             asked.stop = matches!(order, Order::Stop);
             asked.kill |= signal == Signal::KILL;
             asked.terminate |= signal == Signal::TERM;
-            self.send(signal, process).await?;
+            self.send(signal, process, matches!(order, Order::SendAll(_))).await?;
         }
     }
 
     /// Sends a signal, and notes the moments between which the process surely stands still.
-    async fn send(&self, signal: Signal, process: &Process) -> Result<()> {
+    async fn send(&self, signal: Signal, process: &Process, to_all: bool) -> Result<()> {
         let id = process.pid();
         if signal == Signal::CONT {
             self.history.append(Op::Thawed { process: id })?;
         }
-        // It fails only for a process that has just ended.
-        let _ = process.signal(signal);
+        if to_all {
+            process.signal_all(signal);
+        } else {
+            // It fails only for a process that has just ended.
+            let _ = process.signal(signal);
+        }
         if signal == Signal::STOP {
             stopped(id).await;
             self.history.append(Op::Frozen { process: id })?;

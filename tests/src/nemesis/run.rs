@@ -28,7 +28,7 @@ use crate::nemesis::member::Role;
 use crate::nemesis::operator::GARBAGE;
 use crate::nemesis::report::{LaneReport, Report};
 use crate::nemesis::schedule::{Injection, PAUSE, Schedule};
-use crate::nemesis::world::{Lane, QUEUES, World, broker_queues};
+use crate::nemesis::world::{COMMAND, Lane, QUEUES, World, broker_queues};
 use crate::nemesis::{cron, limits, operator};
 use crate::wait::{eventually, within};
 
@@ -323,7 +323,7 @@ async fn gather(lane: &mut Lane, missed: usize) -> Result<Evidence> {
 
 fn final_task(task: Task) -> Result<FinalTask> {
     let guarantee = match task.kind.as_str() {
-        "test.once" => Guarantee::AtMostOnce,
+        "test.once" | COMMAND => Guarantee::AtMostOnce,
         "test.count" => Guarantee::Transactional,
         _ => Guarantee::AtLeastOnce,
     };

@@ -16,7 +16,7 @@ const HOLD_MS: std::ops::Range<u64> = 300..6_000;
 pub const PAUSE: Duration = Duration::from_millis(300);
 
 /// What decides who may run a task, and so comes more often.
-const FAVOURITES: &[Fault] = &[Fault::WorkerKilled, Fault::WorkerFrozen, Fault::ProducerKilled];
+const FAVOURITES: &[Fault] = &[Fault::WorkerKilled, Fault::WorkerFrozen, Fault::MachineFrozen, Fault::ProducerKilled];
 
 /// How often one of them comes.
 const OFTEN: f64 = 0.35;

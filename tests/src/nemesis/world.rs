@@ -19,6 +19,7 @@ use crate::ledger::{Ledger, LedgerKind};
 use crate::nemesis::limits;
 use crate::nemesis::member::{Member, Role, Wires};
 use crate::nemesis::operator::Doubts;
+use crate::oplog::{CommandKind, OperationLog};
 use crate::postgres::Postgres;
 use crate::process::Process;
 use crate::proxy::Proxy;
@@ -49,6 +50,9 @@ const BUNDLE: Duration = Duration::from_secs(2);
 
 /// How long a program told to stop finishes what runs: shorter than some tasks, so that they are interrupted.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// The kind of tasks that a program runs, and whose outcome may be unknown.
+pub const COMMAND: &str = "test.command";
 
 /// What transactional tasks count in.
 const COUNTER: &str = "CREATE TABLE counter (n BIGINT NOT NULL); INSERT INTO counter VALUES (0)";
@@ -198,7 +202,8 @@ impl Lane {
                     .env("TASKLANE_TEST_OPLOG", self.history_file.display())
                     .env("TASKLANE_TEST_OPLOG_SYNC", 1)
                     .short_lease()
-                    .config("backoff = { base_ms = 200, max_ms = 2000 }");
+                    .config("backoff = { base_ms = 200, max_ms = 2000 }")
+                    .config(&command(&self.history_file)?);
                 launcher(Settings { amqp, ledger, addr, log }.of(start), |worker| worker.process)
             }
         };
@@ -219,6 +224,12 @@ impl Lane {
     pub fn api(&self) -> Result<&Api> {
         Ok(&self.producers().first().context("a lane has a producer")?.probe)
     }
+}
+
+/// The table of the command that must not start twice.
+fn command(history: &Path) -> Result<String> {
+    let command = CommandKind::new(COMMAND).lasting(Duration::from_millis(400)).effect();
+    OperationLog::at(history).command(&command.setting("guarantee = \"at_most_once\""))
 }
 
 /// What all programs of a world are told.

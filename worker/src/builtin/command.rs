@@ -129,9 +129,14 @@ impl DynHandler for CommandHandler {
         // However it ended, the run is over, and with it everything in the group.
         let status = group.end().await;
         match end {
-            End::Exited => answer(&self.program, &self.discard, status?, output),
+            End::Exited => {
+                let status = status.map_err(|error| {
+                    HandlerError::unknown(format!("how the program {} ended is not known: {error}", self.program))
+                })?;
+                answer(&self.program, &self.discard, status, output)
+            }
             End::TooMuch(much) => Err(HandlerError::discard(format!("the program {} {much}", self.program))),
-            End::Stopped => Err(HandlerError::retry(format!("the program {} was stopped", self.program))),
+            End::Stopped => Err(HandlerError::unknown(format!("the program {} was stopped", self.program))),
         }
     }
 }
@@ -215,7 +220,9 @@ fn answer(program: &str, discard: &[i32], status: ExitStatus, mut output: Output
     };
     match status.code() {
         Some(code) if code == EXIT_DISCARD || discard.contains(&code) => Err(HandlerError::discard(message)),
-        _ => Err(HandlerError::retry(message)),
+        // Whoever sent the signal, the program did not choose this end: how far it had come is not known.
+        None => Err(HandlerError::unknown(message)),
+        Some(_) => Err(HandlerError::retry(message)),
     }
 }
 

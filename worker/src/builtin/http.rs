@@ -111,7 +111,7 @@ impl DynHandler for HttpHandler {
     async fn handle_json(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         tokio::select! {
             answer = self.post(args, cx) => answer,
-            () = cx.cancellation.cancelled() => Err(HandlerError::retry("the request was stopped")),
+            () = cx.cancellation.cancelled() => Err(HandlerError::unknown("the request was stopped")),
         }
     }
 }
@@ -170,7 +170,10 @@ async fn refused(response: Response, discard: &[u16]) -> HandlerError {
     }
     let passing = status.is_server_error()
         || matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
+    // What stands before the service tells that it had no answer from there.
+    let unanswered = matches!(status, StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT);
     match (passing && !discard.contains(&status.as_u16()), delay) {
+        (true, None) if unanswered => HandlerError::unknown(message),
         (true, Some(delay)) => HandlerError::retry_after(message, delay),
         (true, None) => HandlerError::retry(message),
         (false, _) => HandlerError::discard(message),
@@ -203,8 +206,12 @@ fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
 }
 
 /// A network error's whole story, without the URL: it may hold a password.
+///
+/// Without a connection nothing was sent. After that the service may have got the request, whatever broke then.
 fn network(error: reqwest::Error) -> HandlerError {
-    error.without_url().into()
+    let was_not_sent = error.is_connect() || error.is_builder();
+    let error = HandlerError::from(error.without_url());
+    if was_not_sent { error } else { HandlerError::unknown(error.message) }
 }
 
 #[cfg(test)]

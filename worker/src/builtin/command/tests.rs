@@ -99,7 +99,7 @@ async fn the_exit_status_decides_and_stderr_explains() {
     assert_eq!(sh("echo broken >&2; exit 65").await, Err(HandlerError::discard("broken")));
     assert_eq!(sh("echo busy >&2; exit 1").await, Err(HandlerError::retry("busy")));
     assert_eq!(sh("exit 9").await, Err(HandlerError::retry("the program sh exited with status 9")));
-    assert_eq!(sh("kill -9 $$").await, Err(HandlerError::retry("the program sh was killed by signal 9")));
+    assert_eq!(sh("kill -9 $$").await, Err(HandlerError::unknown("the program sh was killed by signal 9")));
 }
 
 #[tokio::test]
@@ -149,7 +149,7 @@ async fn a_stopped_program_may_clean_up_but_completes_nothing() {
     let mut running = running(script).await;
     assert_eq!(running.witness.line().await, "ready");
     running.cancellation.cancel();
-    assert_eq!(running.answer().await, Err(HandlerError::retry("the program sh was stopped")));
+    assert_eq!(running.answer().await, Err(HandlerError::unknown("the program sh was stopped")));
     assert_eq!(running.witness.line().await, "cleaned");
     running.witness.gone().await;
     assert!(began.elapsed() < TERM_GRACE, "nobody waits for a program that has ended");
@@ -161,7 +161,7 @@ async fn a_program_that_ignores_sigterm_is_killed_with_its_children() {
     assert_eq!(running.witness.line().await, "ready");
     let began = Instant::now();
     running.cancellation.cancel();
-    assert_eq!(running.answer().await, Err(HandlerError::retry("the program sh was stopped")));
+    assert_eq!(running.answer().await, Err(HandlerError::unknown("the program sh was stopped")));
     let took = began.elapsed();
     assert!((TERM_GRACE..2 * TERM_GRACE).contains(&took), "took {took:?}");
     running.witness.gone().await;

@@ -8,6 +8,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde_json::json;
 use tasklane_common::task::ERROR_BYTES_MAX;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 
 use super::super::tests::context;
@@ -93,7 +94,12 @@ async fn the_body_is_the_result() {
 
 #[tokio::test]
 async fn the_status_decides() {
-    for status in [408, 425, 429, 500, 502, 503, 504, 599] {
+    for status in [502, 504] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let error = service(move || (status, "busy")).await.run().await.unwrap_err();
+        assert_eq!(error, HandlerError::unknown(format!("the service answered {status}: busy")));
+    }
+    for status in [408, 425, 429, 500, 503, 599] {
         let status = StatusCode::from_u16(status).unwrap();
         let error = service(move || (status, "busy")).await.run().await.unwrap_err();
         assert_eq!(error, HandlerError::retry(format!("the service answered {status}: busy")));
@@ -171,7 +177,22 @@ async fn a_broken_answer_is_tried_again() {
         Body::from_stream(futures::stream::iter(chunks))
     };
     let error = service(broken).await.run().await.unwrap_err();
-    assert_eq!(error, HandlerError::retry(error.to_string()));
+    assert_eq!(error, HandlerError::unknown(error.to_string()));
+}
+
+/// It may have done what it was asked for.
+#[tokio::test]
+async fn whether_an_unanswered_request_took_effect_is_not_known() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let handler = handler(&format!("http://{}/", listener.local_addr().unwrap()));
+    let reset = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = vec![0; 4096];
+        stream.read(&mut request).await.unwrap();
+    });
+    let error = run(&handler).await.unwrap_err();
+    reset.await.unwrap();
+    assert_eq!(error, HandlerError::unknown(error.to_string()));
 }
 
 #[tokio::test]
@@ -188,7 +209,7 @@ async fn a_stopped_run_drops_its_request() {
     heard.recv().await.unwrap();
     cancellation.cancel();
     let answer = tokio::time::timeout(LIMIT, run).await.unwrap().unwrap();
-    assert_eq!(answer, Err(HandlerError::retry("the request was stopped")));
+    assert_eq!(answer, Err(HandlerError::unknown("the request was stopped")));
 }
 
 #[tokio::test]
