@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{self, Address, BrokerError, Generations, within};
 use crate::task::TaskId;
+use crate::topology::reply_queue;
 
 /// A handle to the process's queue of notices; clones share it.
 #[derive(Debug, Clone)]
@@ -112,8 +113,7 @@ async fn consume(
     let connection = broker::connect(amqp_url, "tasklane completions", broker::HEARTBEAT).await?;
     let channel = within("channel.open", connection.create_channel()).await?;
     let declare = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    // A name of ours, not the broker's amq.gen-…, so that permissions can be limited to tasklane.*.
-    let name = format!("tasklane.reply.{}", uuid::Uuid::now_v7());
+    let name = reply_queue(uuid::Uuid::now_v7());
     let declared = channel.queue_declare(name.as_str().into(), declare, FieldTable::default());
     within("queue.declare", declared).await?;
     let consume = BasicConsumeOptions { no_ack: true, ..BasicConsumeOptions::default() };

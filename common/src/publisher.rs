@@ -24,6 +24,7 @@ use self::patience::Patience;
 use crate::broker::{self, Address, BrokerError, Depth, Generations, within};
 use crate::ledger::SharedLedger;
 use crate::task::{Fence, Json, Kind, Lane, LedgerId, QueueName, TaskId};
+use crate::topology::is_reply_queue;
 
 mod batch;
 mod bundles;
@@ -149,8 +150,13 @@ impl Publisher {
         }
     }
 
-    /// Tells the process that listens on `reply_to` that a task has ended; lost without harm, since waiters also look.
+    /// Tells the producer that listens on `reply_to` that a task has ended; lost without harm, since waiters also look. Any
+    /// other queue is told nothing.
     pub fn notify(&self, reply_to: String, id: TaskId) {
+        if !is_reply_queue(&reply_to) {
+            tracing::debug!(task.id = %id, reply_to, "a message names a queue for its reply that is no producer's");
+            return;
+        }
         // A full channel drops the notice: waiting clients fall back to looking into the ledger.
         let _ = self.notices.try_send((reply_to, id));
     }

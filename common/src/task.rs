@@ -3,6 +3,7 @@
 mod json;
 mod name;
 mod priority;
+mod readable;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +17,7 @@ use uuid::Uuid;
 pub use self::json::{Digest, Json};
 pub use self::name::{Kind, NameError, QueueName};
 pub use self::priority::{Lane, Priority};
+pub use self::readable::check_readable;
 use crate::state::State;
 
 /// Longest `kind`, in bytes.

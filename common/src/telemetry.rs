@@ -1,5 +1,7 @@
 //! Logs, traces and metrics, set up once by a program's `main`.
 
+mod lines;
+
 use std::time::Duration;
 
 use axum::Router;
@@ -77,10 +79,13 @@ pub fn init_logging(settings: &Common, traces: Option<&Traces>) -> Result<(), Co
     // The fields of these spans are for the collector: nothing is written for them here.
     let filter =
         filter.and(filter_fn(|metadata| metadata.target() != traces::TARGET).with_max_level_hint(LevelFilter::TRACE));
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_timer(SystemTime);
+    let log = tracing_subscriber::fmt::layer().with_timer(SystemTime);
     let log = match settings.log_format {
-        LogFormat::Text => log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed(),
-        LogFormat::Json => log.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => log
+            .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+            .with_writer(|| lines::Lines(std::io::stderr()))
+            .boxed(),
+        LogFormat::Json => log.with_writer(std::io::stderr).json().flatten_event(true).with_current_span(false).boxed(),
     };
     // A second initialisation, in a test, keeps the first.
     let _ = tracing_subscriber::registry().with(log.with_filter(filter)).with(traces.map(Traces::layer)).try_init();

@@ -41,6 +41,22 @@ pub fn events_queue(who: Uuid) -> String {
     format!("{EVENTS_EXCHANGE}.{who}")
 }
 
+/// What the names of the queues begin with in which producers hear of ends of tasks.
+const REPLY_PREFIX: &str = "tasklane.reply.";
+
+/// The queue in which a producer hears of ends of tasks that its clients wait for: `tasklane.reply.<uuid>`. A name of ours, not
+/// the broker's `amq.gen-…`, so that permissions can be limited to `tasklane.*`.
+#[must_use]
+pub fn reply_queue(who: Uuid) -> String {
+    format!("{REPLY_PREFIX}{who}")
+}
+
+/// Whether a message may have it for its `reply_to`: whoever can publish must not have workers write into any other queue.
+#[must_use]
+pub fn is_reply_queue(name: &str) -> bool {
+    name.strip_prefix(REPLY_PREFIX).is_some_and(|who| Uuid::try_parse(who).is_ok())
+}
+
 /// The key under which an event is published: `<event>.<queue>.<kind>`.
 #[must_use]
 pub fn event_key(event: &str, queue: &QueueName, kind: &Kind) -> String {
@@ -73,6 +89,14 @@ mod tests {
     use super::*;
     use crate::task::QueueName;
     use serde_json::{Value, json};
+
+    #[test]
+    fn only_reply_queues_are_replied_to() {
+        assert!(is_reply_queue(&reply_queue(Uuid::now_v7())));
+        for other in ["", "tasklane.reply.", "tasklane.reply.x", "tasklane.q.default", "amq.gen-x", "victim"] {
+            assert!(!is_reply_queue(other), "{other}");
+        }
+    }
 
     /// What an operator imports and what the programs declare must be the same: a broker refuses a second declaration
     /// that differs from the first.

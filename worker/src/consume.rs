@@ -36,21 +36,24 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 /// The code with which a broker that stops, or an operator, ends a connection.
 const CONNECTION_FORCED: u16 = 320;
+/// The longest time for which a word of lost messages is not believed again.
+const LOSSES_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// How often an idle consumer looks after its channel.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// Consumes until the life ends, over as many generations of the connection as it takes.
 pub async fn run(life: Arc<Life>) {
     let mut generations = Generations::of("consumer");
+    let mut losses = Losses::default();
     // While draining nothing new is wanted, and what runs is acked by the ledger alone.
     while generations.begin(&life.ended) && !life.draining.is_cancelled() {
-        let outcome = generation(&life).await;
+        let outcome = generation(&life, &mut losses).await;
         life.stats.lanes.disconnected();
         generations.ended(outcome, &life.ended).await;
     }
 }
 
-async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
+async fn generation(life: &Arc<Life>, losses: &mut Losses) -> Result<(), BrokerError> {
     let connection = tokio::select! {
         connection = connect(life) => Arc::new(connection?),
         () = life.ended.cancelled() => return Ok(()),
@@ -59,7 +62,7 @@ async fn generation(life: &Arc<Life>) -> Result<(), BrokerError> {
     let outcome = tokio::select! {
         outcome = consume_all(life, &connection, &acks) => outcome,
         () = cancel::listen(life, &connection) => Ok(()),
-        () = messages_lost(life) => Ok(()),
+        () = messages_lost(life, losses) => Ok(()),
         () = life.ended.cancelled() => Ok(()),
     };
     // The last acks are on their way; a delivery that still runs has one of these tasks for as long.
@@ -86,15 +89,35 @@ async fn connect(life: &Life) -> Result<Connection, BrokerError> {
 /// When a queue is deleted and declared anew before a consumer's channel has heard of it, RabbitMQ consumes the new one in
 /// that consumer's name and drops what it is handed (`rabbit_channel`: the queue's state is removed after the recovery).
 /// Nobody else can see such a consumer, and its end gives everything back.
-async fn messages_lost(life: &Life) {
+async fn messages_lost(life: &Life, losses: &mut Losses) {
     let began = Instant::now();
     loop {
         life.messages_lost.notified().await;
         // Messages count as lost so long after they were published: younger consumers have nothing to do with them.
-        if began.elapsed() >= reconcile::SLACK && !life.draining.is_cancelled() {
+        if began.elapsed() >= reconcile::SLACK && !life.draining.is_cancelled() && losses.admit(Instant::now()) {
             tracing::warn!("messages were lost, perhaps between the broker and this worker: connecting anew");
             return;
         }
+    }
+}
+
+/// How often a word of lost messages is believed: at growing distances while it comes again and again, for a new connection
+/// has not helped then, and whoever may publish can say it.
+#[derive(Debug, Default)]
+struct Losses {
+    /// When it was believed last, and how long it is not after that.
+    last: Option<(Instant, Duration)>,
+}
+
+impl Losses {
+    fn admit(&mut self, now: Instant) -> bool {
+        let pause = match self.last {
+            Some((at, pause)) if now < at + pause => return false,
+            Some((at, pause)) if now < at + pause * 2 => (pause * 2).min(LOSSES_PAUSE_MAX),
+            _ => reconcile::SLACK * 2,
+        };
+        self.last = Some((now, pause));
+        true
     }
 }
 
@@ -377,5 +400,21 @@ impl Pull<'_> {
             self.delivery(message).give_back().await;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_of_loss_each_second_is_believed_at_growing_distances() {
+        let (mut losses, begin) = (Losses::default(), Instant::now());
+        let believed: Vec<u64> =
+            (0..3_600).filter(|&second| losses.admit(begin + Duration::from_secs(second))).collect();
+        assert_eq!(believed, [0, 30, 90, 210, 450, 930, 1530, 2130, 2730, 3330]);
+        // After a rest it is as at first.
+        let later = begin + Duration::from_secs(10_000);
+        assert!(losses.admit(later) && losses.admit(later + Duration::from_secs(30)));
     }
 }

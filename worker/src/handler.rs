@@ -194,9 +194,11 @@ impl fmt::Display for HandlerError {
     }
 }
 
-// HandlerError itself is no std::error::Error, so that `?` can turn every other error into one that may be retried.
-impl<E: std::error::Error> From<E> for HandlerError {
+// HandlerError itself is no std::error::Error, so that `?` can turn every other error into one that may be retried: also
+// what only becomes one, such as `anyhow::Error` and text.
+impl<'e, E: Into<Box<dyn std::error::Error + 'e>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
+        let error = error.into();
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -205,5 +207,41 @@ impl<E: std::error::Error> From<E> for HandlerError {
             source = cause.source();
         }
         Self::retry(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    /// Every sort of error that a handler meets.
+    #[test]
+    fn any_error_may_be_taken_with_a_question_mark() {
+        let told = |answer: Result<(), HandlerError>| answer.unwrap_err();
+        let with_anyhow = || {
+            Err::<(), _>(anyhow::anyhow!("no disk")).context("writing the report")?;
+            Ok(())
+        };
+        assert_eq!(told(with_anyhow()), HandlerError::retry("writing the report: no disk"));
+        let with_std = || Ok("x".parse::<u8>().map(drop)?);
+        assert_eq!(told(with_std()), HandlerError::retry("invalid digit found in string"));
+        let with_text = || {
+            Err::<(), _>("no text")?;
+            Ok(())
+        };
+        assert_eq!(told(with_text()), HandlerError::retry("no text"));
+        let with_itself = || {
+            Err::<(), _>(HandlerError::discard("never"))?;
+            Ok(())
+        };
+        assert_eq!(told(with_itself()), HandlerError::discard("never"));
+        // Neither `Send` nor `'static`.
+        let lock = std::sync::Mutex::new(1);
+        let with_borrowed = || {
+            *lock.lock()? += 1;
+            Ok(())
+        };
+        assert_eq!(with_borrowed(), Ok::<(), HandlerError>(()));
     }
 }

@@ -137,14 +137,15 @@ mod tests {
     use crate::builtin::tests::context;
     use crate::handler::Options;
     use async_trait::async_trait;
+    use futures::future::BoxFuture;
     use tasklane_common::clock::since_boot;
     use tasklane_common::task::WorkerId;
 
     /// Answers that it failed when something has happened.
-    struct Fails(Box<dyn Fn(&TaskContext) -> futures::future::BoxFuture<'static, ()> + Send + Sync>);
+    struct Fails<W>(W);
 
     #[async_trait]
-    impl DynHandler for Fails {
+    impl<W: Fn(&TaskContext) -> BoxFuture<'static, ()> + Send + Sync + 'static> DynHandler for Fails<W> {
         fn options(&self) -> Options {
             Options::default()
         }
@@ -158,14 +159,14 @@ mod tests {
     async fn end_of(
         lease: &Lease,
         interrupt: &CancellationToken,
-        when: impl Fn(&TaskContext) -> futures::future::BoxFuture<'static, ()> + Send + Sync + 'static,
+        when: impl Fn(&TaskContext) -> BoxFuture<'static, ()> + Send + Sync + 'static,
     ) -> Option<Attempted> {
         let limit = Duration::from_secs(60);
         let cx = TaskContext { cancellation: interrupt.child_token(), deadline: Instant::now() + limit, ..context() };
         let unwanted = CancellationToken::new();
         let custody_after = limit;
         let run = Run { lease, interrupt, unwanted, cancel_grace: limit, custody_after, cx, limit, span: Span::none() };
-        super::run(run, Arc::new(Fails(Box::new(when))), Json::null(), &mut None).await
+        super::run(run, Arc::new(Fails(when)), Json::null(), &mut None).await
     }
 
     fn lease(ttl: Duration) -> Lease {

@@ -106,7 +106,8 @@ impl Submission {
         if put_off {
             tasks.iter_mut().for_each(|task| task["delay_ms"] = rng.random_range(500..3_000).into());
         }
-        let edits = if judged && (put_off || rng.random_bool(LATE_EDITS)) { rng.random_range(1..=EDITS_MAX) } else { 0 };
+        let edits =
+            if judged && (put_off || rng.random_bool(LATE_EDITS)) { rng.random_range(1..=EDITS_MAX) } else { 0 };
         Self { name, tasks, then, keyed: rng.random_bool(0.8), edits }
     }
 

@@ -28,9 +28,15 @@ const EXIT_DISCARD: i32 = 65;
 const TERM_GRACE: Duration = Duration::from_secs(5);
 /// How long the output is waited for after the program has exited: a child of it may hold the pipes.
 const LINGER: Duration = Duration::from_secs(1);
-/// Of the worker's settings, those that hold passwords. No program needs them.
-const SECRETS: [&str; 4] =
-    ["TASKLANE_AMQP_URL", "TASKLANE_LEDGER_URL", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS"];
+/// Of the worker's settings, those that hold passwords, or may. No program needs them.
+const SECRETS: [&str; 6] = [
+    "TASKLANE_AMQP_URL",
+    "TASKLANE_LEDGER_URL",
+    "TASKLANE_MANAGEMENT_URL",
+    "TASKLANE_OTLP_URL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+];
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// Runs a program for every task of a kind.

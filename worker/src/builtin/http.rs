@@ -1,16 +1,19 @@
 //! `[[http]]`: an HTTP service that handles one kind. Args are POSTed, the response's body is the result.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use reqwest::{Client, Response, StatusCode, redirect, retry};
 use secrecy::{ExposeSecret, SecretString};
 use tasklane_common::config::{ConfigError, HttpTable};
-use tasklane_common::task::Json;
+use tasklane_common::task::{Guarantee, Json};
 use url::Url;
 
 use super::output::Whole;
@@ -18,7 +21,7 @@ use crate::handler::{HandlerError, Options, Outcome, TaskContext};
 use crate::registry::DynHandler;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Many servers close an idle connection after 5 s; a request sent on it at that moment would be lost.
+/// Many servers close an idle connection after 5 s, and a request that is sent on it at that moment gets no answer.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A service may put an attempt off for so long at most.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
@@ -27,7 +30,8 @@ const ERROR_BODY_BYTES: usize = 1024;
 /// How long an error's body is waited for: the status alone decides.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Headers that settings cannot change: the contract's, and those that frame the message.
-const RESERVED: [&str; 8] = [
+const RESERVED: [&str; 9] = [
+    "accept-encoding",
     "idempotency-key",
     "tasklane-task-id",
     "tasklane-attempt",
@@ -41,7 +45,12 @@ const RESERVED: [&str; 8] = [
 /// POSTs every task of a kind to a service.
 #[derive(Debug)]
 pub struct HttpHandler {
+    /// Goes on using connections on which an answer came.
     client: Client,
+    /// Makes a connection for each request.
+    fresh: Client,
+    /// When an answer last left a connection that may be used again.
+    answered: Mutex<Option<Instant>>,
     url: Url,
     headers: HeaderMap,
     options: Options,
@@ -68,7 +77,9 @@ impl HttpHandler {
             guarantee: super::guarantee("http", &table.kind, table.guarantee)?,
         };
         Ok(Self {
-            client: client(&url).map_err(|error| fault(HandlerError::from(error).to_string()))?,
+            client: client(&url, true).map_err(|error| fault(HandlerError::from(error).to_string()))?,
+            fresh: client(&url, false).map_err(|error| fault(HandlerError::from(error).to_string()))?,
+            answered: Mutex::default(),
             headers: configured_headers(&table.headers).map_err(fault)?,
             url,
             options,
@@ -77,8 +88,7 @@ impl HttpHandler {
     }
 
     async fn post(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
-        let request = self.client.post(self.url.clone()).headers(self.headers(cx)?).body(args.as_str().to_owned());
-        let response = request.send().await.map_err(network)?;
+        let response = self.send(&args, &self.headers(cx)?).await.map_err(network)?;
         if response.status().is_success() {
             complete(response, cx.result_bytes_max).await
         } else {
@@ -86,9 +96,39 @@ impl HttpHandler {
         }
     }
 
+    /// Sends the request until an answer begins.
+    ///
+    /// A server may close a connection that was idle in the moment in which the next request goes out on it. That says nothing
+    /// of the service, so the request is sent once more on a connection of its own, within the same attempt; and where it must
+    /// not come twice, a connection is never used again.
+    async fn send(&self, args: &Json, headers: &HeaderMap) -> reqwest::Result<Response> {
+        let send = |client: &Client| {
+            client.post(self.url.clone()).headers(headers.clone()).body(args.as_str().to_owned()).send()
+        };
+        if self.options.guarantee == Guarantee::AtMostOnce {
+            return send(&self.fresh).await;
+        }
+        let may_be_used_again = self.last_answer().is_some_and(|at| at.elapsed() < IDLE_TIMEOUT);
+        let answer = match send(&self.client).await {
+            Err(error) if may_be_used_again && error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                send(&self.fresh).await
+            }
+            answer => answer,
+        };
+        if answer.is_ok() {
+            *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+        answer
+    }
+
+    fn last_answer(&self) -> Option<Instant> {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn headers(&self, cx: &TaskContext) -> Result<HeaderMap, HandlerError> {
         let mut headers = HeaderMap::with_capacity(8 + self.headers.len());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         headers.extend(self.headers.clone());
         let id = HeaderValue::try_from(cx.id.to_string())?;
         headers.insert("idempotency-key", id.clone());
@@ -117,7 +157,7 @@ impl DynHandler for HttpHandler {
 }
 
 /// A client for one service: no redirects, no proxies from the environment, no repetition of its own.
-fn client(url: &Url) -> reqwest::Result<Client> {
+fn client(url: &Url, use_again: bool) -> reqwest::Result<Client> {
     // Whoever came first has chosen; an error says just that.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder()
@@ -126,7 +166,8 @@ fn client(url: &Url) -> reqwest::Result<Client> {
         .retry(retry::never())
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
-        .pool_idle_timeout(IDLE_TIMEOUT);
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(if use_again { usize::MAX } else { 0 });
     match url.scheme() {
         "https" => client.build(),
         // The system's certificates are many, or missing; nothing needs them here.
@@ -150,11 +191,25 @@ fn configured_headers(configured: &BTreeMap<String, SecretString>) -> Result<Hea
 }
 
 async fn complete(mut response: Response, bytes_max: usize) -> Result<Outcome, HandlerError> {
+    if let Some(encoding) = encoding(&response) {
+        // Another attempt would do the same once more, and be answered in the same way.
+        return Err(HandlerError::discard(format!(
+            "the service answered {} with Content-Encoding: {encoding}, and was asked for identity: let it answer without",
+            response.status()
+        )));
+    }
     let mut body = Whole::new(bytes_max);
     while let Some(chunk) = response.chunk().await.map_err(network)? {
         body.push(&chunk).map_err(|too_much| HandlerError::discard(format!("the service {too_much}")))?;
     }
     Ok(Outcome::Complete(body.into_result()?))
+}
+
+/// How the body is encoded, where it is.
+fn encoding(response: &Response) -> Option<String> {
+    let encoding = response.headers().get(CONTENT_ENCODING)?;
+    (!encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+        .then(|| String::from_utf8_lossy(encoding.as_bytes()).into_owned())
 }
 
 /// What an answer other than 2xx means.
@@ -163,7 +218,10 @@ async fn refused(response: Response, discard: &[u16]) -> HandlerError {
     let delay =
         response.headers().get(RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?, Timestamp::now()));
     let mut message = format!("the service answered {status}");
-    let body = beginning(response).await;
+    let body = match encoding(&response) {
+        Some(_) => String::new(),
+        None => beginning(response).await,
+    };
     if !body.is_empty() {
         message.push_str(": ");
         message.push_str(&body);

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use tasklane_common::task::Json;
+use tasklane_common::task::{Json, check_readable};
 
 /// Output that may become a result: kept whole, up to what a result may have.
 #[derive(Debug)]
@@ -37,13 +37,15 @@ impl Whole {
         Ok(())
     }
 
-    /// JSON if it is JSON, nothing if it is blank, and else the text as a string.
+    /// JSON if it is JSON that every reader can read, nothing if it is blank, and else the text as a string: what one reader
+    /// chokes on would spoil every page with it.
     pub(super) fn into_result(self) -> Result<Json, serde_json::Error> {
         let text = String::from_utf8(self.bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         match text.trim() {
             "" => Ok(Json::null()),
-            trimmed => Json::parse(trimmed.to_owned()).or_else(|_| Json::of(&text)),
+            trimmed if check_readable(trimmed).is_ok() => Json::parse(trimmed.to_owned()),
+            _ => Json::of(&text),
         }
     }
 }
@@ -96,6 +98,18 @@ mod tests {
         assert_eq!(result(b""), "null");
         assert_eq!(result(b"\n"), "null");
         assert_eq!(result(b"\xff"), "\"\u{fffd}\"");
+    }
+
+    #[test]
+    fn json_that_not_every_reader_can_read_is_a_string() {
+        assert_eq!(result(b"1e999"), "\"1e999\"");
+        assert_eq!(result(br#"{"a": "\ud800"}"#), r#""{\"a\": \"\\ud800\"}""#);
+        let mut whole = Whole::new(1_000_000);
+        whole.push("[".repeat(500_000).as_bytes()).unwrap();
+        whole.push("]".repeat(500_000).as_bytes()).unwrap();
+        let deep = whole.into_result().unwrap();
+        assert!(deep.as_str().starts_with("\"[[["), "{:.9}", deep.as_str());
+        assert!(check_readable(deep.as_str()).is_ok());
     }
 
     #[test]

@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use clap::CommandFactory;
 use serde_json::json;
 
 use super::super::tests::context;
 use super::*;
+use crate::config::WorkerArgs;
 use crate::process_group::tests::Witness;
 
 /// In a script: holds the witness, which is its first argument, and says so.
@@ -91,6 +93,13 @@ fn the_program_does_not_get_the_workers_passwords() {
     let command = program(&["true"]).command(&context());
     for secret in SECRETS {
         assert!(command.as_std().get_envs().any(|(name, value)| name == secret && value.is_none()));
+    }
+    // What the help does not show holds a password, and every address may.
+    for arg in WorkerArgs::command().get_arguments() {
+        let Some(name) = arg.get_env().and_then(|name| name.to_str()) else { continue };
+        if arg.is_hide_env_values_set() || name.ends_with("_URL") {
+            assert!(SECRETS.contains(&name), "{name}");
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::IntoResponse;
 use serde_json::json;
 use tasklane_common::task::ERROR_BYTES_MAX;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::super::tests::context;
@@ -73,6 +73,7 @@ async fn the_request_carries_args_and_headers() {
     let id = cx.id.to_string();
     for (name, value) in [
         ("content-type", "application/json"),
+        ("accept-encoding", "identity"),
         ("idempotency-key", &id),
         ("tasklane-task-id", &id),
         ("tasklane-attempt", "2"),
@@ -188,11 +189,73 @@ async fn whether_an_unanswered_request_took_effect_is_not_known() {
     let reset = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = vec![0; 4096];
-        stream.read(&mut request).await.unwrap();
+        assert!(stream.read(&mut request).await.unwrap() > 0);
     });
     let error = run(&handler).await.unwrap_err();
     reset.await.unwrap();
     assert_eq!(error, HandlerError::unknown(error.to_string()));
+}
+
+/// A server whose connections each answer one request, and close when the next one comes. Answers how many it got.
+async fn closing_server() -> (String, tokio::sync::mpsc::UnboundedReceiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (got, requests) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let got = got.clone();
+            tokio::spawn(async move {
+                let mut request = vec![0; 64 * 1024];
+                // Head and body may come apart; this request is short.
+                assert!(stream.read(&mut request).await.unwrap() > 0);
+                got.send(()).unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n1").await.unwrap();
+                // Closed only when the next request is on its way.
+                if stream.read(&mut request).await.unwrap() > 0 {
+                    got.send(()).unwrap();
+                }
+            });
+        }
+    });
+    (url, requests)
+}
+
+#[tokio::test]
+async fn a_connection_that_the_server_closes_costs_no_attempt() {
+    let (url, mut requests) = closing_server().await;
+    let handler = handler(&url);
+    for _ in 0..5 {
+        assert_eq!(run(&handler).await, completed("1"));
+    }
+    let mut count = 0;
+    while requests.try_recv().is_ok() {
+        count += 1;
+    }
+    assert!(count > 5, "no request was ever closed upon: {count}");
+}
+
+#[tokio::test]
+async fn a_request_that_must_not_come_twice_gets_a_connection_of_its_own() {
+    let (url, mut requests) = closing_server().await;
+    let table = json!({ "kind": "test.kind", "url": url, "guarantee": "at_most_once" });
+    let handler = HttpHandler::new(&serde_json::from_value(table).unwrap()).unwrap();
+    for _ in 0..5 {
+        assert_eq!(run(&handler).await, completed("1"));
+        requests.recv().await.unwrap();
+    }
+    assert!(requests.try_recv().is_err(), "one came twice");
+}
+
+#[tokio::test]
+async fn an_encoded_answer_is_refused_by_name() {
+    let error = service(|| ([("content-encoding", "gzip")], "\u{1f}x")).await.run().await.unwrap_err();
+    let told =
+        "the service answered 200 OK with Content-Encoding: gzip, and was asked for identity: let it answer without";
+    assert_eq!(error, HandlerError::discard(told));
+    assert_eq!(service(|| ([("content-encoding", "Identity")], "7")).await.run().await, completed("7"));
+    let busy = service(|| (StatusCode::BAD_REQUEST, [("content-encoding", "br")], "\u{1f}x")).await;
+    assert_eq!(busy.run().await, Err(HandlerError::discard("the service answered 400 Bad Request")));
 }
 
 #[tokio::test]
