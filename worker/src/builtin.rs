@@ -6,9 +6,11 @@ mod command;
 mod http;
 mod output;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tasklane_common::config::{ConfigError, File};
 use tasklane_common::task::Guarantee;
 
@@ -70,6 +72,12 @@ fn guarantee(
             ),
         )),
     }
+}
+
+/// Whether nothing could be begun since the machine, or this process, has no more of something.
+fn is_scarcity(error: &io::Error) -> bool {
+    let scarce = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE, Errno::NOBUFS];
+    error.raw_os_error().is_some_and(|code| scarce.contains(&Errno::from_raw_os_error(code)))
 }
 
 #[cfg(test)]

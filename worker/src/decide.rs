@@ -33,6 +33,16 @@ pub enum Attempted {
     TooOld,
 }
 
+impl Attempted {
+    /// Why nothing was begun, if nothing was.
+    pub(crate) fn not_started(&self) -> Option<&str> {
+        match self {
+            Self::Answered(Err(HandlerError { message, remedy: Remedy::GiveBack, .. })) => Some(message),
+            _ => None,
+        }
+    }
+}
+
 /// What the decision needs to know of the task.
 #[derive(Debug, Clone)]
 pub struct Policy {
@@ -81,6 +91,7 @@ pub fn decide(attempted: Attempted, policy: &Policy, random: f64) -> Transition 
             match remedy {
                 Remedy::Discard => discard("final_error", error),
                 Remedy::Unknown => unknown(error, policy, random),
+                Remedy::GiveBack => Transition::Interrupt,
                 Remedy::Retry(delay) => retry(delay, error, policy, random),
             }
         }
@@ -169,6 +180,7 @@ mod tests {
             Just(Attempted::Answered(Err(HandlerError::retry("again")))),
             Just(Attempted::Answered(Err(HandlerError::discard("never")))),
             Just(Attempted::Answered(Err(HandlerError::unknown("perhaps")))),
+            Just(Attempted::Answered(Err(HandlerError::not_started("no memory")))),
             Just(Attempted::Panicked("oh".to_owned())),
             Just(Attempted::TimedOut(Duration::from_secs(1))),
             Just(Attempted::Interrupted),
@@ -277,6 +289,14 @@ mod tests {
         assert!(matches!(late, Transition::Discard { reason, .. } if reason == "final_error"));
         let panicked = decide(Attempted::Panicked("oh".to_owned()), &strict, 0.5);
         assert!(matches!(panicked, Transition::Retry { .. }));
+    }
+
+    #[test]
+    fn what_did_not_start_costs_no_attempt_whatever_its_guarantee() {
+        for once in [false, true] {
+            let attempted = Attempted::Answered(Err(HandlerError::not_started("no memory")));
+            assert_eq!(decide(attempted, &policy(5, 5, once), 0.5), Transition::Interrupt);
+        }
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! The way of one delivery through the worker: decode → claim → run → decide → settle → ack.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tasklane_common::backoff::Backoff;
 use tasklane_common::envelope::{self, Envelope, Message};
 use tasklane_common::events::Happening;
 use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Granted, LedgerError, Refusal, Transition, complain};
+use tasklane_common::seldom::Seldom;
 use tasklane_common::state::State;
 use tasklane_common::task::{Fence, QueueName, TaskId};
 use tasklane_common::traces::{self, TARGET};
@@ -28,6 +31,10 @@ use crate::transaction::Transaction;
 
 /// How long a ledger that is away is left alone before it is asked again.
 pub(crate) const LEDGER_PAUSE: Duration = Duration::from_millis(250);
+/// How long a place stays empty in which nothing could be started, longer from round to round.
+const STARVED_PAUSE: Backoff = Backoff { base_ms: 1_000, max_ms: 30_000 };
+/// What holds for all starts is said once a minute.
+static STARVED: Seldom = Seldom::once_in(Duration::from_secs(60));
 /// How long a task waits whose kind has a handler in another live worker, so that it may get it.
 const ELSEWHERE_DELAY: Duration = Duration::from_millis(500);
 /// How long a task waits whose kind nobody handles at present.
@@ -113,7 +120,8 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         policy.age = policy.age.saturating_add(took);
         attempted
     };
-    drop(permit);
+    // Where nothing can be started the place stays taken for a while, so that no more is claimed; else it is free now.
+    let starved = attempted.as_ref().and_then(Attempted::not_started).map(|why| (why.to_owned(), permit));
     // Without an attempt the lease is lost, and with it the right to an outcome: whoever rescues the task decides.
     let Some(attempted) = attempted else { return traces::fail(&ran.span, &"the lease was lost") };
     let committed = matches!(attempted, Attempted::Committed(_));
@@ -143,6 +151,26 @@ async fn one(life: Arc<Life>, envelope: Envelope, delivery: Delivery, permit: Pe
         if let Some(reply_to) = reply_to.filter(|_| ends) {
             life.publisher.notify(reply_to, id);
         }
+    }
+    starve(&life, starved).await;
+}
+
+/// Waits until another start is worth a try; the worker says that it can start nothing, and the tasks go to others meanwhile.
+async fn starve(life: &Life, starved: Option<(String, Permit)>) {
+    let Some((why, _permit)) = starved else { return life.starved.store(0, Ordering::Relaxed) };
+    if let Some(left_out) = STARVED.admit() {
+        tracing::error!(
+            why,
+            left_out,
+            "this worker can start nothing: it gives tasks back, without an attempt, and claims few"
+        );
+    }
+    metrics::counter!("tasklane_not_started_total").increment(1);
+    let rounds = life.starved.fetch_add(1, Ordering::Relaxed) / u32::from(life.settings.concurrency).max(1);
+    tokio::select! {
+        () = sleep(STARVED_PAUSE.delay(i32::try_from(rounds).unwrap_or(i32::MAX).saturating_add(1))) => {}
+        () = life.draining.cancelled() => {}
+        () = life.lease.lost().cancelled() => {}
     }
 }
 

@@ -154,6 +154,8 @@ pub(crate) enum Remedy {
     Retry(Option<Duration>),
     /// Nothing.
     Discard,
+    /// Another worker, or this one later; there was no attempt.
+    GiveBack,
 }
 
 impl HandlerError {
@@ -176,6 +178,11 @@ impl HandlerError {
     /// follows, but none for [`Guarantee::AtMostOnce`]: its task is discarded as `interrupted`.
     pub fn unknown(message: impl Into<String>) -> Self {
         Self::new(message.into(), Remedy::Unknown)
+    }
+
+    /// Nothing was begun, for want of something that is not the task's: it is given back and costs no attempt.
+    pub(crate) fn not_started(message: impl Into<String>) -> Self {
+        Self::new(message.into(), Remedy::GiveBack)
     }
 
     fn new(message: String, remedy: Remedy) -> Self {

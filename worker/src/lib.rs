@@ -32,6 +32,7 @@ mod transaction;
 pub mod decide;
 pub mod builtin;
 pub mod process_group;
+mod init;
 pub mod readiness;
 mod health;
 pub mod program;

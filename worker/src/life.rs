@@ -1,7 +1,7 @@
 //! One life of a worker: from entering the ledger under a new id to the end of its lease.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -65,6 +65,8 @@ pub struct Life {
     pub nudges: Arc<Nudges>,
     /// The queues that somebody has paused.
     pub pauses: Pauses,
+    /// How many starts failed in a row for want of what the machine has no more of.
+    pub starved: AtomicU32,
     /// Per lane, the newest `queued_at` delivered since the last renewal.
     pub heads: Mutex<HashMap<Lane, Timestamp>>,
 }

@@ -2,8 +2,8 @@
 //!
 //! Every command leads a process group of its own. A [`Group`] kills the whole group when it is dropped;
 //! [`ProcessGroups::kill_all`] kills all of them at once from any thread, even when the runtime hangs; and the
-//! reaper, a small shell beside the worker, kills them when the worker itself dies, be it by SIGKILL, and when the
-//! worker is stopped for longer than its lease lives.
+//! reaper, a small process beside the worker, kills them when the worker itself dies, be it by SIGKILL, and when the
+//! worker is stopped for longer than its lease lives. It is the same program once more: see [`serve_if_reaper`].
 //!
 //! A process group's id can go to a stranger as soon as its leader is reaped and its last member is gone. So a group
 //! is killed and forgotten, by this process and by the reaper, while its leader is still unreaped and pins the id.
@@ -15,24 +15,31 @@
 
 mod reaper;
 
-use std::collections::HashSet;
 use std::io;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
+use tasklane_common::clock::since_boot;
+use tasklane_common::seldom::Seldom;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::signal::unix::{self, SignalKind};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
-use self::reaper::{Line, Reaper, Tick};
-
-pub(crate) use self::reaper::SHELL;
+use self::reaper::{Began, Groups, Line, Reaper};
 
 /// How long a killed leader may take to be gone; longer only when the kernel holds it.
 const REAP_MAX: Duration = Duration::from_secs(1);
-const UNGUARDED: &str = "the reaper of command processes cannot be started: commands may outlive this worker";
+/// How often a reaper that could not be started is tried again.
+const GUARD_PERIOD: Duration = Duration::from_millis(500);
+const UNGUARDED: &str =
+    "the reaper of command processes cannot be started: no command starts, and those that run may outlive this worker";
+/// It is tried again and again, and told once a minute.
+static TOLD: Seldom = Seldom::once_in(Duration::from_secs(60));
+/// Whether this program may be started anew as a reaper.
+static SERVES: AtomicBool = AtomicBool::new(cfg!(test));
 
 /// All process groups of a worker that are alive. Clones are the same collection.
 #[derive(Debug, Clone, Default)]
@@ -61,16 +68,21 @@ pub struct Pipes {
 
 #[derive(Debug, Default)]
 struct Live {
-    groups: HashSet<Pid>,
-    lease: Option<Lease>,
+    groups: Groups,
+    /// Until when the groups may live unless told otherwise, by the time since boot.
+    until: Option<Duration>,
     reaper: Option<Reaper>,
+    /// Whether there must be a reaper from now on.
+    wanted: bool,
 }
 
-/// Until when the groups may live unless told otherwise.
-#[derive(Debug, Clone, Copy)]
-struct Lease {
-    tick: Tick,
-    until: Instant,
+/// The reaper, in a process that was started as one; it does not return then.
+///
+/// Every program whose worker runs commands calls this first of all; [`program::main`](crate::program::main) does. The worker
+/// starts its program once more to have one.
+pub fn serve_if_reaper() {
+    reaper::serve_if_called();
+    SERVES.store(true, Ordering::Release);
 }
 
 impl ProcessGroups {
@@ -85,7 +97,26 @@ impl ProcessGroups {
     /// From the first call on, all groups are killed a little before that end unless this is called again: the reaper
     /// sees to it even when this process is stopped. Before the first call they may live as long as this process.
     pub fn prove_lease(&self, ttl: Duration, remaining: Duration) {
-        self.live().prove(Lease { tick: Tick::of_lease(ttl), until: Instant::now() + remaining });
+        // Behind the moment in which this process stops them itself, and before the one in which it ends itself.
+        self.live().prove((since_boot() + remaining).saturating_sub(ttl / 10));
+    }
+
+    /// Sees to it that there is a reaper as long as there was one: it may be killed like any process.
+    pub async fn keep_guarded(&self) {
+        let mut child_ended = unix::signal(SignalKind::child()).ok();
+        loop {
+            self.live().attend();
+            let ended = async {
+                match &mut child_ended {
+                    Some(ended) => drop(ended.recv().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = ended => {}
+                () = sleep(GUARD_PERIOD) => {}
+            }
+        }
     }
 
     /// Starts a program as the leader of a new group.
@@ -94,7 +125,8 @@ impl ProcessGroups {
     /// nobody who could outlive the worker.
     ///
     /// # Errors
-    /// When the program, or the reaper, cannot be started. Then nothing runs.
+    /// When the program, or the reaper, cannot be started. Then nothing runs. [`io::ErrorKind::BrokenPipe`] when the program was
+    /// started and killed at once, since the reaper was gone.
     pub fn spawn(&self, command: &mut Command) -> io::Result<Group> {
         // Before there is anything to guard: the reaper learns of the group as soon as it exists.
         self.live().guard()?;
@@ -103,15 +135,17 @@ impl ProcessGroups {
         let child = command.process_group(0).spawn()?;
         let id = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let id = id.ok_or_else(|| io::Error::other("a child that was just started has no process id"))?;
+        let began = Began::of(id).unwrap_or(Began::UNKNOWN);
         let group = Group { child, id, child_ended, groups: self.clone() };
         // Should it fail, the guard kills the child.
-        self.live().add(id)?;
+        let added = self.live().add(id, began);
+        added.map_err(|error| io::Error::new(io::ErrorKind::BrokenPipe, format!("{UNGUARDED}: {error}")))?;
         Ok(group)
     }
 
     /// Kills every group with SIGKILL, at once. Needs no runtime: a watchdog's thread may call it while that hangs.
     pub fn kill_all(&self) {
-        for &id in &self.live().groups {
+        for &id in self.live().groups.keys() {
             signal(id, Signal::KILL);
         }
     }
@@ -178,30 +212,26 @@ impl Drop for Group {
 }
 
 impl Live {
-    fn add(&mut self, id: Pid) -> io::Result<()> {
-        self.groups.insert(id);
-        self.tell(Line::Begun(id))
+    fn add(&mut self, id: Pid, began: Began) -> io::Result<()> {
+        self.groups.insert(id, began);
+        self.tell(Line::Begun(id, began))
     }
 
     fn remove(&mut self, id: Pid) {
-        if !self.groups.contains(&id) {
+        if !self.groups.contains_key(&id) {
             return;
         }
         signal(id, Signal::KILL);
         self.groups.remove(&id);
         if let Err(error) = self.tell(Line::Ended(id)) {
-            tracing::error!(%error, "{UNGUARDED}");
+            complain(&error);
         }
     }
 
-    fn prove(&mut self, lease: Lease) {
-        let before = self.lease.replace(lease);
-        if before.is_none_or(|before| before.tick != lease.tick) {
-            // Another pulse needs another reaper.
-            self.reaper = None;
-        }
-        if let Err(error) = self.tell(Line::Proven(lease.ticks_left())) {
-            tracing::error!(%error, "{UNGUARDED}");
+    fn prove(&mut self, until: Duration) {
+        self.until = Some(until);
+        if let Err(error) = self.tell(Line::Proven(until)) {
+            complain(&error);
         }
     }
 
@@ -219,21 +249,41 @@ impl Live {
 
     /// Sees to a reaper, be there groups or not.
     fn guard(&mut self) -> io::Result<()> {
-        if self.reaper.is_some() { Ok(()) } else { self.start_reaper() }
+        self.wanted = true;
+        let is_there = self.reaper.as_mut().is_some_and(|reaper| !reaper.has_ended());
+        if is_there { Ok(()) } else { self.start_reaper() }
+    }
+
+    /// Replaces a reaper that is gone.
+    fn attend(&mut self) {
+        if !self.wanted {
+            return;
+        }
+        if self.reaper.as_mut().is_some_and(Reaper::has_ended) {
+            tracing::warn!("the reaper of command processes has ended: another one takes its place");
+        }
+        if let Err(error) = self.guard() {
+            complain(&error);
+        }
     }
 
     fn start_reaper(&mut self) -> io::Result<()> {
+        if !SERVES.load(Ordering::Acquire) {
+            return Err(io::Error::other(
+                "a program whose worker runs commands must begin with tasklane_worker::program::main, or with \
+                 tasklane_worker::process_group::serve_if_reaper",
+            ));
+        }
         // The old one first: alive, it would kill these groups when its pipe closes.
         self.reaper = None;
-        let lease = self.lease.map(|lease| (lease.tick, lease.ticks_left()));
-        self.reaper = Some(Reaper::start(&self.groups, lease)?);
+        self.reaper = Some(Reaper::start(&self.groups, self.until)?);
         Ok(())
     }
 }
 
-impl Lease {
-    fn ticks_left(&self) -> u64 {
-        self.tick.count(self.until.saturating_duration_since(Instant::now()))
+fn complain(error: &io::Error) {
+    if let Some(left_out) = TOLD.admit() {
+        tracing::error!(%error, left_out, "{UNGUARDED}");
     }
 }
 

@@ -41,7 +41,8 @@ use tasklane_common::web::hosts::Hosts;
 use crate::builtin;
 use crate::config::{Command, Settings, WorkerArgs};
 use crate::health;
-use crate::process_group::ProcessGroups;
+use crate::init;
+use crate::process_group::{ProcessGroups, serve_if_reaper};
 use crate::registry::{Registry, RegistryBuilder};
 use crate::worker::{Shutdown, Worker};
 
@@ -69,6 +70,10 @@ pub fn main_from<A>(
 where
     A: Into<OsString> + Clone,
 {
+    serve_if_reaper();
+    if init::is_needed() {
+        return init::run().unwrap_or_else(|error| fail(EXIT_INTERNAL, &error.into()));
+    }
     memory::give_back();
     let args = WorkerArgs::parse_from(args);
     let groups = ProcessGroups::default();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -182,6 +182,7 @@ impl Worker {
             messages_lost: Notify::new(),
             nudges: Arc::clone(&self.nudges),
             pauses: Pauses::default(),
+            starved: AtomicU32::new(0),
             heads: Mutex::new(HashMap::new()),
         }
     }
@@ -220,6 +221,7 @@ impl Worker {
         });
         let consuming = tokio::spawn(consume::run(Arc::clone(&life)));
         tokio::select! {
+            () = self.groups.keep_guarded() => {}
             () = life.lease.lost().cancelled() => {}
             () = shutdown.gracefully.cancelled() => self.finish(&life, shutdown).await,
         }

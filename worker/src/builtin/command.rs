@@ -1,5 +1,6 @@
 //! `[[command]]`: a program that handles one kind. Args on stdin, the result on stdout, the exit status says the rest.
 
+use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::pin::pin;
@@ -17,9 +18,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::is_scarcity;
 use super::output::{Tail, TooMuch, Whole};
 use crate::handler::{HandlerError, Options, Outcome, TaskContext};
-use crate::process_group::{Group, Pipes, ProcessGroups, SHELL};
+use crate::process_group::{Group, Pipes, ProcessGroups};
 use crate::registry::DynHandler;
 
 /// The exit code by which a program says that no other attempt will help.
@@ -81,9 +83,7 @@ impl CommandHandler {
         if table.argv.iter().any(|word| word.contains('\0')) {
             return Err(fault("argv must not hold NUL characters".to_owned()));
         }
-        for needed in [program.as_str(), SHELL] {
-            find(needed).map_err(&fault)?;
-        }
+        find(program).map_err(&fault)?;
         let options = Options {
             queue: table.queue.clone(),
             timeout: super::timeout("command", &table.kind, table.timeout_ms)?,
@@ -123,10 +123,7 @@ impl DynHandler for CommandHandler {
 
     async fn handle_json(&self, args: Json, cx: &TaskContext) -> Result<Outcome, HandlerError> {
         // Dropped anywhere from here on, the group is killed.
-        let mut group = self
-            .groups
-            .spawn(&mut self.command(cx))
-            .map_err(|error| HandlerError::retry(format!("the program {} cannot be started: {error}", self.program)))?;
+        let mut group = self.groups.spawn(&mut self.command(cx)).map_err(|error| not_started(&self.program, &error))?;
         let mut output = Output { stdout: Whole::new(cx.result_bytes_max), stderr: Tail::new(ERROR_BYTES_MAX) };
         let end = {
             let exchange = pin!(output.exchange(group.pipes(), args));
@@ -229,6 +226,16 @@ fn answer(program: &str, discard: &[i32], status: ExitStatus, mut output: Output
         // Whoever sent the signal, the program did not choose this end: how far it had come is not known.
         None => Err(HandlerError::unknown(message)),
         Some(_) => Err(HandlerError::retry(message)),
+    }
+}
+
+/// What it means that a program did not start. For want of processes, files or memory it is not the task's fault.
+fn not_started(program: &str, error: &io::Error) -> HandlerError {
+    let message = format!("the program {program} cannot be started: {error}");
+    match error.kind() {
+        _ if is_scarcity(error) => HandlerError::not_started(message),
+        io::ErrorKind::BrokenPipe => HandlerError::unknown(message),
+        _ => HandlerError::retry(message),
     }
 }
 

@@ -1,6 +1,7 @@
 //! `[[http]]`: an HTTP service that handles one kind. Args are POSTed, the response's body is the result.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -268,8 +269,18 @@ fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
 /// Without a connection nothing was sent. After that the service may have got the request, whatever broke then.
 fn network(error: reqwest::Error) -> HandlerError {
     let was_not_sent = error.is_connect() || error.is_builder();
+    let is_scarce = io_error(&error).is_some_and(super::is_scarcity);
     let error = HandlerError::from(error.without_url());
-    if was_not_sent { error } else { HandlerError::unknown(error.message) }
+    match (was_not_sent, is_scarce) {
+        (true, true) => HandlerError::not_started(error.message),
+        (true, false) => error,
+        (false, _) => HandlerError::unknown(error.message),
+    }
+}
+
+/// What the system said, if it was the system.
+fn io_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e io::Error> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }
 
 #[cfg(test)]

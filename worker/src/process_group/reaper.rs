@@ -1,80 +1,54 @@
 //! The process that outlives the worker by a moment, to kill what the worker leaves behind.
 //!
-//! It is a shell that reads from a pipe which groups live. However the worker ends, the kernel closes the pipe, and
-//! the shell kills the groups that are left, and exits. Under a lease it also counts ticks: a worker that is stopped
-//! (SIGSTOP, a debugger) keeps its pipe open but proves its lease no longer, while its commands would run on.
-//! Rust cannot do it without `unsafe`, nor could a thread.
+//! It is this very program, started anew with nothing to do but to read from a pipe which groups live. However the worker
+//! ends, the kernel closes the pipe, and the reaper kills the groups that are left, and exits. It also knows until when the
+//! lease is proven: a worker that is stopped (SIGSTOP, a debugger) keeps its pipe open but proves its lease no longer, while
+//! its commands would run on. No thread could do that.
+//!
+//! Once it runs it starts nothing and opens nothing but a file of the kernel's: what keeps the worker from starting processes
+//! does not keep the reaper from its work.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, Signal, kill_process_group};
+use tasklane_common::clock::since_boot;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{self, SignalKind};
+use tokio::time::sleep;
 
-/// What runs the reaper.
-pub(crate) const SHELL: &str = "/bin/sh";
-const TICK_MIN: Duration = Duration::from_millis(100);
-const TICK_MAX: Duration = Duration::from_secs(1);
-/// A lease has about as many ticks.
-const TICKS: u32 = 15;
+/// The program that is running, even when its file has been replaced meanwhile.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// How the reaper is called, and what tells it from a worker.
+const NAME: &str = "tasklane-reaper";
+const FLAG: &str = "--reap-process-groups";
+/// How often it looks at the clock at least: its timers stand still while the machine sleeps.
+const LOOK_PERIOD: Duration = Duration::from_millis(200);
+const LOOK_PERIOD_MIN: Duration = Duration::from_millis(10);
 
-/// Arguments: seconds of a tick (0: none), ticks left, the groups that live.
-/// The ticks and the worker's lines meet in one pipe, since no portable `read` has a time limit.
-const SCRIPT: &str = r#"
-trap '' HUP INT QUIT TERM
-tick=$1 left=$2
-shift 2
-{
-    if [ "$tick" != 0 ]; then
-        while sleep "$tick"; do echo tick; done &
-    fi
-    cat
-    [ "$tick" = 0 ] || kill -9 $!
-    echo end
-} | {
-    live=" $* "
-    kill_all() {
-        for id in $live; do kill -9 "-$id"; done
-        live=' '
-    }
-    while read -r line; do
-        id=${line#?}
-        case $line in
-            end) break ;;
-            tick)
-                [ "$left" -eq 0 ] || left=$((left - 1))
-                [ "$left" -ne 0 ] || kill_all
-                ;;
-            ?*[!0-9]*) ;;
-            =?*) left=$id ;;
-            +?*)
-                live="$live$id "
-                [ "$left" -ne 0 ] || kill_all
-                ;;
-            -?*) case $live in *" $id "*) live="${live%% $id *} ${live#* $id }" ;; esac ;;
-        esac
-    done
-    kill_all
-}
-"#;
+/// Groups by their ids, each with the beginning of its leader: an id can go to another process, and so to another group.
+pub(super) type Groups = HashMap<Pid, Began>;
+
+/// When a process began, in the kernel's ticks since boot; 0 when that is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Began(u64);
 
 /// One line to the reaper.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Line {
     /// The group lives now.
-    Begun(Pid),
+    Begun(Pid, Began),
     /// The group has been killed.
     Ended(Pid),
-    /// So many ticks may pass until the next of these lines.
-    Proven(u64),
+    /// The groups may live until then, by the time since boot, unless another of these lines comes.
+    Proven(Duration),
 }
-
-/// The pulse of a reaper under a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tick(Duration);
 
 /// A running reaper. Dropped, it is gone and has killed nothing.
 #[derive(Debug)]
@@ -84,29 +58,23 @@ pub(super) struct Reaper {
     pipe: ChildStdin,
 }
 
-impl Tick {
-    /// What fits a lease of this length.
-    pub(super) fn of_lease(ttl: Duration) -> Self {
-        Self((ttl / TICKS).clamp(TICK_MIN, TICK_MAX))
+impl Began {
+    /// That of a process now; `None` when there is none.
+    pub(super) fn of(id: Pid) -> Option<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", id.as_raw_pid())).ok()?;
+        // The name may hold anything; the fields behind it are numbers, and this is the 22nd of all.
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(19)?.parse().ok().map(Self)
     }
 
-    /// How many ticks may pass in nine tenths of this time; the rest is for a shell that gets its turn late.
-    pub(super) fn count(self, remaining: Duration) -> u64 {
-        let ticks = remaining.as_micros() * 9 / 10 / self.0.as_micros().max(1);
-        u64::try_from(ticks).unwrap_or(u64::MAX).min(1_000_000)
-    }
+    pub(super) const UNKNOWN: Self = Self(0);
 }
 
 impl Reaper {
-    /// Starts one that knows these groups. Under a lease it ticks, and so many ticks are left.
-    pub(super) fn start(groups: &HashSet<Pid>, lease: Option<(Tick, u64)>) -> io::Result<Self> {
-        let (tick, left) = lease.map_or((0.0, 1), |(tick, left)| (tick.0.as_secs_f64(), left));
-        let mut child = Command::new(SHELL)
-            .args(["-c", SCRIPT, "tasklane-reaper", &tick.to_string(), &left.to_string()])
-            .args(groups.iter().map(|id| id.as_raw_pid().to_string()))
-            // It holds nothing of the worker's: no secrets, no directory, no terminal.
-            .env_clear()
-            .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
+    /// Starts one that knows these groups, and until when they may live.
+    pub(super) fn start(groups: &Groups, until: Option<Duration>) -> io::Result<Self> {
+        let mut child = this_program()
+            // It holds nothing of the worker's: no directory, no terminal.
             .current_dir("/")
             .process_group(0)
             .stdin(Stdio::piped())
@@ -117,7 +85,10 @@ impl Reaper {
         let (Some(id), Some(pipe)) = (id, child.stdin.take()) else {
             return Err(io::Error::other("the reaper has no process id or no pipe"));
         };
-        let reaper = Self { child, id, pipe };
+        let mut reaper = Self { child, id, pipe };
+        let known =
+            until.map(Line::Proven).into_iter().chain(groups.iter().map(|(&id, &began)| Line::Begun(id, began)));
+        reaper.pipe.write_all(known.map(Line::text).collect::<String>().as_bytes())?;
         // A reaper that does not read must not block the worker.
         fcntl_setfl(&reaper.pipe, fcntl_getfl(&reaper.pipe)? | OFlags::NONBLOCK)?;
         Ok(reaper)
@@ -125,12 +96,12 @@ impl Reaper {
 
     /// Writes one line, whole or not at all: it is far below the size that a pipe takes at once.
     pub(super) fn tell(&mut self, line: Line) -> io::Result<()> {
-        let line = match line {
-            Line::Begun(id) => format!("+{}\n", id.as_raw_pid()),
-            Line::Ended(id) => format!("-{}\n", id.as_raw_pid()),
-            Line::Proven(ticks) => format!("={ticks}\n"),
-        };
-        self.pipe.write_all(line.as_bytes())
+        self.pipe.write_all(line.text().as_bytes())
+    }
+
+    /// Whether it is gone, though nobody let it go.
+    pub(super) fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     #[cfg(test)]
@@ -151,8 +122,128 @@ impl Reaper {
 impl Drop for Reaper {
     fn drop(&mut self) {
         // Killed before its pipe closes, or it would kill the groups it knows. SIGKILL makes the wait a short one.
-        // Until then the unreaped shell keeps its id, even when it is dead already.
+        // Until then it is unreaped and keeps its id, even when it is dead already.
         let _ = kill_process_group(self.id, Signal::KILL);
         let _ = self.child.wait();
+    }
+}
+
+impl Line {
+    fn text(self) -> String {
+        match self {
+            Self::Begun(id, Began(began)) => format!("+{} {began}\n", id.as_raw_pid()),
+            Self::Ended(id) => format!("-{}\n", id.as_raw_pid()),
+            Self::Proven(until) => format!("={}\n", until.as_millis()),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let pid = |text: &str| text.parse().ok().and_then(Pid::from_raw);
+        let (sign, rest) = text.split_at_checked(1)?;
+        match sign {
+            "+" => {
+                let (id, began) = rest.split_once(' ')?;
+                Some(Self::Begun(pid(id)?, Began(began.parse().ok()?)))
+            }
+            "-" => pid(rest).map(Self::Ended),
+            "=" => rest.parse().ok().map(Duration::from_millis).map(Self::Proven),
+            _ => None,
+        }
+    }
+}
+
+/// Is the reaper, in a process that was started as one, and ends it then.
+pub(super) fn serve_if_called() {
+    let mut args = std::env::args_os();
+    if args.next().is_some_and(|name| name == NAME) && args.next().is_some_and(|flag| flag == FLAG) {
+        serve();
+    }
+}
+
+#[cfg(not(test))]
+fn this_program() -> Command {
+    let mut command = Command::new(THIS_PROGRAM);
+    // No secrets either.
+    command.arg0(NAME).arg(FLAG).env_clear();
+    command
+}
+
+/// The runner of the tests, which has a test that is the reaper.
+#[cfg(test)]
+fn this_program() -> Command {
+    let mut command = Command::new(THIS_PROGRAM);
+    let args = ["--exact", "process_group::tests::reaper_process", "--nocapture"];
+    command.arg0(NAME).args(args).env_clear().env(super::tests::REAPER, FLAG);
+    command
+}
+
+/// Reaps until the worker is gone, and exits.
+pub(super) fn serve() -> ! {
+    let code = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(reap()).map_or(1, |()| 0),
+        Err(_) => 1,
+    };
+    std::process::exit(code)
+}
+
+async fn reap() -> io::Result<()> {
+    // Whoever ends the worker's service sends these to all of its processes, and without an ear they would end this one.
+    let kinds = [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::quit(), SignalKind::terminate()];
+    let _ears = kinds.into_iter().map(unix::signal).collect::<io::Result<Vec<_>>>()?;
+    let pipe = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
+    let mut lines = BufReader::new(pipe).lines();
+    let mut watched = Watched::default();
+    loop {
+        tokio::select! {
+            biased;
+            line = lines.next_line() => match line {
+                Ok(Some(line)) => watched.hear(&line),
+                Ok(None) | Err(_) => break,
+            },
+            () = sleep(watched.pause()) => {}
+        }
+        if watched.is_over() {
+            watched.kill_all();
+        }
+    }
+    watched.kill_all();
+    Ok(())
+}
+
+/// What the reaper knows.
+#[derive(Debug, Default)]
+struct Watched {
+    groups: Groups,
+    /// Until when they may live, by the time since boot.
+    until: Option<Duration>,
+}
+
+impl Watched {
+    fn hear(&mut self, line: &str) {
+        match Line::parse(line) {
+            Some(Line::Begun(id, began)) => drop(self.groups.insert(id, began)),
+            Some(Line::Ended(id)) => drop(self.groups.remove(&id)),
+            Some(Line::Proven(until)) => self.until = Some(until),
+            None => {}
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| since_boot() >= until)
+    }
+
+    fn pause(&self) -> Duration {
+        let left = self.until.map_or(LOOK_PERIOD, |until| until.saturating_sub(since_boot()));
+        left.clamp(LOOK_PERIOD_MIN, LOOK_PERIOD)
+    }
+
+    fn kill_all(&mut self) {
+        for (id, began) in self.groups.drain() {
+            // While its leader is there, dead or alive, or any other member, a group keeps its id.
+            let is_another = began != Began::UNKNOWN && Began::of(id).is_some_and(|now| now != began);
+            if !is_another {
+                let _ = kill_process_group(id, Signal::KILL);
+            }
+        }
     }
 }

@@ -9,8 +9,14 @@ use rustix::process::{kill_process, test_kill_process_group};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc::{self, UnboundedReceiver};
 
+use std::time::Instant;
+
 use super::*;
 
+/// What the commands of tests are.
+const SHELL: &str = "/bin/sh";
+/// Tells the runner of the tests to be the reaper.
+pub(super) const REAPER: &str = "TASKLANE_TEST_REAPER";
 /// Far longer than anything here may take.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Tells the helper process what to do.
@@ -136,12 +142,16 @@ async fn a_reaper_that_died_is_replaced_by_one_that_knows_all_groups() {
     let (_one, mut first) = family(&groups).await;
     let dead = groups.live().reaper.as_ref().unwrap().id();
     kill_process_group(dead, Signal::KILL).unwrap();
-    let broken = async {
-        while groups.live().reaper.as_mut().unwrap().tell(Line::Proven(1)).is_ok() {
+    // It is noticed though nothing happens to any group.
+    let noticed = async {
+        while groups.live().reaper.as_ref().is_none_or(|reaper| reaper.id() == dead) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(LIMIT, broken).await.unwrap();
+    tokio::select! {
+        () = groups.keep_guarded() => {}
+        noticed = timeout(LIMIT, noticed) => noticed.expect("nobody has noticed"),
+    }
     let (_two, mut second) = family(&groups).await;
     assert!(first.held() && second.held());
 
@@ -157,12 +167,42 @@ async fn a_reaper_that_died_is_replaced_by_one_that_knows_all_groups() {
 async fn a_reaper_forgets_the_groups_that_have_ended() {
     let (one, mut lives) = family(&ProcessGroups::new()).await;
     let (two, mut dies) = family(&ProcessGroups::new()).await;
-    let strangers = HashSet::from([one.id(), two.id()]);
+    let strangers = Groups::from([one.id(), two.id()].map(|id| (id, Began::of(id).unwrap())));
     let mut reaper = Reaper::start(&strangers, None).unwrap();
     reaper.tell(Line::Ended(one.id())).unwrap();
     reaper.abandon();
     dies.gone().await;
     assert!(lives.held());
+}
+
+/// An id goes to somebody else once its group is gone.
+#[tokio::test]
+async fn a_reaper_kills_no_stranger_with_the_id_of_a_group() {
+    let (one, mut lives) = family(&ProcessGroups::new()).await;
+    let (two, mut dies) = family(&ProcessGroups::new()).await;
+    let earlier = Began::of(Pid::from_raw(1).unwrap()).unwrap();
+    let known = Groups::from([(one.id(), earlier), (two.id(), Began::of(two.id()).unwrap())]);
+    Reaper::start(&known, None).unwrap().abandon();
+    dies.gone().await;
+    assert!(lives.held(), "a stranger was killed");
+}
+
+/// A service manager may send SIGTERM to all processes of a service.
+#[tokio::test]
+async fn a_reaper_outlives_what_ends_its_worker() {
+    let (group, mut dies) = family(&ProcessGroups::new()).await;
+    let known = Groups::from([(group.id(), Began::of(group.id()).unwrap())]);
+    let mut reaper = Reaper::start(&known, None).unwrap();
+    // It listens once it has obeyed: the group is killed for an end that is long past.
+    reaper.tell(Line::Proven(Duration::from_millis(1))).unwrap();
+    dies.gone().await;
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        kill_process(reaper.id(), signal).unwrap();
+    }
+    let (group, mut dies) = family(&ProcessGroups::new()).await;
+    reaper.tell(Line::Begun(group.id(), Began::of(group.id()).unwrap())).unwrap();
+    dies.gone().await;
+    assert!(!reaper.has_ended());
 }
 
 /// The one fault that no code of the worker can answer.
@@ -245,5 +285,13 @@ async fn helper_process() {
             () = group.exited() => return,
             _ = renewals.tick(), if task == "leased" => groups.prove_lease(LEASE_TTL, LEASE_TTL),
         }
+    }
+}
+
+/// The reaper of these tests.
+#[test]
+fn reaper_process() {
+    if std::env::var_os(REAPER).is_some() {
+        reaper::serve();
     }
 }

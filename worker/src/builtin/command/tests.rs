@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use clap::CommandFactory;
+use rustix::io::Errno;
 use serde_json::json;
 
 use super::super::tests::context;
@@ -117,6 +118,19 @@ async fn a_program_that_has_vanished_is_tried_again() {
     handler.program = "/no/such/program".to_owned();
     let error = run(&handler, "1").await.unwrap_err();
     assert!(error.to_string().starts_with("the program /no/such/program cannot be started: No such file"), "{error}");
+}
+
+#[test]
+fn what_could_not_start_for_want_of_processes_files_or_memory_is_not_the_tasks_fault() {
+    let told = |errno: Errno| not_started("p", &errno.into());
+    for scarce in [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE] {
+        let error = told(scarce);
+        assert_eq!(error, HandlerError::not_started(error.to_string()));
+    }
+    let missing = told(Errno::NOENT);
+    assert_eq!(missing, HandlerError::retry(missing.to_string()));
+    let killed = told(Errno::PIPE);
+    assert_eq!(killed, HandlerError::unknown(killed.to_string()));
 }
 
 #[tokio::test]
