@@ -62,7 +62,7 @@ pub const SCHEMA_VERSION: i64 = 11;
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a process that makes no ledger waits for one: producer and worker may be started together.
-const FILE_PATIENCE: Duration = Duration::from_secs(5);
+const FILE_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it looks.
 const FILE_LOOK: Duration = Duration::from_millis(50);
 
@@ -134,15 +134,21 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// published more than `slack` ago. At most `limit`; returns how many.
     async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Deletes tasks that finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
+    /// The ledger's time, and what it was when it was last believed.
+    async fn clock(&self) -> Result<LedgerClock, LedgerError>;
+
+    /// Notes that the ledger's time is believed, for processes that start later.
+    async fn believe_clock(&self, now: Timestamp) -> Result<(), LedgerError>;
+
+    /// Deletes tasks that at `now`, a time of this ledger that is believed, had finished more than `retention` ago, or more than [their queue's](Ledger::set_retention), and
     /// long-dead workers. One step: at most `limit` tasks, and at most as many members of groups; queues take turns.
     ///
     /// The members of a group count from the group's end, and the group goes after the last of them.
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
+    async fn prune(&self, now: Timestamp, retention: Duration, limit: u32) -> Result<Pruned, LedgerError>;
 
-    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over; returns how many. The
-    /// tasks stay.
-    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError>;
+    /// Clears up to `limit` results whose [time](NewTask::result_ttl) after their task's end is over at `now`, as for
+    /// [`Ledger::prune`]; returns how many. The tasks stay.
+    async fn expire_results(&self, now: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
     /// Says for all processes how long the finished tasks of these queues are kept; what was said of others is forgotten.
     /// Whether that changed anything.
@@ -263,7 +269,8 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// One page of at most `limit` schedules, by name, from behind `after`.
     async fn schedules(&self, after: Option<ScheduleName>, limit: u32) -> Result<SchedulePage, LedgerError>;
 
-    /// Up to `limit` schedules whose next tick has come; cheap when there are none.
+    /// Up to `limit` schedules whose next tick has come, and those whose next tick is of a time to which the clock has gone
+    /// back since; cheap when there are none.
     async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError>;
 
     /// Fires ticks of a schedule: moves it on from the tick that was read, if it still stands there under the same
@@ -344,6 +351,15 @@ pub struct Pruned {
     pub tasks: u64,
     /// Whether another step may find more.
     pub more: bool,
+}
+
+/// What a ledger's clock says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LedgerClock {
+    /// Now.
+    pub now: Timestamp,
+    /// When it was last believed, if that is known.
+    pub believed: Option<Timestamp>,
 }
 
 /// What became of a replay.

@@ -25,6 +25,7 @@ pub mod gather;
 pub mod release;
 pub mod rescue;
 pub mod reconcile;
+pub mod leap;
 pub mod prune;
 pub mod maintenance;
 pub mod completion;

@@ -111,6 +111,7 @@ impl Ticker {
         for Unreadable { name, revision, problem } in &looked.unreadable {
             self.cannot_fire(name, *revision, problem);
         }
+        self.plan_again(&looked.ahead, looked.now).await?;
         let done = join_all(firings.into_iter().map(|firing| self.fire(firing))).await;
         let done = done.into_iter().collect::<Result<Vec<_>, _>>()?;
         if done.contains(&Done::Moved) {
@@ -123,6 +124,22 @@ impl Ticker {
         };
         let wait = if done.contains(&Done::Overtaken) { OVERTAKEN_PAUSE } else { wait };
         Ok(wait.min(SLEEP_MAX) + Duration::from_millis(rand::random_range(0..SPREAD_MS)))
+    }
+
+    /// Computes next ticks again that a clock has told which was ahead: until then nothing would be fired.
+    async fn plan_again(&mut self, ahead: &[Schedule], now: Timestamp) -> Result<(), LedgerError> {
+        let mut moved = 0;
+        for schedule in ahead {
+            match planned_again(schedule, now) {
+                Ok(Some(firing)) => moved += u32::from(self.fire(firing).await? == Done::Moved),
+                Ok(None) => {}
+                Err(error) => self.cannot_fire(&schedule.name, schedule.revision, &error.to_string()),
+            }
+        }
+        if moved > 0 {
+            tracing::warn!(schedules = moved, "the ledger's clock has gone back: next ticks were computed again");
+        }
+        Ok(())
     }
 
     /// Tells it once.
@@ -214,6 +231,15 @@ fn firing(schedule: &Schedule, watched: Watched) -> Result<Option<Firing>, Timet
     Ok(Some(Firing { name, revision, tick, next, tasks, missed, overlap }))
 }
 
+/// What moves a schedule to its next tick from now on. A tick that was fired just before is not the next one again.
+fn planned_again(schedule: &Schedule, now: Timestamp) -> Result<Option<Firing>, TimetableError> {
+    let Some(tick) = schedule.next_at else { return Ok(None) };
+    let fired = schedule.last_tick.filter(|last| last.as_millisecond() - now.as_millisecond() <= millis(LATE_MAX));
+    let next = schedule.definition.timetable()?.next_after(fired.map_or(now, |last| last.max(now)))?;
+    let (name, revision, overlap) = (schedule.name.clone(), schedule.revision, schedule.definition.overlap);
+    Ok(Some(Firing { name, revision, tick, next, tasks: Vec::new(), missed: 0, overlap }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +280,37 @@ mod tests {
         ticker(Some(watching)).round().await.unwrap();
         assert!(stands().await.ticks.fired >= 1, "one that has watched fires it: {:?}", stands().await);
         assert_eq!(stands().await.ticks.missed, 0);
+    }
+
+    /// As after eight hours ahead and back.
+    #[tokio::test]
+    async fn ticks_that_a_clock_has_put_far_ahead_are_computed_again() {
+        const AHEAD_MS: i64 = 8 * 3_600_000;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ledger.db");
+        let ledger = crate::ledger::open(&format!("sqlite://{}", file.display())).await.unwrap();
+        let nowhere = "amqp://127.0.0.1:1/%2f".parse().unwrap();
+        let publisher = Publisher::spawn(&nowhere, ledger.clone(), Duration::ZERO, CancellationToken::new());
+        let events = Events::spawn(publisher);
+        let mut ticker = Ticker { ledger: ledger.clone(), events, watch: Watch::default(), unreadable: HashSet::new() };
+        let name = ScheduleName::parse("a").unwrap();
+        let definition = Definition { cron: "0 * * * * *".to_owned(), ..definition() };
+        let stands = async || ledger.schedule(name.clone()).await.unwrap();
+        let (now, _) = stands().await;
+        let far = timestamp((now.as_millisecond() + AHEAD_MS) / 60_000 * 60_000 + 60_000);
+        ledger.change_schedule(anew("a", definition, NextTick::At(far))).await.unwrap();
+        ticker.round().await.unwrap();
+        assert_eq!(stands().await.1.unwrap().next_at, Some(far), "whoever has set it so by a right clock has meant it");
+
+        let planned = format!("UPDATE schedules SET planned_at = planned_at + {AHEAD_MS}");
+        rusqlite::Connection::open(&file).unwrap().execute(&planned, []).unwrap();
+        ticker.round().await.unwrap();
+        let (now, schedule) = stands().await;
+        let schedule = schedule.unwrap();
+        let wait = schedule.next_at.unwrap().as_millisecond() - now.as_millisecond();
+        assert!((-60_000..=60_000).contains(&wait), "{schedule:?}");
+        assert_eq!(ledger.due_schedules(10).await.unwrap().ahead, []);
+        assert_eq!(schedule.ticks, TickCounts::default());
     }
 
     #[test]

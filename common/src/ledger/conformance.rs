@@ -43,8 +43,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    Belief, Caller, Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Refusal, Settled, Settlement,
-    SharedLedger, Submission, Transition, WorkerRecord,
+    Belief, Caller, Claim, ClaimRequest, Failure, Granted, Ledger, LedgerError, Mark, Pruned, Refusal, Settled,
+    Settlement, SharedLedger, Submission, Transition, WorkerRecord,
 };
 use crate::state::State;
 use crate::task::{
@@ -444,7 +444,19 @@ pub fn cancel() -> Transition {
 
 /// Makes one step of pruning; answers how many tasks it deleted.
 pub async fn pruned(ledger: &dyn Ledger, retention: Duration, limit: u32) -> u64 {
-    ledger.prune(retention, limit).await.unwrap().tasks
+    prune(ledger, retention, limit).await.tasks
+}
+
+/// Makes one step of pruning, by the clock as it is.
+pub async fn prune(ledger: &dyn Ledger, retention: Duration, limit: u32) -> Pruned {
+    let now = ledger.clock().await.unwrap().now;
+    ledger.prune(now, retention, limit).await.unwrap()
+}
+
+/// Clears what is over by the clock as it is.
+pub async fn expire_results(ledger: &dyn Ledger, limit: u32) -> u64 {
+    let now = ledger.clock().await.unwrap().now;
+    ledger.expire_results(now, limit).await.unwrap()
 }
 
 /// A handler's error.

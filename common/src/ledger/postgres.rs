@@ -60,12 +60,13 @@ use self::publish::{MarkQueued, PutBack, Stranded};
 use self::record::Record;
 use self::session::{OWN, Wanted};
 use self::settle::Settling;
+use crate::clock::timestamp;
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Belief, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
-    EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page,
-    Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage,
-    Settled, Settlement, Submission, Worker, WorkerRecord,
+    EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerClock, LedgerError, LimitSet, ListQuery, Mark,
+    Native, Page, Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange,
+    SchedulePage, Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -266,12 +267,22 @@ impl Ledger for PostgresLedger {
         again(|| publish::strand(&self.upkeep, &stranded)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
-        again(|| prune::prune(&self.upkeep, &self.pruning, retention, limit)).await
+    async fn clock(&self) -> Result<LedgerClock, LedgerError> {
+        let (now, believed) = within(schema::clock(&self.upkeep)).await?;
+        Ok(LedgerClock { now: timestamp(now), believed: believed.map(timestamp) })
     }
 
-    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
-        again(|| prune::expire_results(&self.upkeep, limit)).await
+    async fn believe_clock(&self, now: Timestamp) -> Result<(), LedgerError> {
+        again(|| schema::believe(&self.upkeep, now.as_millisecond())).await
+    }
+
+    async fn prune(&self, now: Timestamp, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        let by = (now.as_millisecond(), retention);
+        again(|| prune::prune(&self.upkeep, &self.pruning, by, limit)).await
+    }
+
+    async fn expire_results(&self, now: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+        again(|| prune::expire_results(&self.upkeep, now.as_millisecond(), limit)).await
     }
 
     async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {

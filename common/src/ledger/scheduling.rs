@@ -90,6 +90,8 @@ pub struct DueSchedules {
     pub wait: Option<Duration>,
     /// Those that are due, longest first.
     pub due: Vec<Schedule>,
+    /// Those whose next tick was computed by a clock that was ahead: it has gone back since.
+    pub ahead: Vec<Schedule>,
     /// Those that are due and whose definition this build cannot read: they keep the others from nothing.
     pub unreadable: Vec<Unreadable>,
 }
@@ -134,6 +136,9 @@ pub enum Fired {
     /// Somebody else fires this tick, or the definition has changed: nothing was written.
     Overtaken,
 }
+
+/// How far ahead of the clock the computation of a next tick may be: a clock is adjusted in small steps.
+pub(super) const AHEAD_MS: i64 = 1_000;
 
 /// Those that can be read, and those that cannot.
 pub(super) fn parted(found: Vec<Result<Schedule, Unreadable>>) -> (Vec<Schedule>, Vec<Unreadable>) {

@@ -40,9 +40,9 @@ use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
 use crate::ledger::{
     Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
-    Fired, Firing, Fleet, Idempotency, Ledger, LedgerError, LimitSet, ListQuery, Mark, Native, Page, Pruned,
-    QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage, Settled,
-    Settlement, Submission, Worker, WorkerRecord,
+    Fired, Firing, Fleet, Idempotency, Ledger, LedgerClock, LedgerError, LimitSet, ListQuery, Mark, Native, Page,
+    Pruned, QueueCounts, Recorded, Refusal, Released, Renewal, Renewed, Replayed, ScheduleChange, SchedulePage,
+    Settled, Settlement, Submission, Worker, WorkerRecord,
 };
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -172,16 +172,26 @@ impl Ledger for SqliteLedger {
         self.writer.write(limit as usize, move |db| write::strand(db, &lane, empty, slack, limit)).await
     }
 
-    async fn prune(&self, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+    async fn clock(&self) -> Result<LedgerClock, LedgerError> {
+        let believed = self.readers.read(schema::believed).await?;
+        Ok(LedgerClock { now: timestamp(wall_ms()), believed: believed.map(timestamp) })
+    }
+
+    async fn believe_clock(&self, now: Timestamp) -> Result<(), LedgerError> {
+        self.writer.write(1, move |db| schema::believe(db, now.as_millisecond())).await
+    }
+
+    async fn prune(&self, now: Timestamp, retention: Duration, limit: u32) -> Result<Pruned, LedgerError> {
+        let by = (now.as_millisecond(), retention);
         let walk = self.pruning.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (pruned, walk) =
-            self.writer.write(limit as usize, move |db| prune::prune(db, retention, limit, walk.clone())).await?;
+            self.writer.write(limit as usize, move |db| prune::prune(db, by, limit, walk.clone())).await?;
         *self.pruning.lock().unwrap_or_else(PoisonError::into_inner) = walk;
         Ok(pruned)
     }
 
-    async fn expire_results(&self, limit: u32) -> Result<u64, LedgerError> {
-        self.writer.write(limit as usize, move |db| prune::expire_results(db, limit)).await
+    async fn expire_results(&self, now: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+        self.writer.write(limit as usize, move |db| prune::expire_results(db, now.as_millisecond(), limit)).await
     }
 
     async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError> {

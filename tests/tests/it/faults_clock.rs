@@ -146,3 +146,41 @@ on_both_ledgers! {
         nothing_left(&stack.vhost).await
     }
 }
+
+/// A clock that is eight days ahead for a while: schedules go on when it is back, and nothing is deleted that is not old.
+#[tokio::test]
+async fn a_clock_that_leaps_by_days_and_comes_back_deletes_nothing_and_stops_no_schedule() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let clock = Clock::new(stack.place())?;
+    let producer = clock.of(stack.producer()).start().await?;
+    let worker = clock.of(stack.test_worker(&log)).start().await?;
+    let schedule = json!({"cron": "* * * * * *", "timezone": "UTC", "task": {"kind": "test.work"}});
+    let answer = producer.api.raw_put("/v1/schedules/seconds", &schedule).await?;
+    ensure!(answer.status < 300, "{}", answer.text());
+    let done = producer.api.submit(&json!({"kind": "test.work"})).await?.id;
+    producer.api.in_state(&done, "completed", LIMIT).await?;
+    let fired_more = async || {
+        let fired = async || -> Result<u64> {
+            let shown: serde_json::Value = producer.api.raw_get("/v1/schedules/seconds").await?.expect(&[200])?;
+            Ok(shown["ticks"]["fired"].as_u64().unwrap_or_default())
+        };
+        let before = fired().await?;
+        eventually(LIMIT, "two ticks more", async || Ok((fired().await? >= before + 2).then_some(()))).await
+    };
+    fired_more().await?;
+
+    clock.set(8 * 24 * HOUR)?;
+    // Each process looks every half minute.
+    producer.process.logged("clock has leapt", LIMIT).await?;
+    worker.process.logged("clock has leapt", LIMIT).await?;
+    fired_more().await?;
+    producer.api.get(&done).await.context("a finished task is kept in the leap")?;
+
+    clock.set(0)?;
+    fired_more().await?;
+    let told = [&producer.process, &worker.process].map(|process| process.log().matches("clock has gone back").count());
+    assert_eq!(told.iter().sum::<usize>(), 1, "{told:?}");
+    producer.api.get(&done).await.context("a finished task is kept after the leap")?;
+    Ok(())
+}

@@ -87,18 +87,18 @@ pub async fn queues_take_turns(ledger: &dyn Ledger) {
 
 /// Whoever prunes rests only when a whole round has found nothing.
 pub async fn what_is_pruned_next_is_told(ledger: &dyn Ledger) {
-    assert!(!ledger.prune(NOW, 10).await.unwrap().more, "an empty ledger has nothing");
+    assert!(!super::prune(ledger, NOW, 10).await.more, "an empty ledger has nothing");
     let ids = [completed(ledger, "a", 8).await, completed(ledger, "b", 8).await].concat();
-    assert!(!ledger.prune(HOUR, 10).await.unwrap().more, "nor one whose tasks are young");
+    assert!(!super::prune(ledger, HOUR, 10).await.more, "nor one whose tasks are young");
     let (mut total, mut steps) = (0, 0);
     while left(ledger, &ids).await > 0 {
-        let step = ledger.prune(NOW, 5).await.unwrap();
+        let step = super::prune(ledger, NOW, 5).await;
         (total, steps) = (total + step.tasks, steps + 1);
         assert!(step.more || step.tasks < 5, "{step:?}");
         assert!(steps < 1000, "{total} of 16 after {steps} steps");
     }
     assert_eq!(total, 16);
-    until("a round without any", async || (!ledger.prune(NOW, 5).await.unwrap().more).then_some(())).await;
+    until("a round without any", async || (!super::prune(ledger, NOW, 5).await.more).then_some(())).await;
 }
 
 /// The members of a group count from its end, each by its own queue, and never while it is open.
@@ -134,17 +134,17 @@ pub async fn an_expired_result_is_cleared_and_its_task_stays(ledger: &dyn Ledger
     let with = async |ttl| recorded(ledger, 1, |task| task.result_ttl = ttl).await[0];
     let (soon, later, never) = (with(Some(NOW)).await, with(Some(HOUR)).await, with(None).await);
     let (null, failed) = (with(Some(HOUR)).await, with(Some(NOW)).await);
-    assert_eq!(ledger.expire_results(100).await.unwrap(), 0, "nothing has finished");
+    assert_eq!(super::expire_results(ledger, 100).await, 0, "nothing has finished");
     run(ledger, failed, holder, discard()).await;
     for (id, result) in [(soon, "[1]"), (later, "[2]"), (never, "[3]"), (null, "null")] {
         run(ledger, id, holder, answer(result)).await;
     }
     let before = get(ledger, soon).await;
     let expired = until("a result to expire", async || {
-        Some(ledger.expire_results(100).await.unwrap()).filter(|expired| *expired > 0)
+        Some(super::expire_results(ledger, 100).await).filter(|expired| *expired > 0)
     });
     assert_eq!(expired.await, 1);
-    assert_eq!(ledger.expire_results(100).await.unwrap(), 0, "once");
+    assert_eq!(super::expire_results(ledger, 100).await, 0, "once");
     let task = get(ledger, soon).await;
     assert_eq!((task.state, &task.result, task.result_expired), (State::Completed, &None, true));
     assert_eq!((task.finished_at, task.args, task.fence), (before.finished_at, before.args, before.fence));
@@ -168,7 +168,7 @@ pub async fn expiring_is_bounded(ledger: &dyn Ledger) {
     let mut total = 0;
     while total < 25 {
         let count = until("results to expire", async || {
-            Some(ledger.expire_results(10).await.unwrap()).filter(|count| *count > 0)
+            Some(super::expire_results(ledger, 10).await).filter(|count| *count > 0)
         })
         .await;
         assert!(count <= 10, "{count} at once");

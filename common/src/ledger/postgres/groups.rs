@@ -44,7 +44,7 @@ const PRUNE: &str = "
 DELETE FROM tasklane.task_groups
 WHERE id IN (
     SELECT g.id FROM tasklane.task_groups g
-    WHERE g.finished_at IS NOT NULL AND g.finished_at < tasklane.now_ms() - $1
+    WHERE g.finished_at IS NOT NULL AND g.finished_at < $1
       AND (SELECT 1 FROM tasklane.tasks t WHERE t.group_id = g.id LIMIT 1) IS NULL
     LIMIT $2
 )";
@@ -132,7 +132,7 @@ pub(super) async fn one(connections: &Connections, id: GroupId) -> Result<Option
 }
 
 /// Forgets up to `limit` groups that were closed longer than the retention ago and have no members left.
-pub(super) async fn prune(connection: &mut PgConnection, retention_ms: i64, limit: u32) -> Result<(), Fault> {
-    sqlx::query(PRUNE).bind(retention_ms).bind(i64::from(limit)).execute(connection).await?;
+pub(super) async fn prune(connection: &mut PgConnection, before: i64, limit: u32) -> Result<(), Fault> {
+    sqlx::query(PRUNE).bind(before).bind(i64::from(limit)).execute(connection).await?;
     Ok(())
 }

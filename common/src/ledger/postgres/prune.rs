@@ -27,7 +27,7 @@ LIMIT 1";
 /// and below, so that indexes lead to the rows: a join with them could be planned as a pass over all tasks.
 pub(super) const PRUNE_QUEUE: &str = "
 WITH clock AS MATERIALIZED (
-    SELECT tasklane.now_ms()
+    SELECT $4::bigint
            - COALESCE((SELECT retention_ms FROM tasklane.queue_retention WHERE name = $1), $2) AS cutoff
 ),
 doomed AS MATERIALIZED (
@@ -49,7 +49,7 @@ pub(super) const PRUNE_MEMBERS: &str = "
 WITH clock AS MATERIALIZED (
     SELECT now,
            GREATEST(now - LEAST($5, (SELECT min(retention_ms) FROM tasklane.queue_retention)) + 3600000, 0) AS youngest
-    FROM (SELECT tasklane.now_ms() AS now) once
+    FROM (SELECT $6::bigint AS now) once
 ),
 scanned AS MATERIALIZED (
     SELECT group_id, state, id, queue, finished_at FROM tasklane.tasks
@@ -83,7 +83,7 @@ SELECT (SELECT count(*) FROM gone), (SELECT count(*) FROM scanned), (SELECT grou
 
 const PRUNE_WORKERS: &str = "
 DELETE FROM tasklane.workers w
-WHERE dead AND COALESCE(ended_at, expires_at) < tasklane.now_ms() - 3600000
+WHERE dead AND COALESCE(ended_at, expires_at) < $1::bigint - 3600000
   AND NOT EXISTS (SELECT 1 FROM tasklane.tasks t WHERE t.state = 3 AND t.worker_id = w.id)";
 
 pub(super) const EXPIRE_RESULTS: &str = "
@@ -91,7 +91,7 @@ UPDATE tasklane.tasks SET result = NULL
 WHERE id = ANY(ARRAY(
     SELECT id FROM tasklane.tasks
     WHERE result_ttl_ms IS NOT NULL AND result IS NOT NULL
-      AND finished_at + result_ttl_ms <= (SELECT tasklane.now_ms())
+      AND finished_at + result_ttl_ms <= $2::bigint
     ORDER BY finished_at + result_ttl_ms
     LIMIT $1
     FOR UPDATE SKIP LOCKED
@@ -147,16 +147,16 @@ impl Walk {
 pub(super) async fn prune(
     connections: &Connections,
     walk: &Walk,
-    retention: Duration,
+    (now, retention): (i64, Duration),
     limit: u32,
 ) -> Result<Pruned, Fault> {
     let mut lent = connections.lend().await?;
     let (mut place, retention) = (walk.place(), millis(retention));
-    let alone = prune_queues(&mut lent, &mut place, retention, limit).await?;
-    let members = prune_members(&mut lent, &mut place, retention, limit).await?;
+    let alone = prune_queues(&mut lent, &mut place, (now, retention), limit).await?;
+    let members = prune_members(&mut lent, &mut place, (now, retention), limit).await?;
     walk.leave(place);
-    groups::prune(&mut lent, retention, limit).await?;
-    sqlx::query(PRUNE_WORKERS).execute(&mut *lent).await?;
+    groups::prune(&mut lent, now - retention, limit).await?;
+    sqlx::query(PRUNE_WORKERS).bind(now).execute(&mut *lent).await?;
     lent.keep();
     Ok(Pruned { tasks: alone.tasks + members.tasks, more: alone.more || members.more })
 }
@@ -165,7 +165,7 @@ pub(super) async fn prune(
 async fn prune_queues(
     connection: &mut PgConnection,
     place: &mut Place,
-    retention: i64,
+    (now, retention): (i64, i64),
     limit: u32,
 ) -> Result<Pruned, Fault> {
     let (began, from_the_first) = (Instant::now(), place.queue.is_empty());
@@ -181,6 +181,7 @@ async fn prune_queues(
             .bind(&queue)
             .bind(retention)
             .bind(limit - tasks)
+            .bind(now)
             .fetch_one(&mut *connection)
             .await?;
         place.queue = queue;
@@ -191,7 +192,7 @@ async fn prune_queues(
 async fn prune_members(
     connection: &mut PgConnection,
     place: &mut Place,
-    retention: i64,
+    (now, retention): (i64, i64),
     limit: u32,
 ) -> Result<Pruned, Fault> {
     let from_the_first = place.member == Place::default().member;
@@ -203,6 +204,7 @@ async fn prune_members(
             .bind(id)
             .bind(i64::from(limit))
             .bind(retention)
+            .bind(now)
             .fetch_one(connection)
             .await?;
     let last = group.zip(state).zip(id).filter(|_| scanned == i64::from(limit));
@@ -211,9 +213,9 @@ async fn prune_members(
     Ok(Pruned { tasks: gone.unsigned_abs(), more: last.is_some() || !from_the_first })
 }
 
-pub(super) async fn expire_results(connections: &Connections, limit: u32) -> Result<u64, Fault> {
+pub(super) async fn expire_results(connections: &Connections, now: i64, limit: u32) -> Result<u64, Fault> {
     let mut lent = connections.lend().await?;
-    let expired = sqlx::query(EXPIRE_RESULTS).bind(i64::from(limit)).execute(&mut *lent).await?;
+    let expired = sqlx::query(EXPIRE_RESULTS).bind(i64::from(limit)).bind(now).execute(&mut *lent).await?;
     lent.keep();
     Ok(expired.rows_affected())
 }

@@ -11,7 +11,7 @@ use super::connections::Connections;
 use super::fault::Fault;
 use super::record;
 use crate::clock::timestamp;
-use crate::ledger::scheduling::parted;
+use crate::ledger::scheduling::{AHEAD_MS, parted};
 use crate::ledger::{
     Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission, Unreadable,
 };
@@ -34,20 +34,22 @@ macro_rules! select {
 const ONE: &str = select!("WHERE s.name = $1");
 const PAGE: &str = select!("WHERE s.name > $1 ORDER BY s.name LIMIT $2");
 const DUE: &str = select!("WHERE s.next_at <= $1 ORDER BY s.next_at LIMIT $2");
+const AHEAD: &str = select!("WHERE s.planned_at > $1 AND s.next_at > $2 LIMIT $3");
 const NOW: &str = "SELECT tasklane.now_ms()";
 const NEXT: &str = "SELECT clock.now, (SELECT min(next_at) FROM tasklane.schedules WHERE next_at IS NOT NULL)
 FROM (SELECT tasklane.now_ms() AS now) clock";
 
 /// Two that are made at the same moment may both find room for one.
 const INSERT: &str = "
-INSERT INTO tasklane.schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
-SELECT $1, $2, $3, $4, clock.now, clock.now, CASE WHEN $5 THEN clock.now END, CASE WHEN $5 THEN $6 END
+INSERT INTO tasklane.schedules (name, definition, revision, next_at, created_at, updated_at, planned_at, paused_at,
+    paused_by)
+SELECT $1, $2, $3, $4, clock.now, clock.now, clock.now, CASE WHEN $5 THEN clock.now END, CASE WHEN $5 THEN $6 END
 FROM (SELECT tasklane.now_ms() AS now) clock
 ON CONFLICT (name) DO NOTHING";
 const REPLACE: &str = "
 UPDATE tasklane.schedules
 SET definition = $2, revision = $3, next_at = CASE WHEN $6 THEN next_at ELSE $4 END, updated_at = tasklane.now_ms(),
-    missed = missed + $8, paused_by = CASE WHEN NOT $9 THEN NULL WHEN paused_at IS NULL THEN $10 ELSE paused_by END,
+    planned_at = CASE WHEN $6 THEN planned_at ELSE tasklane.now_ms() END, missed = missed + $8, paused_by = CASE WHEN NOT $9 THEN NULL WHEN paused_at IS NULL THEN $10 ELSE paused_by END,
     paused_at = CASE WHEN $9 THEN COALESCE(paused_at, tasklane.now_ms()) END
 WHERE name = $1 AND revision = $5 AND ($7::bigint IS NULL OR next_at = $7)";
 
@@ -57,7 +59,7 @@ const TAKE: &str = "
 SELECT 1 FROM tasklane.schedules WHERE name = $1 AND revision = $2 AND next_at = $3 FOR UPDATE SKIP LOCKED";
 const MOVE: &str = "
 UPDATE tasklane.schedules
-SET next_at = $2, missed = missed + $3, fired = fired + $4, last_tick = COALESCE($5, last_tick),
+SET next_at = $2, planned_at = tasklane.now_ms(), missed = missed + $3, fired = fired + $4, last_tick = COALESCE($5, last_tick),
     skipped = skipped + $6, last_skipped = COALESCE($7, last_skipped),
     skipped_in_a_row = CASE WHEN $5::bigint IS NOT NULL THEN 0 ELSE skipped_in_a_row + $6 END
 WHERE name = $1";
@@ -156,10 +158,13 @@ pub(super) async fn due(connections: &Connections, limit: u32) -> Result<DueSche
     if wait.is_some_and(|wait| wait.is_zero()) {
         rows = sqlx::query(DUE).bind(now).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     }
+    let ahead = sqlx::query(AHEAD).bind(now + AHEAD_MS).bind(now).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
     lent.keep();
-    let found = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let (due, unreadable) = parted(found);
-    Ok(DueSchedules { now: timestamp(now), wait, due, unreadable })
+    let found = |rows: &[PgRow]| rows.iter().map(read).collect::<Result<Vec<_>, _>>().map(parted);
+    let (due, unreadable) = found(&rows)?;
+    // What this build cannot read another one computes again.
+    let (ahead, _) = found(&ahead)?;
+    Ok(DueSchedules { now: timestamp(now), wait, due, ahead, unreadable })
 }
 
 pub(super) async fn change(

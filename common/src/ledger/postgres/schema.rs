@@ -55,6 +55,22 @@ pub(super) async fn id(connection: &mut PgConnection) -> Result<LedgerId, Fault>
     Ok(LedgerId(sqlx::query_scalar("SELECT id FROM tasklane.ledger").fetch_one(connection).await?))
 }
 
+/// The server's time, and what it was when it was last believed.
+pub(super) async fn clock(connections: &Connections) -> Result<(i64, Option<i64>), Fault> {
+    let mut lent = connections.lend().await?;
+    let row = sqlx::query_as("SELECT tasklane.now_ms(), clock_at FROM tasklane.ledger").fetch_one(&mut *lent).await?;
+    lent.keep();
+    Ok(row)
+}
+
+/// Notes that the clock is believed.
+pub(super) async fn believe(connections: &Connections, now: i64) -> Result<(), Fault> {
+    let mut lent = connections.lend().await?;
+    sqlx::query("UPDATE tasklane.ledger SET clock_at = $1").bind(now).execute(&mut *lent).await?;
+    lent.keep();
+    Ok(())
+}
+
 async fn check_server(connection: &mut PgConnection) -> Result<(), LedgerError> {
     let (version, encoding): (i32, String) =
         sqlx::query_as("SELECT current_setting('server_version_num')::integer, current_setting('server_encoding')")

@@ -136,15 +136,19 @@ async fn pruning_reads_no_more_than_its_indexes() {
     }
     for (sql, index) in [
         (NEXT_QUEUE.replace("$1", "''"), "tasks_ended"),
-        (PRUNE_QUEUE.replace("$1", "'q1'").replace("$2", "1000").replace("$3", "256"), "tasks_ended"),
-        (EXPIRE_RESULTS.replace("$1", "256"), "tasks_expiring"),
+        (
+            PRUNE_QUEUE.replace("$1", "'q1'").replace("$2", "1000").replace("$3", "256").replace("$4", "30000"),
+            "tasks_ended",
+        ),
+        (EXPIRE_RESULTS.replace("$1", "256").replace("$2", "30000"), "tasks_expiring"),
         (
             PRUNE_MEMBERS
                 .replace("$1", "'00000000-0000-0000-0000-000000000000'")
                 .replace("$2", "0::smallint")
                 .replace("$3", "'00000000-0000-0000-0000-000000000000'")
                 .replace("$4", "256")
-                .replace("$5", "1000::bigint"),
+                .replace("$5", "1000::bigint")
+                .replace("$6", "30000"),
             "tasks_group",
         ),
     ] {

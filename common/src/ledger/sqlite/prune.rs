@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::id_of;
 use super::{groups, unique};
-use crate::clock::{millis, wall_ms};
+use crate::clock::millis;
 use crate::ledger::Pruned;
 use crate::task::{QueueName, TaskId};
 
@@ -38,11 +38,11 @@ struct Step {
 
 pub(super) fn prune(
     db: &Connection,
-    retention: Duration,
+    (now, retention): (i64, Duration),
     limit: u32,
     mut walk: Walk,
 ) -> rusqlite::Result<(Pruned, Walk)> {
-    let step = Step { now: wall_ms(), retention: millis(retention), limit };
+    let step = Step { now, retention: millis(retention), limit };
     let alone = prune_queues(db, &step, &mut walk)?;
     let members = prune_members(db, &step, &mut walk)?;
     groups::prune(db, step.now - step.retention, limit)?;
@@ -141,7 +141,7 @@ fn first_id_of(ms: i64) -> [u8; 16] {
     id
 }
 
-pub(super) fn expire_results(db: &Connection, limit: u32) -> rusqlite::Result<u64> {
+pub(super) fn expire_results(db: &Connection, now: i64, limit: u32) -> rusqlite::Result<u64> {
     let expired = db
         .prepare_cached(
             "UPDATE tasks SET result = NULL WHERE id IN (
@@ -149,7 +149,7 @@ pub(super) fn expire_results(db: &Connection, limit: u32) -> rusqlite::Result<u6
                  WHERE result_ttl_ms IS NOT NULL AND result IS NOT NULL AND finished_at + result_ttl_ms <= ?1
                  ORDER BY finished_at + result_ttl_ms LIMIT ?2)",
         )?
-        .execute(params![wall_ms(), limit])?;
+        .execute(params![now, limit])?;
     Ok(expired as u64)
 }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::read::{id_of, parsed};
 use super::record;
 use crate::clock::{timestamp, wall_ms};
-use crate::ledger::scheduling::parted;
+use crate::ledger::scheduling::{AHEAD_MS, parted};
 use crate::ledger::{
     Changed, DueSchedules, Fired, Firing, NextTick, Paused, ScheduleChange, SchedulePage, Submission, Unreadable,
 };
@@ -91,7 +91,14 @@ pub(super) fn due(db: &Connection, limit: u32) -> rusqlite::Result<DueSchedules>
         found = db.prepare_cached(&sql)?.query_map(params![now, limit], read)?.collect::<rusqlite::Result<_>>()?;
     }
     let (due, unreadable) = parted(found);
-    Ok(DueSchedules { now: timestamp(now), wait, due, unreadable })
+    // What this build cannot read another one computes again.
+    let (ahead, _) = parted(ahead(db, now, limit)?);
+    Ok(DueSchedules { now: timestamp(now), wait, due, ahead, unreadable })
+}
+
+fn ahead(db: &Connection, now: i64, limit: u32) -> rusqlite::Result<Vec<Result<Schedule, Unreadable>>> {
+    let sql = format!("SELECT {COLUMNS} FROM schedules WHERE planned_at > ?1 AND next_at > ?2 LIMIT ?3");
+    db.prepare_cached(&sql)?.query_map(params![now + AHEAD_MS, now, limit], read)?.collect()
 }
 
 pub(super) fn change(
@@ -106,7 +113,7 @@ pub(super) fn change(
         Some(replaced) => db
             .prepare_cached(
                 "UPDATE schedules SET definition = ?3, revision = ?4, next_at = iif(?7, next_at, ?5), updated_at = ?6,
-                     missed = missed + ?9, paused_by = iif(?10, iif(paused_at IS NULL, ?11, paused_by), NULL),
+                     planned_at = iif(?7, planned_at, ?6), missed = missed + ?9, paused_by = iif(?10, iif(paused_at IS NULL, ?11, paused_by), NULL),
                      paused_at = iif(?10, coalesce(paused_at, ?6), NULL)
                  WHERE name = ?1 AND revision = ?2 AND (?8 IS NULL OR next_at = ?8)",
             )?
@@ -129,8 +136,9 @@ pub(super) fn change(
                 return Ok(Changed::Full);
             }
             db.prepare_cached(
-                "INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at, paused_at, paused_by)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, iif(?6, ?5, NULL), iif(?6, ?7, NULL)) ON CONFLICT (name) DO NOTHING",
+                "INSERT INTO schedules (name, definition, revision, next_at, created_at, updated_at, planned_at, paused_at,
+                     paused_by)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?5, ?5, iif(?6, ?5, NULL), iif(?6, ?7, NULL)) ON CONFLICT (name) DO NOTHING",
             )?
             .execute(params![
                 name,
@@ -155,13 +163,17 @@ pub(super) fn fire(db: &Connection, firing: &Firing) -> rusqlite::Result<Fired> 
     let (name, tick) = (firing.name.as_str(), firing.tick.as_millisecond());
     // The revision tells a schedule from one that was replaced, or deleted and made again, and stands at the same tick.
     let moved = db
-        .prepare_cached("UPDATE schedules SET next_at = ?4, missed = missed + ?5 WHERE name = ?1 AND revision = ?2 AND next_at = ?3")?
+        .prepare_cached(
+            "UPDATE schedules SET next_at = ?4, missed = missed + ?5, planned_at = ?6
+             WHERE name = ?1 AND revision = ?2 AND next_at = ?3",
+        )?
         .execute(params![
             name,
             firing.revision.as_bytes().as_slice(),
             tick,
             firing.next.as_millisecond(),
-            firing.missed
+            firing.missed,
+            wall_ms()
         ])?;
     if moved == 0 {
         return Ok(Fired::Overtaken);

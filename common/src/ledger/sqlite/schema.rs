@@ -68,6 +68,16 @@ pub(super) fn id(connection: &Connection) -> rusqlite::Result<LedgerId> {
     connection.query_row("SELECT id FROM ledger", [], |row| row.get(0)).map(|id| LedgerId(Uuid::from_bytes(id)))
 }
 
+/// What the clock said when it was last believed.
+pub(super) fn believed(connection: &Connection) -> rusqlite::Result<Option<i64>> {
+    connection.query_row("SELECT clock_at FROM ledger", [], |row| row.get(0))
+}
+
+/// Notes that the clock is believed.
+pub(super) fn believe(connection: &Connection, now: i64) -> rusqlite::Result<()> {
+    connection.execute("UPDATE ledger SET clock_at = ?1", [now]).map(drop)
+}
+
 fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     use_wal(connection)?;
     // FULL syncs the log at every commit: what a caller was told survives a power cut.

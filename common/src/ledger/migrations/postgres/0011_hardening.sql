@@ -20,9 +20,16 @@ $$;
 
 -- Which ledger this is: messages carry it, so that a worker tells another ledger's task from a lost one.
 CREATE TABLE ledger (
-    id uuid NOT NULL PRIMARY KEY
+    id uuid NOT NULL PRIMARY KEY,
+    -- What the clock said when it was last believed. Null where it is not known how long ago that was.
+    clock_at bigint
 );
-INSERT INTO ledger (id) VALUES (gen_random_uuid());
+INSERT INTO ledger (id, clock_at)
+SELECT gen_random_uuid(), CASE WHEN NOT EXISTS (SELECT 1 FROM tasks) THEN now_ms() END;
+
+-- When a schedule's next tick was computed: behind the clock, unless that has gone back since.
+ALTER TABLE schedules ADD COLUMN planned_at bigint;
+CREATE INDEX schedules_planned ON schedules (planned_at);
 
 -- The newest call that changed a task, as JSON: what it did, who made it, its request's id, when.
 ALTER TABLE tasks ADD COLUMN last_change text;

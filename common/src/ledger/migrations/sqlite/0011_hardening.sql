@@ -1,8 +1,15 @@
 -- Which ledger this is: messages carry it, so that a worker tells another ledger's task from a lost one.
 CREATE TABLE ledger (
-    id BLOB NOT NULL PRIMARY KEY
+    id BLOB NOT NULL PRIMARY KEY,
+    -- What the clock said when it was last believed. Null where it is not known how long ago that was.
+    clock_at INTEGER
 ) WITHOUT ROWID;
-INSERT INTO ledger (id) VALUES (randomblob(16));
+INSERT INTO ledger (id, clock_at)
+SELECT randomblob(16), CASE WHEN EXISTS (SELECT 1 FROM tasks) THEN NULL ELSE CAST(unixepoch('subsec') * 1000 AS INTEGER) END;
+
+-- When a schedule's next tick was computed: behind the clock, unless that has gone back since.
+ALTER TABLE schedules ADD COLUMN planned_at INTEGER;
+CREATE INDEX schedules_planned ON schedules (planned_at);
 
 -- The newest call that changed a task, as JSON: what it did, who made it, its request's id, when.
 ALTER TABLE tasks ADD COLUMN last_change TEXT;
