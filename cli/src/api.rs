@@ -32,6 +32,7 @@ pub(crate) struct Task {
     pub(crate) worker_id: Option<String>,
     pub(crate) timeout_ms: Option<i64>,
     pub(crate) retried_from: Option<String>,
+    pub(crate) retried_by: Option<String>,
     pub(crate) concurrency_key: Option<String>,
     pub(crate) limited_by: Option<String>,
     pub(crate) last_change: Option<LastChange>,

@@ -54,7 +54,8 @@ const MOVE_EXAMPLES: &str = "Examples:
 const RETRY_EXAMPLES: &str = "Examples:
   tasklane retry 01a20751-1f82-705d-a198-4567bb46f288
   tasklane retry 01a20751-1f82-705d-a198-4567bb46f288 --args '{\"month\": \"2026-11\"}'
-  tasklane retry --kind report.build --per-second 20 --dry-run";
+  tasklane retry --kind report.build --per-second 20 --dry-run
+  tasklane retry --state retryable --kind mail.send --yes";
 
 const EDIT_EXAMPLES: &str = "Examples:
   tasklane edit 01a20751-1f82-705d-a198-4567bb46f288 --delay 2h
@@ -403,9 +404,12 @@ pub(crate) struct Retry {
         conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes", "per_second"]
     )]
     pub(crate) ids: Vec<IdArg>,
-    /// Which tasks; discarded ones, unless --state says cancelled
+    /// Which tasks; discarded ones, unless --state says cancelled, or retryable or scheduled to start what waits
     #[command(flatten)]
     pub(crate) filter: Filter,
+    /// Also those whose work another task does with other args
+    #[arg(long)]
+    pub(crate) replaced: bool,
     /// Other args, as a new task: JSON, @FILE, or - for standard input
     #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
     pub(crate) args: Option<String>,

@@ -49,6 +49,7 @@ pub use self::scheduling::{
     Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage, Unreadable,
 };
 pub use self::transact::{Native, Transacted};
+pub use self::unique::Holder;
 use crate::group::{Group, NewGroup};
 use crate::limit::{Bounds, Limit, Scope};
 use crate::schedule::{Schedule, ScheduleName};
@@ -81,6 +82,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// What [`Ledger::record`] would answer to a repetition of so many tasks under this key; `None` when it would be new.
     async fn recorded_before(&self, given: Idempotency, tasks: usize) -> Result<Option<Recorded>, LedgerError>;
+
+    /// The tasks that hold these unique keys at the moment; keys that nobody holds are left out.
+    async fn holders(&self, keys: Vec<String>) -> Result<Vec<(String, Holder)>, LedgerError>;
 
     /// Marks published tasks `queued`, where no claim or other write has overtaken the publication (same fence).
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError>;
@@ -154,7 +158,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Whether that changed anything.
     async fn set_retention(&self, queues: BTreeMap<QueueName, Duration>) -> Result<bool, LedgerError>;
 
-    /// Makes cancelled or discarded tasks `accepted` again, each due after its delay; one more attempt is granted if
+    /// Makes cancelled or discarded tasks `accepted` again, and those that wait for their time, each due after its delay; one more attempt is granted if
     /// none is left, and its crashes are forgiven. Takes a task's unique key back, or changes nothing of it where another
     /// holds it. Each task stands for itself; unknown ids are left out.
     async fn replay_many(
@@ -341,7 +345,7 @@ pub enum Recorded {
     /// The key was used for another request; nothing was recorded.
     KeyReused,
     /// These, by index, have a unique key that another task holds; nothing was recorded.
-    NotUnique(Vec<(usize, TaskId)>),
+    NotUnique(Vec<(usize, Holder)>),
 }
 
 /// What a step of pruning did.

@@ -138,7 +138,7 @@ pub enum Event {
     Move,
     /// The broker lost the message.
     Strand,
-    /// A person asked to run a finished failure again.
+    /// A person asked to run a finished failure again, or what waits for its time before it.
     Replay,
     /// A person changed what waits.
     Edit,
@@ -194,6 +194,8 @@ pub const TRANSITIONS: &[(State, Event, State)] = &[
     (State::Queued, Event::Move, State::Accepted),
     (State::Retryable, Event::Move, State::Retryable),
     (State::Queued, Event::Strand, State::Accepted),
+    (State::Scheduled, Event::Replay, State::Accepted),
+    (State::Retryable, Event::Replay, State::Accepted),
     (State::Cancelled, Event::Replay, State::Accepted),
     (State::Discarded, Event::Replay, State::Accepted),
     (State::Accepted, Event::Edit, State::Scheduled),

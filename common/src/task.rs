@@ -358,6 +358,8 @@ pub struct Task {
     pub limited_by: Option<String>,
     /// The failed task whose work it does with other args.
     pub retried_from: Option<TaskId>,
+    /// The newest task that does its work with other args; then a retry by filter leaves it out.
+    pub retried_by: Option<TaskId>,
     /// The newest call that changed it: a cancellation, a retry, an edit or a move; null when there was none.
     pub last_change: Option<LastChange>,
 }

@@ -48,7 +48,7 @@ impl Room {
     /// Begins to read a body of at most `limit_bytes`.
     ///
     /// # Errors
-    /// [`ApiError::TooLarge`] when its length is announced and over the limit.
+    /// [`ApiError::ContentEncoding`], or [`ApiError::TooLarge`] when its length is announced and over the limit.
     pub async fn reader(
         &self,
         headers: &HeaderMap,
@@ -56,6 +56,10 @@ impl Room {
         what: &'static str,
         limit_bytes: usize,
     ) -> Result<Reader, ApiError> {
+        // What is compressed would be bounded in its small form only.
+        if headers.get_all(header::CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
+            return Err(ApiError::ContentEncoding);
+        }
         let held = Arc::clone(&self.0).try_acquire_many_owned(0).map_err(|_| ApiError::Overloaded)?;
         let mut reader = Reader {
             parts: body.into_data_stream(),

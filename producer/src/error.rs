@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tasklane_common::ledger::LedgerError;
+use tasklane_common::ledger::{Holder, LedgerError};
 use tasklane_common::state::State;
 use tasklane_common::task::{QueueName, TaskId, truncate};
 use tasklane_common::web::hosts::Refusal;
@@ -13,6 +13,8 @@ use utoipa::ToSchema;
 
 /// How many faults one answer names; a client that sends 10,000 bad tasks learns from the first hundred.
 pub const ERRORS_MAX: usize = 100;
+/// How many queues may be paused: every worker hears of each.
+pub const PAUSED_MAX: usize = 1_000;
 /// The longest path of a fault.
 const PATH_BYTES_MAX: usize = 256;
 /// The longest message of a fault.
@@ -37,6 +39,12 @@ pub enum ApiError {
     /// The path knows other methods only.
     #[error("this path does not know this method; the Allow header lists those it knows")]
     UnknownMethod,
+    /// The path is no text.
+    #[error("the path must be UTF-8 behind its percent signs")]
+    InvalidPath,
+    /// The body is compressed.
+    #[error("the body must be sent as it is, without a Content-Encoding")]
+    ContentEncoding,
     /// The body is of another media type.
     #[error("the Content-Type must be {expected}")]
     MediaType {
@@ -92,10 +100,10 @@ pub enum ApiError {
     KeyReused,
     /// Tasks of a batch, by index, have a unique key that another task holds; nothing was recorded.
     #[error("other tasks hold {} of the unique keys, and nothing was recorded", .0.len())]
-    UniqueKeysTaken(Vec<(usize, TaskId)>),
+    UniqueKeysTaken(Vec<(usize, Holder)>),
     /// Another task holds the unique key; nothing was recorded, or started again.
-    #[error("task {0} holds this unique key, and nothing was changed")]
-    UniqueKeyTaken(TaskId),
+    #[error("task {} holds this unique key and is {}, and nothing was changed", .0.id, .0.state)]
+    UniqueKeyTaken(Holder),
     /// The ledger has no such task.
     #[error("there is no task {0}")]
     UnknownTask(String),
@@ -117,6 +125,9 @@ pub enum ApiError {
     /// The ledger takes no more limits.
     #[error("there are {} limits already, and no more are taken", tasklane_common::limit::LIMITS_MAX)]
     TooManyLimits,
+    /// The ledger takes no more pauses.
+    #[error("{PAUSED_MAX} queues are paused already, and no more can be")]
+    TooManyPaused,
     /// The limit breaks rules; nothing was changed.
     #[error("{}, and nothing was changed", count_of(.0, "field"))]
     InvalidLimit(Vec<FieldError>),
@@ -130,8 +141,8 @@ pub enum ApiError {
         /// When there may be room, as the queue drains now.
         wait: Duration,
     },
-    /// Only failures can be run again.
-    #[error("the task is {0}; only a cancelled or discarded task can be retried")]
+    /// Only failures can be run again, and only what waits for its time be started before.
+    #[error("the task is {0}; only one that has failed, or waits for its time, can be started")]
     NotRetryable(State),
     /// What has completed or was discarded cannot be undone.
     #[error("the task is {0}; only a task that has not ended can be cancelled")]
@@ -185,6 +196,9 @@ pub struct Problem {
     /// The task that is in the way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_id: Option<TaskId>,
+    /// Its state when that was found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_state: Option<State>,
     /// The request's id, as in the `X-Request-Id` header and in the log.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
@@ -210,6 +224,8 @@ impl ApiError {
             Self::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::UnknownPath => (StatusCode::NOT_FOUND, "unknown_path"),
             Self::UnknownMethod => (StatusCode::METHOD_NOT_ALLOWED, "unknown_method"),
+            Self::InvalidPath => (StatusCode::BAD_REQUEST, "invalid_path"),
+            Self::ContentEncoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding"),
             Self::MediaType { .. } => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             Self::SlowBody => (StatusCode::REQUEST_TIMEOUT, "slow_body"),
@@ -232,6 +248,7 @@ impl ApiError {
             Self::UnknownSchedule(_) => (StatusCode::NOT_FOUND, "unknown_schedule"),
             Self::UnknownLimit(_) => (StatusCode::NOT_FOUND, "unknown_limit"),
             Self::TooManyLimits => (StatusCode::CONFLICT, "too_many_limits"),
+            Self::TooManyPaused => (StatusCode::CONFLICT, "too_many_paused"),
             Self::InvalidLimit(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_limit"),
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::TooManySchedules => (StatusCode::CONFLICT, "too_many_schedules"),
@@ -266,6 +283,7 @@ impl ApiError {
             _ => Vec::new(),
         };
         errors.truncate(ERRORS_MAX);
+        let holder = if let Self::UniqueKeyTaken(holder) = self { Some(holder) } else { None };
         Problem {
             kind: format!("urn:tasklane:problem:{code}"),
             title: status.canonical_reason().unwrap_or("Error"),
@@ -273,14 +291,16 @@ impl ApiError {
             detail: self.to_string(),
             code,
             errors,
-            task_id: if let Self::UniqueKeyTaken(holder) = self { Some(*holder) } else { None },
+            task_id: holder.map(|holder| holder.id),
+            task_state: holder.map(|holder| holder.state),
             instance: None,
         }
     }
 }
 
-fn taken((index, holder): &(usize, TaskId)) -> FieldError {
-    FieldError::new(format!("tasks[{index}].unique_key"), format!("is held by task {holder}"))
+fn taken((index, holder): &(usize, Holder)) -> FieldError {
+    let Holder { id, state } = holder;
+    FieldError::new(format!("tasks[{index}].unique_key"), format!("is held by task {id}, which is {state}"))
 }
 
 fn count_of(errors: &[FieldError], what: &str) -> String {
@@ -307,6 +327,9 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(PROBLEM_JSON));
         if status == StatusCode::SERVICE_UNAVAILABLE {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        if matches!(self, Self::ContentEncoding) {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if let Self::QueueFull { wait, .. } = &self {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));

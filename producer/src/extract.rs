@@ -1,8 +1,10 @@
 //! Reading what a request holds, so that a fault comes with its place.
 
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::error::Category;
 use tasklane_common::task::TaskId;
 use url::form_urlencoded;
@@ -117,6 +119,19 @@ pub fn task_id(text: &str) -> Result<TaskId, ApiError> {
 /// The text in place of an id, with what would be one.
 pub(crate) fn no_id(text: &str, rule: &str) -> String {
     format!("{}: {rule}", tasklane_common::task::truncate(text, 64))
+}
+
+/// What a path names, without its percent signs.
+#[derive(Debug)]
+pub(crate) struct Path<T>(pub(crate) T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for Path<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let named = axum::extract::Path::from_request_parts(parts, state).await;
+        named.map(|axum::extract::Path(named)| Self(named)).map_err(|_| ApiError::InvalidPath)
+    }
 }
 
 /// Query parameters, each known and given once, with the faults found so far.

@@ -223,6 +223,7 @@ pub(crate) fn as_recorded(task: NewTask, recorded_at: Timestamp) -> Task {
         concurrency_key: task.concurrency_key,
         limited_by: None,
         retried_from: task.retried_from,
+        retried_by: None,
         last_change: None,
     }
 }

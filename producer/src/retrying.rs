@@ -36,7 +36,8 @@ pub struct RetryTask {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryTasks {
-    /// `discarded` or `cancelled`. Defaults to `discarded`.
+    /// `discarded` or `cancelled`; or `retryable` or `scheduled`, to start what waits for its time before it. Defaults to
+    /// `discarded`.
     state: Option<String>,
     /// Only of this kind.
     kind: Option<String>,
@@ -44,6 +45,9 @@ pub struct RetryTasks {
     queue: Option<String>,
     /// Only with this tag, `key:value`.
     tag: Option<String>,
+    /// Also those whose work another task does with other args, as `retried_by` says.
+    #[serde(default)]
+    replaced: bool,
     /// Only counts what would be retried.
     #[serde(default)]
     dry_run: bool,
@@ -61,6 +65,8 @@ pub struct Retries {
     pub query: ListQuery,
     /// When each starts.
     pub pace: Pace,
+    /// Whether those are meant, too, whose work another task does.
+    pub replaced: bool,
     /// Whether to count only.
     pub dry_run: bool,
 }
@@ -115,7 +121,8 @@ pub fn args(body: &[u8]) -> Result<Option<Json>, ApiError> {
 /// # Errors
 /// [`ApiError::NotRetryable`] when the other one has not failed.
 pub fn anew(failed: Task, args: Json, traceparent: Option<&str>) -> Result<NewTask, ApiError> {
-    if next(failed.state, Event::Replay).is_none() {
+    // What only waits would do its work, too.
+    if !failed.state.is_final() || next(failed.state, Event::Replay).is_none() {
         return Err(ApiError::NotRetryable(failed.state));
     }
     Ok(NewTask {
@@ -166,7 +173,7 @@ pub fn many(body: &[u8], page: u32, now: Timestamp) -> Result<Retries, ApiError>
     let begin_ms = cursor.and_then(|(_, begin_ms)| begin_ms).unwrap_or(now_ms).max(now_ms);
     let pace = Pace { per_second, begin_ms, handed_out: 0 };
     if faults.0.is_empty() {
-        Ok(Retries { query, pace, dry_run: asked.dry_run })
+        Ok(Retries { query, pace, replaced: asked.replaced, dry_run: asked.dry_run })
     } else {
         Err(ApiError::InvalidRetry(faults.0))
     }
@@ -176,7 +183,7 @@ fn failed(name: &str) -> Result<State, String> {
     let state: State = name.parse().map_err(|error: UnknownState| error.to_string())?;
     match next(state, Event::Replay) {
         Some(_) => Ok(state),
-        None => Err(format!("must be discarded or cancelled: a {state} task cannot be retried")),
+        None => Err(format!("must be discarded, cancelled, retryable or scheduled: a {state} task cannot be started")),
     }
 }
 

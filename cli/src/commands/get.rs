@@ -54,6 +54,7 @@ pub(super) fn view(task: &Task, output: &Output, now: Timestamp) -> String {
     lines.optional("ran", ran.map(brief).as_deref());
     lines.time("cancel asked", task.cancel_requested_at, now);
     lines.optional("retried from", task.retried_from.as_deref());
+    lines.optional("retried by", task.retried_by.as_deref());
     lines.optional("worker", task.worker_id.as_deref());
     if let Some(change) = &task.last_change {
         lines.add("last change", &format!("{} {}", change.call, made(change.at, change.by.as_deref(), now)));

@@ -29,6 +29,8 @@ struct Retries<'r> {
     tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     per_second: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    replaced: bool,
     dry_run: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     cursor: Option<String>,
@@ -121,6 +123,7 @@ async fn sweep(cx: &Context<'_>, retry: &Retry, dry_run: bool) -> Result<Met, Fa
             queue: filter.queue.as_deref(),
             tag: filter.tag(),
             per_second: retry.per_second,
+            replaced: retry.replaced,
             dry_run,
             cursor,
         };
@@ -148,7 +151,8 @@ fn tell(cx: &Context<'_>, met: Met, dry_run: bool) -> Result<(), Failure> {
     }
     let tasks = count(retried, "task");
     cx.output.line(&match (dry_run, conflicts) {
-        (true, _) => format!("{tasks} would start again"),
+        (true, 0) => format!("{tasks} would start again"),
+        (true, _) => format!("{tasks} would start again, {conflicts} not: other tasks hold their unique keys"),
         (false, 0) => format!("{tasks} will start again"),
         (false, _) => format!("{tasks} will start again, {conflicts} not: other tasks hold their unique keys"),
     })

@@ -183,6 +183,7 @@ macro_rules! suite {
             afterlife {
                 a_discarded_task_can_be_replayed, a_cancelled_task_can_be_replayed, only_failures_are_replayed,
                 many_are_replayed_each_after_its_delay, of_many_with_one_key_one_is_replayed,
+                what_waits_for_its_time_is_started_before,
                 a_task_tells_whose_work_it_does_again,
                 old_finished_tasks_are_pruned, pruning_is_bounded, a_pruned_key_is_free,
                 finished_tasks_are_purged_with_their_keys, what_has_not_finished_is_not_purged,

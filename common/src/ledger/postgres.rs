@@ -62,6 +62,7 @@ use self::session::{OWN, Wanted};
 use self::settle::Settling;
 use crate::clock::timestamp;
 use crate::group::Group;
+use crate::ledger::Holder;
 use crate::ledger::{
     Abandoned, Belief, CALL_TIMEOUT, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited,
     EndedGroups, Fired, Firing, Fleet, Idempotency, Ledger, LedgerClock, LedgerError, LimitSet, ListQuery, Mark,
@@ -201,6 +202,10 @@ impl Ledger for PostgresLedger {
 
     async fn recorded_before(&self, given: Idempotency, tasks: usize) -> Result<Option<Recorded>, LedgerError> {
         again(|| record::recorded_before(&self.shared, &given, tasks)).await
+    }
+
+    async fn holders(&self, keys: Vec<String>) -> Result<Vec<(String, Holder)>, LedgerError> {
+        again(|| unique::held(&self.shared, &keys)).await
     }
 
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {

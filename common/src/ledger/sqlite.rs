@@ -38,6 +38,7 @@ use self::read::Readers;
 use self::writer::Writer;
 use crate::clock::{timestamp, wall_ms};
 use crate::group::Group;
+use crate::ledger::Holder;
 use crate::ledger::{
     Abandoned, Belief, Caller, Changed, Claim, ClaimRequest, Closed, Due, DueSchedules, Edit, Edited, EndedGroups,
     Fired, Firing, Fleet, Idempotency, Ledger, LedgerClock, LedgerError, LimitSet, ListQuery, Mark, Native, Page,
@@ -102,6 +103,10 @@ impl Ledger for SqliteLedger {
 
     async fn recorded_before(&self, given: Idempotency, _: usize) -> Result<Option<Recorded>, LedgerError> {
         self.readers.read(move |db| record::recorded_before(db, &given)).await
+    }
+
+    async fn holders(&self, keys: Vec<String>) -> Result<Vec<(String, Holder)>, LedgerError> {
+        self.readers.read(move |db| unique::holders(db, &keys)).await
     }
 
     async fn mark_queued(&self, published: Vec<Mark>) -> Result<(), LedgerError> {

@@ -8,9 +8,11 @@ use crate::task::{OnConflict, TaskId, Unique};
 
 /// The task that holds a key, and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Holder {
-    pub(super) id: TaskId,
-    pub(super) state: State,
+pub struct Holder {
+    /// The task.
+    pub id: TaskId,
+    /// Its state at this moment.
+    pub state: State,
 }
 
 /// What a submission comes to.
@@ -33,20 +35,20 @@ pub(super) fn keys(submission: &Submission) -> Vec<&str> {
 ///
 /// # Errors
 /// The tasks that cannot be recorded, by index, each with the task in its way.
-pub(super) fn decide(submission: &Submission, holders: &HashMap<String, Holder>) -> Result<Plan, Vec<(usize, TaskId)>> {
+pub(super) fn decide(submission: &Submission, holders: &HashMap<String, Holder>) -> Result<Plan, Vec<(usize, Holder)>> {
     let mut own = HashMap::new();
     let (mut conflicts, mut existing, mut replaced) = (Vec::new(), Vec::new(), Vec::new());
     for (index, task) in submission.tasks.iter().enumerate() {
         let Some(Unique { key, on_conflict, .. }) = &task.unique else { continue };
         if let Some(first) = own.insert(key.as_str(), task.id) {
-            conflicts.push((index, first));
+            conflicts.push((index, Holder { id: first, state: State::Accepted }));
             continue;
         }
         match (holders.get(key), on_conflict) {
             (None, _) => {}
             (Some(holder), OnConflict::ReturnExisting) => existing.push((index, holder.id)),
             (Some(holder), OnConflict::ReplaceWaiting) if waits(holder.state) => replaced.push((holder.id, task.id)),
-            (Some(holder), OnConflict::ReplaceWaiting | OnConflict::Reject) => conflicts.push((index, holder.id)),
+            (Some(holder), OnConflict::ReplaceWaiting | OnConflict::Reject) => conflicts.push((index, *holder)),
         }
     }
     if !conflicts.is_empty() {
@@ -84,12 +86,12 @@ mod tests {
             let holder = Holder { id: TaskId::new(), state };
             let holders = HashMap::from([("held".to_owned(), holder)]);
             let judge = |on_conflict| decide(&asked(on_conflict), &holders);
-            assert_eq!(judge(OnConflict::Reject).unwrap_err(), [(1, holder.id)]);
+            assert_eq!(judge(OnConflict::Reject).unwrap_err(), [(1, holder)]);
             let plan = judge(OnConflict::ReturnExisting).unwrap();
             assert_eq!((plan.fresh.tasks.len(), plan.existing, plan.replaced), (2, vec![(1, holder.id)], vec![]));
             match (judge(OnConflict::ReplaceWaiting), waits(state)) {
                 (Ok(plan), true) => assert_eq!((plan.fresh.tasks.len(), plan.replaced.len()), (3, 1)),
-                (Err(conflicts), false) => assert_eq!(conflicts, [(1, holder.id)]),
+                (Err(conflicts), false) => assert_eq!(conflicts, [(1, holder)]),
                 (judged, waits) => panic!("{state}: {judged:?} although waiting is {waits}"),
             }
         }
@@ -100,7 +102,7 @@ mod tests {
         for on_conflict in [OnConflict::Reject, OnConflict::ReturnExisting, OnConflict::ReplaceWaiting] {
             let mut twice = asked(on_conflict);
             twice.tasks[2].unique = twice.tasks[1].unique.clone();
-            assert_eq!(decide(&twice, &HashMap::new()).unwrap_err(), [(2, twice.tasks[1].id)]);
+            assert_eq!(decide(&twice, &HashMap::new()).unwrap_err()[0].1.id, twice.tasks[1].id);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use tasklane_common::events::Happening;
 use tasklane_common::state::State as TaskState;
@@ -15,6 +15,7 @@ use crate::caller::{Act, Caller};
 use crate::cancellation::{self, CancelTask};
 use crate::error::{ApiError, Problem};
 use crate::extract;
+use crate::extract::Path;
 use crate::wait::find;
 
 /// The largest body: a reason, and room to write it with escapes.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use jiff::Timestamp;
 use tasklane_common::ledger::Edited;
@@ -17,6 +17,7 @@ use crate::caller::{Act, Caller};
 use crate::editing::{self, EditTask};
 use crate::error::{ApiError, FieldError, Problem};
 use crate::extract;
+use crate::extract::Path;
 use crate::wait::find;
 
 /// Edit a task

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use tasklane_common::task::GroupId;
 
 use crate::app::App;
 use crate::error::{ApiError, Problem};
+use crate::extract::Path;
 use crate::extract::no_id;
 use crate::grouping::GroupView;
 

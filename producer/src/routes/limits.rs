@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::caller::{Act, Caller};
 use crate::error::{ApiError, FieldError, Problem};
+use crate::extract::Path;
 use crate::extract::{self, JsonFault};
 
 /// The largest body.

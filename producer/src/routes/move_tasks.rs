@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,6 +15,7 @@ use crate::app::App;
 use crate::caller::Caller;
 use crate::error::{ApiError, Problem};
 use crate::extract;
+use crate::extract::Path;
 use crate::sweep::{self, MoveTasks, Swept};
 
 /// How far the move has come.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 
 use super::queues::{self, Queue};
 use crate::app::App;
 use crate::caller::{Act, Caller};
-use crate::error::{ApiError, Problem};
+use crate::error::{ApiError, PAUSED_MAX, Problem};
+use crate::extract::Path;
 
 /// Pause a queue
 ///
@@ -21,6 +22,7 @@ use crate::error::{ApiError, Problem};
     responses(
         (status = 200, description = "It is paused, perhaps since earlier", body = Queue),
         (status = 404, description = "No queue can have this name", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "1,000 queues are paused already", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "The ledger is away, or too much is under way; repeat the call", body = Problem, content_type = "application/problem+json"),
     ),
 )]
@@ -59,6 +61,14 @@ async fn set(app: &App, name: &str, paused: bool, caller: &Caller) -> Result<Jso
         false => Act { call: "resume", told: "a queue was resumed" },
     };
     let deed = caller.begins(act, format_args!("queue={queue}"));
+    if paused {
+        // Those that are paused at the same moment may be a few more.
+        let known = app.gate.ask(app.gate.ledger().paused_queues()).await?;
+        if known.len() >= PAUSED_MAX && !known.contains(&queue) {
+            deed.nothing();
+            return Err(ApiError::TooManyPaused);
+        }
+    }
     app.gate.ask(app.gate.ledger().set_paused(queue.clone(), paused, caller.known())).await?;
     deed.done();
     // Only after the ledger has it: whoever hears the word looks there.

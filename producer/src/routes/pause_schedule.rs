@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use tasklane_common::schedule::Definition;
 
 use super::put_schedule::change;
@@ -11,6 +11,7 @@ use super::schedules::named;
 use crate::app::App;
 use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
+use crate::extract::Path;
 use crate::scheduling::ScheduleView;
 
 const PAUSE: Act = Act { call: "pause_schedule", told: "a schedule was paused" };

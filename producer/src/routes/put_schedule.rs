@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tasklane_common::ledger::{Changed, GivenUp, ScheduleChange};
@@ -17,6 +17,7 @@ use crate::app::App;
 use crate::caller::{Act, Caller, Deed};
 use crate::error::{ApiError, FieldError, Problem};
 use crate::extract;
+use crate::extract::Path;
 use crate::scheduling::{self, BODY_BYTES_MAX, PutSchedule, ScheduleView};
 
 /// How often a change is made again that others overtake.

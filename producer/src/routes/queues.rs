@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use jiff::Timestamp;
 use serde::Serialize;
 use tasklane_common::broker::Depth;
@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use crate::app::App;
 use crate::error::{ApiError, Problem};
+use crate::extract::Path;
 
 /// How many queues the broker is asked about for one list; each is a round trip.
 const DEPTHS_MAX: usize = 100;

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tasklane_common::events::Happening;
-use tasklane_common::ledger::Replayed;
+use tasklane_common::ledger::{Holder, Replayed};
 use tasklane_common::state::{Event, State as TaskState, next};
 use tasklane_common::task::{Json as Args, Task, TaskId};
 
@@ -16,6 +16,7 @@ use super::submit::{BODY_BYTES_MAX, answer, of_one, recorded, repeated};
 use crate::app::App;
 use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
+use crate::extract::Path;
 use crate::idempotency::{self, Fingerprint};
 use crate::record::{self, Receipt, Recording};
 use crate::retrying::{self, RetryTask};
@@ -26,7 +27,8 @@ const RETRY: Act = Act { call: "retry", told: "a task was started again" };
 
 /// Run a failure again
 ///
-/// A cancelled or discarded task starts over at once, and gets one more attempt if none is left. With `args` it stays as it
+/// A cancelled or discarded task starts over at once, and gets one more attempt if none is left; one that waits for its time
+/// (`retryable`, `scheduled`) starts now. With `args` it stays as it
 /// is, and a new task does its work with them: of the same kind, queue, priority, limits, tags and keys, and with `retried_from`.
 /// Such a request is made repeatable by an `Idempotency-Key`.
 #[utoipa::path(
@@ -43,7 +45,7 @@ const RETRY: Act = Act { call: "retry", told: "a task was started again" };
         )),
         (status = 400, description = "Not JSON, or a header that does not fit", body = Problem, content_type = "application/problem+json"),
         (status = 404, description = "No such task", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "It has not failed, or another task holds its unique key", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "It has neither failed nor does it wait for its time, or another task holds its unique key", body = Problem, content_type = "application/problem+json"),
         (status = 413, description = "The body is too large", body = Problem, content_type = "application/problem+json"),
         (status = 415, description = "There is a body, and it is not `application/json`", body = Problem, content_type = "application/problem+json"),
         (status = 422, description = "A field does not fit, or the idempotency key was used for another request", body = Problem, content_type = "application/problem+json"),
@@ -70,7 +72,7 @@ pub(crate) async fn retry(
     let replayed = app.gate.ask(app.gate.ledger().replay(id, caller.known())).await?;
     let refusal = match replayed {
         Replayed::Unknown => Some(ApiError::UnknownTask(id.to_string())),
-        Replayed::KeyHeld(holder) => Some(ApiError::UniqueKeyTaken(holder)),
+        Replayed::KeyHeld(id) => Some(ApiError::UniqueKeyTaken(Holder { id, state: find(&app, id).await?.state })),
         Replayed::From(before) => next(before, Event::Replay).is_none().then_some(ApiError::NotRetryable(before)),
     };
     if let Some(refusal) = refusal {

@@ -1,6 +1,6 @@
 //! `POST /v1/tasks/retry`: all failures that meet a filter, some thousands a call.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use axum::http::HeaderMap;
 use jiff::Timestamp;
 use serde::Serialize;
 use tasklane_common::events::Happening;
-use tasklane_common::ledger::Replayed;
+use tasklane_common::ledger::{Holder, Replayed};
 use tasklane_common::state::{Event, State as TaskState, next};
 use tasklane_common::task::{Task, TaskId};
 use tokio::time::Instant;
@@ -30,7 +30,7 @@ use crate::{extract, listing};
 pub(crate) struct RetriedTasks {
     /// How many will run again; in a dry run, would.
     retried: u64,
-    /// How many stay as they are, since another task holds their unique key.
+    /// How many stay as they are, since another task holds their unique key; in a dry run, would.
     conflicts: u64,
     /// Give it as `cursor` to go on with the older tasks; null when none is left.
     next_cursor: Option<String>,
@@ -38,6 +38,7 @@ pub(crate) struct RetriedTasks {
 
 /// Run many failures again
 ///
+/// Or start many tasks that wait for their time: `state` `retryable` or `scheduled`.
 /// Goes from the newest task to the oldest, at most 10,000 a call: repeat with `cursor` until `next_cursor` is null. With
 /// `per_second` the starts are spread evenly, over all calls that follow each other by `cursor`. What was retried stays so
 /// when a later part fails.
@@ -61,15 +62,18 @@ pub(crate) async fn retry_many(
 ) -> Result<Json<RetriedTasks>, ApiError> {
     extract::expect_json(&headers)?;
     let body = app.bodies.reader(&headers, body, "the body", BODY_BYTES_MAX).await?.whole().await?;
-    let Retries { mut query, mut pace, dry_run } = retrying::many(&body, PAGE, Timestamp::now())?;
+    let Retries { mut query, mut pace, replaced, dry_run } = retrying::many(&body, PAGE, Timestamp::now())?;
     let until = Instant::now() + TIME_MAX;
-    let mut done = RetriedTasks::default();
+    let (mut done, mut keys) = (RetriedTasks::default(), HashSet::new());
     let act = Act { call: "retry", told: "tasks were started again" };
     let mut deed = (!dry_run).then(|| caller.begins(act, listing::told(&query)));
     loop {
-        let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
+        let mut page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
+        page.tasks.retain(|task| replaced || task.retried_by.is_none());
         if dry_run {
-            done.retried += page.tasks.len() as u64;
+            let held = held(&app, &page.tasks, &mut keys).await?;
+            done.conflicts += held;
+            done.retried += page.tasks.len() as u64 - held;
         } else if !page.tasks.is_empty() {
             let now = Timestamp::now();
             let replays: Vec<(TaskId, Duration)> = page.tasks.iter().map(|task| (task.id, pace.delay(now))).collect();
@@ -88,6 +92,24 @@ pub(crate) async fn retry_many(
             return Ok(Json(done));
         }
     }
+}
+
+/// How many of these tasks another one keeps from starting: it holds their unique key, or is started first.
+async fn held(app: &App, tasks: &[Task], taken: &mut HashSet<String>) -> Result<u64, ApiError> {
+    let keyed: Vec<_> = tasks.iter().filter(|task| task.state.is_final()).collect();
+    let keys: Vec<String> = keyed.iter().filter_map(|task| task.unique_key.clone()).collect();
+    if keys.is_empty() {
+        return Ok(0);
+    }
+    let holders: HashMap<String, Holder> = app.gate.ask(app.gate.ledger().holders(keys)).await?.into_iter().collect();
+    let mut held = 0;
+    for (task, key) in keyed.iter().filter_map(|task| Some((task, task.unique_key.as_ref()?))) {
+        let by_another = holders.get(key).is_some_and(|holder| holder.id != task.id);
+        if by_another || !taken.insert(key.clone()) {
+            held += 1;
+        }
+    }
+    Ok(held)
 }
 
 impl RetriedTasks {

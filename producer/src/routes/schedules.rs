@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use serde::Serialize;
 use tasklane_common::ledger::Unreadable;
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::app::App;
 use crate::caller::{Act, Caller};
 use crate::error::{ApiError, Problem};
+use crate::extract::Path;
 use crate::scheduling::{self, ScheduleView};
 
 /// A page of schedules.

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, RawQuery, State};
+use axum::extract::{RawQuery, State};
 use tasklane_common::task::Task;
 
 use crate::admission::Place;
 use crate::app::App;
 use crate::error::{ApiError, Problem};
 use crate::extract;
+use crate::extract::Path;
 use crate::wait::{self, find};
 
 /// Look at a task

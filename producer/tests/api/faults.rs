@@ -5,7 +5,7 @@ use axum::http::Request;
 use insta::assert_snapshot;
 use tasklane_common::ledger::LedgerError;
 
-use crate::support::Api;
+use crate::support::{Api, json};
 
 #[tokio::test]
 async fn other_paths_and_methods_are_told() {
@@ -13,6 +13,21 @@ async fn other_paths_and_methods_are_told() {
     assert_snapshot!("unknown_path", api.get("/v2/tasks").await.shown());
     let put = Request::put("/v1/tasks").body(Body::empty()).unwrap();
     assert_snapshot!("unknown_method", api.send(put).await.shown());
+}
+
+#[tokio::test]
+async fn paths_that_are_no_text_and_packed_bodies_are_refused() {
+    let api = Api::start().await;
+    assert_snapshot!("path_no_text", api.get("/v1/tasks/%ff").await.shown());
+    for path in ["/v1/queues/%ff", "/v1/limits/kind/%ff", "/v1/schedules/%ff", "/v1/groups/%c3%28"] {
+        assert_eq!(api.get(path).await.status, 400, "{path}");
+    }
+    let packed = json("/v1/tasks").header("content-encoding", "gzip").body(Body::from(r#"{"kind":"a"}"#)).unwrap();
+    let answer = api.send(packed).await;
+    assert_snapshot!("body_packed", answer.shown());
+    assert_eq!(answer.headers["accept-encoding"], "identity");
+    let plain = json("/v1/tasks").header("content-encoding", "identity").body(Body::from(r#"{"kind":"a"}"#)).unwrap();
+    assert_eq!(api.send(plain).await.status, 202);
 }
 
 #[tokio::test]

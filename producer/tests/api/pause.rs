@@ -2,8 +2,8 @@
 
 use insta::assert_snapshot;
 use serde_json::json;
-use tasklane_common::ledger::{Belief, Claim, ClaimRequest, Refusal};
-use tasklane_common::task::Guarantee;
+use tasklane_common::ledger::{Belief, Caller, Claim, ClaimRequest, Refusal};
+use tasklane_common::task::{Guarantee, QueueName};
 
 use crate::support::Api;
 
@@ -36,6 +36,20 @@ async fn a_queue_is_paused_before_it_has_tasks() {
     assert_snapshot!("queues_one_paused", api.get("/v1/queues").await.shown());
     assert_eq!(api.post("/v1/queues/later/resume", "").await.json()["paused"], false);
     assert_eq!(api.get("/v1/queues/later").await.status, 404);
+}
+
+/// Every worker holds each pause in memory and asks for all of them.
+#[tokio::test]
+async fn there_is_an_end_to_paused_queues() {
+    let api = Api::start().await;
+    for number in 0..1_000 {
+        let queue = QueueName::parse(&format!("q{number}")).unwrap();
+        api.app.gate.ledger().set_paused(queue, true, Caller::UNKNOWN).await.unwrap();
+    }
+    assert_snapshot!("pause_too_many", api.post("/v1/queues/more/pause", "").await.shown());
+    assert_eq!(api.post("/v1/queues/q7/pause", "").await.status, 200, "it is paused already");
+    assert_eq!(api.post("/v1/queues/q7/resume", "").await.status, 200);
+    assert_eq!(api.post("/v1/queues/more/pause", "").await.status, 200);
 }
 
 #[tokio::test]

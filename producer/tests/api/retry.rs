@@ -45,7 +45,12 @@ async fn other_args_make_another_task() {
     let again = api.post_once(&path, "k1", r#"{"args":{"to":"bob"}}"#).await;
     assert_snapshot!("retried_with_args", again.shown());
     assert_eq!(again.json()["retried_from"], before["id"]);
-    assert_eq!(api.get(&format!("/v1/tasks/{id}")).await.json(), before, "the original stays as it is");
+    let mut after = api.get(&format!("/v1/tasks/{id}")).await.json();
+    assert_eq!(after["retried_by"].take(), again.json()["id"]);
+    assert_eq!(after, before, "the original stays as it is");
+    assert_eq!(retry_many(&api, json!({"kind": "a"})).await["retried"], 0, "its work is done by another");
+    let asked_for = json!({"kind": "a", "replaced": true, "dry_run": true});
+    assert_eq!(retry_many(&api, asked_for).await["conflicts"], 1, "and that one holds the unique key");
     let repeated = api.post_once(&path, "k1", r#"{ "args": {"to": "bob"} }"#).await;
     assert_eq!((repeated.status, &repeated.json()["id"]), (202, &again.json()["id"]));
     assert_eq!(repeated.headers["idempotent-replayed"], "true");
@@ -95,12 +100,37 @@ async fn many_failures_are_retried_by_filter() {
     let counts = |retried, conflicts| json!({"retried": retried, "conflicts": conflicts, "next_cursor": null});
     for _ in 0..2 {
         assert_eq!(retry_many(&api, json!({"kind": "a", "dry_run": true})).await, counts(2, 0));
+        let cancelled = json!({"state": "cancelled", "dry_run": true});
+        assert_eq!(retry_many(&api, cancelled).await, counts(1, 1));
     }
     assert_eq!(retry_many(&api, json!({"tag": "of:x"})).await, counts(1, 0));
     assert_eq!(retry_many(&api, json!({"queue": "q", "state": "discarded"})).await, counts(1, 0));
     assert_eq!(retry_many(&api, json!({"kind": "a"})).await, counts(0, 0));
     assert_eq!(retry_many(&api, json!({"state": "cancelled", "per_second": 1})).await, counts(1, 1));
     assert_eq!(api.get("/v1/tasks?state=discarded").await.json()["tasks"].as_array().unwrap().len(), 1);
+}
+
+/// One by its id, the others by filter; those that have never failed only where that is asked for.
+#[tokio::test]
+async fn what_waits_for_its_time_can_be_started() {
+    let api = Api::start().await;
+    let error = Failure { message: "no paper".to_owned(), kind: ErrorKind::Error };
+    let mut ids = Vec::new();
+    for _ in 0..3 {
+        let id = api.submitted(r#"{"kind":"mail.send"}"#).await;
+        let transition = Transition::Retry { delay: std::time::Duration::from_secs(3600), error: error.clone() };
+        api.run(id, transition).await;
+        ids.push(id);
+    }
+    api.submitted(r#"{"kind":"mail.send","delay_ms":3600000}"#).await;
+    let path = format!("/v1/tasks/{}/retry", ids[0]);
+    assert_eq!(api.post(&path, r#"{"args":1}"#).await.status, 409, "it will do its work itself");
+    let answer = api.post(&path, "").await;
+    assert_eq!((answer.status, &answer.json()["state"]), (202, &json!("accepted")));
+    assert_eq!(retry_many(&api, json!({"kind": "mail.send"})).await["retried"], 0);
+    assert_eq!(retry_many(&api, json!({"state": "retryable", "per_second": 1})).await["retried"], 2);
+    assert_eq!(retry_many(&api, json!({"state": "scheduled", "kind": "mail.send"})).await["retried"], 1);
+    assert_eq!(api.get("/v1/tasks?state=accepted").await.json()["tasks"].as_array().unwrap().len(), 4);
 }
 
 /// The starts of all calls that follow each other are spread evenly.

@@ -58,6 +58,28 @@ pub async fn only_failures_are_replayed(ledger: &dyn Ledger) {
     assert_eq!(ledger.replay(TaskId::new(), Caller::UNKNOWN).await.unwrap(), Replayed::Unknown);
 }
 
+/// What was published of it before starts nothing: it may come too early for a start that was put off.
+pub async fn what_waits_for_its_time_is_started_before(ledger: &dyn Ledger) {
+    let holder = worker(ledger).await;
+    let ids = recorded(ledger, 3, |task| task.max_attempts = 3).await;
+    let error = Failure { message: "no paper".to_owned(), kind: ErrorKind::Error };
+    run(ledger, ids[0], holder, Transition::Retry { delay: HOUR, error: error.clone() }).await;
+    run(ledger, ids[1], holder, Transition::Retry { delay: HOUR, error }).await;
+    run(ledger, ids[2], holder, Transition::Snooze { delay: HOUR }).await;
+    let before = get(ledger, ids[1]).await;
+    let replays = vec![(ids[0], NOW), (ids[1], HOUR), (ids[2], NOW)];
+    let mut replayed = ledger.replay_many(replays, Caller::UNKNOWN).await.unwrap();
+    replayed.sort_unstable_by_key(|(id, _)| *id);
+    let from = [State::Retryable, State::Retryable, State::Scheduled].map(Replayed::From);
+    assert_eq!(replayed.into_iter().map(|(_, replayed)| replayed).collect::<Vec<_>>(), from);
+    let started = get(ledger, ids[0]).await;
+    assert_eq!((started.state, started.attempt, started.max_attempts), (State::Accepted, 1, 3));
+    granted(ledger, ids[0], holder).await;
+    granted(ledger, ids[2], holder).await;
+    assert_eq!(refused(ledger, ids[1], holder).await, Refusal::NotDue);
+    assert!(get(ledger, ids[1]).await.fence > before.fence, "the messages of before are void");
+}
+
 /// More than one statement takes, of all sorts, each at its own time.
 pub async fn many_are_replayed_each_after_its_delay(ledger: &dyn Ledger) {
     let holder = worker(ledger).await;
@@ -104,7 +126,9 @@ pub async fn a_task_tells_whose_work_it_does_again(ledger: &dyn Ledger) {
     let first = one(ledger).await;
     let again = recorded(ledger, 1, |task| task.retried_from = Some(first)).await[0];
     assert_eq!(get(ledger, again).await.retried_from, Some(first));
-    assert_eq!(get(ledger, first).await.retried_from, None);
+    let failed = get(ledger, first).await;
+    assert_eq!((failed.retried_from, failed.retried_by), (None, Some(again)));
+    assert_eq!(get(ledger, again).await.retried_by, None);
 }
 
 async fn pruned(ledger: &dyn Ledger, expected: u64) {

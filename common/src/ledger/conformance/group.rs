@@ -10,7 +10,7 @@ use super::{
 };
 use crate::group::{Ended, Group, NewGroup};
 use crate::ledger::{
-    Caller, EndedGroups, Idempotency, Ledger, ListQuery, Recorded, Replayed, SharedLedger, Submission,
+    Caller, EndedGroups, Holder, Idempotency, Ledger, ListQuery, Recorded, Replayed, SharedLedger, Submission,
 };
 use crate::state::State;
 use crate::task::{GroupId, Json, NewTask, OnConflict, TaskId, Unique};
@@ -239,7 +239,10 @@ pub async fn a_refused_group_leaves_nothing(ledger: &dyn Ledger) {
     let mut second = grouped(2);
     second.tasks[0].unique = unique(OnConflict::Reject);
     let refused = second.group.as_ref().unwrap().id;
-    assert_eq!(ledger.record(second).await.unwrap(), Recorded::NotUnique(vec![(0, held)]));
+    assert_eq!(
+        ledger.record(second).await.unwrap(),
+        Recorded::NotUnique(vec![(0, Holder { id: held, state: State::Accepted })])
+    );
     assert_eq!(ledger.group(refused).await.unwrap(), None);
     // One that is replaced has been cancelled.
     let mut third = grouped(1);

@@ -307,7 +307,10 @@ impl Row {
 
     fn replay(&mut self, wait: Duration) -> State {
         let before = self.state;
-        if matches!(before, State::Cancelled | State::Discarded) {
+        if matches!(before, State::Scheduled | State::Retryable) {
+            self.void_messages();
+        }
+        if crate::state::next(before, Event::Replay).is_some() {
             (self.state, self.due, self.early, self.fresh) = (State::Accepted, Some(wait), !wait.is_zero(), true);
             self.max_attempts = self.max_attempts.max(self.attempt + 1);
             (self.crashes, self.reason, self.unwanted) = (0, None, false);

@@ -12,7 +12,7 @@ use tokio::task::block_in_place;
 use super::{
     HOUR, cancel, cancelled, complete, discard, get, granted, new_task, run, settle, submission, until, worker,
 };
-use crate::ledger::{Caller, Idempotency, Ledger, Recorded, Replayed, SharedLedger, Submission};
+use crate::ledger::{Caller, Holder, Idempotency, Ledger, Recorded, Replayed, SharedLedger, Submission};
 use crate::state::State;
 use crate::task::{NewTask, OnConflict, TaskId, Unique, WorkerId};
 
@@ -40,7 +40,7 @@ async fn in_the_way(ledger: &dyn Ledger, task: NewTask) -> TaskId {
     let recorded = ledger.record(submission(vec![task])).await.unwrap();
     assert_eq!(ledger.get(vec![id]).await.unwrap(), [], "{recorded:?}");
     match recorded {
-        Recorded::NotUnique(holders) if holders.len() == 1 => holders[0].1,
+        Recorded::NotUnique(holders) if holders.len() == 1 => holders[0].1.id,
         other => panic!("{other:?}"),
     }
 }
@@ -123,7 +123,10 @@ pub async fn a_conflict_leaves_nothing_behind(ledger: &dyn Ledger) {
         unique("free", None, OnConflict::Reject),
     ];
     let ids = tasks.iter().map(|task| task.id).collect();
-    assert_eq!(ledger.record(submission(tasks)).await.unwrap(), Recorded::NotUnique(vec![(2, holder)]));
+    assert_eq!(
+        ledger.record(submission(tasks)).await.unwrap(),
+        Recorded::NotUnique(vec![(2, Holder { id: holder, state: get(ledger, holder).await.state })])
+    );
     assert_eq!(ledger.get(ids).await.unwrap(), []);
     assert_eq!(get(ledger, replaceable).await.state, State::Accepted);
     first(ledger, unique("free", None, OnConflict::Reject)).await;
@@ -187,7 +190,7 @@ pub async fn one_of_all_unique_tasks_stands(one: &dyn Ledger, other: &dyn Ledger
         assert_eq!(tasks.len(), recorded, "{on_conflict:?}");
         let of_it = |answer: &Recorded| match answer {
             Recorded::New { existing, .. } => existing.iter().all(|(_, id)| *id == standing[0].id),
-            Recorded::NotUnique(holders) => holders.iter().all(|(_, id)| *id == standing[0].id),
+            Recorded::NotUnique(holders) => holders.iter().all(|(_, holder)| holder.id == standing[0].id),
             _ => false,
         };
         assert!(answers.iter().all(of_it), "{answers:?}");
@@ -249,7 +252,7 @@ async fn play(handles: &[SharedLedger; 2], steps: Vec<Vec<(usize, Act)>>) -> Res
             let id = probe.id;
             let expected = unfinished.get(&probe.unique.as_ref().map(|unique| unique.key.clone()));
             match (handles[0].record(submission(vec![probe])).await.unwrap(), expected) {
-                (Recorded::NotUnique(holders), Some(ids)) => prop_assert_eq!(holders[0].1, ids[0]),
+                (Recorded::NotUnique(holders), Some(ids)) => prop_assert_eq!(holders[0].1.id, ids[0]),
                 (Recorded::New { .. }, None) => {
                     handles[0].cancel(vec![id], "a probe".to_owned(), Caller::UNKNOWN).await.unwrap();
                 }

@@ -15,6 +15,7 @@ use crate::ledger::{Caller, Replayed};
 use crate::state::{Event, State, next};
 use crate::task::{ChangeCall, TaskId};
 
+/// The raised fence voids what was published of one that waits: a message, or the late mark of one.
 const REPLAY: &str = "
 WITH clock AS MATERIALIZED (SELECT tasklane.now_ms() AS now),
 found AS MATERIALIZED (
@@ -28,6 +29,8 @@ moved AS (
     SET state = $4, run_at = clock.now + f.delay_ms, due_at = clock.now + f.delay_ms, queued_at = NULL, crashes = 0,
         max_attempts = GREATEST(t.max_attempts, t.attempt + 1), finished_at = NULL, reason = NULL,
         cancel_requested_at = NULL, first_due_at = NULL,
+        fence = CASE WHEN f.state < 5 THEN t.fence + 1 ELSE t.fence END,
+        void_below = CASE WHEN f.state < 5 THEN t.fence + 1 ELSE t.void_below END,
         last_change = ($5::jsonb || jsonb_build_object('at', clock.now))::text
     FROM found f, clock
     WHERE t.id = f.id AND f.state = ANY($3)
@@ -93,8 +96,9 @@ async fn without_key(
         let (id, state) = (TaskId(*id), state_of(*code)?);
         match key {
             _ if next(state, Event::Replay).is_none() => drop(without.insert(id, Replayed::From(state))),
-            Some(key) => keyed.push((id, key.as_str())),
-            None => {}
+            // What has not ended holds its key still, or until the key's time was over.
+            Some(key) if state.is_final() => keyed.push((id, key.as_str())),
+            _ => {}
         }
     }
     if keyed.is_empty() {

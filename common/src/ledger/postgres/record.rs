@@ -39,6 +39,10 @@ ORDER BY n.key COLLATE "C", n.id
 ON CONFLICT (idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING id, created_at"#;
 
+const RETRIED_BY: &str = "
+UPDATE tasklane.tasks t SET retried_by = n.by
+FROM UNNEST($1::uuid[], $2::uuid[]) AS n (of, by) WHERE t.id = n.of";
+
 const BY_KEY: &str = "
 SELECT idempotency_key, id, idempotency_hash FROM tasklane.tasks
 WHERE idempotency_key = ANY($1) AND idempotency_key IS NOT NULL";
@@ -198,8 +202,15 @@ pub(super) async fn insert(
             columns.push(task, index, submission)?;
         }
     }
-    let rows: Vec<(Uuid, i64)> = columns.bind().fetch_all(connection).await?;
-    Ok(rows.into_iter().collect())
+    let again: Vec<_> =
+        columns.ids.iter().zip(&columns.retried_from).filter_map(|(id, of)| Some((*id, (*of)?))).collect();
+    let rows: Vec<(Uuid, i64)> = columns.bind().fetch_all(&mut *connection).await?;
+    let created: HashMap<Uuid, i64> = rows.into_iter().collect();
+    let (by, of): (Vec<Uuid>, Vec<Uuid>) = again.into_iter().filter(|(id, _)| created.contains_key(id)).unzip();
+    if !of.is_empty() {
+        sqlx::query(RETRIED_BY).bind(of).bind(by).execute(connection).await?;
+    }
+    Ok(created)
 }
 
 /// The rows to be inserted, by column.

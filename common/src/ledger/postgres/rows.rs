@@ -86,6 +86,7 @@ pub(super) fn task_of(row: &PgRow) -> Result<Task, Fault> {
         concurrency_key: row.try_get("concurrency_key")?,
         limited_by: row.try_get::<Option<String>, _>("limited_by")?.filter(|_| held),
         retried_from: row.try_get::<Option<Uuid>, _>("retried_from")?.map(TaskId),
+        retried_by: row.try_get::<Option<Uuid>, _>("retried_by")?.map(TaskId),
         last_change: optional("last_change")?.map(last_change).transpose().map_err(Fault::corrupt)?,
     })
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::state_of;
 use crate::clock::millis;
@@ -43,6 +44,15 @@ pub(super) async fn holders(connection: &mut PgConnection, keys: &[&str]) -> Res
     let rows: Vec<(String, Uuid, i16)> = sqlx::query_as(HOLDERS).bind(keys).fetch_all(connection).await?;
     let holder = |(key, id, code)| Ok((key, Holder { id: TaskId(id), state: state_of(code)? }));
     rows.into_iter().map(holder).collect()
+}
+
+/// As [`holders`], outside of a transaction.
+pub(super) async fn held(connections: &Connections, keys: &[String]) -> Result<Vec<(String, Holder)>, Fault> {
+    let mut lent = connections.lend().await?;
+    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+    let found = holders(&mut lent, &keys).await?;
+    lent.keep();
+    Ok(found.into_iter().collect())
 }
 
 /// Gives keys to tasks, for a time or until they have finished.

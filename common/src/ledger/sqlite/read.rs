@@ -125,7 +125,7 @@ const TASK_COLUMNS: &str = "t.id, t.kind, t.queue, t.state, args, t.tags, t.atte
      t.result, t.errors, t.reason, t.created_at, t.run_at, t.started_at, t.finished_at, t.worker_id, t.timeout_ms, \
      t.unique_key, t.cancel_requested_at, t.group_id, t.priority, t.concurrency_key, \
      iif(t.state = 0 AND t.due_at IS NULL, t.limited_by, NULL), t.retried_from, t.result_ttl_ms, \
-     t.last_change";
+     t.last_change, t.retried_by";
 
 fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
     let time = |column| row.get::<_, Option<i64>>(column).map(|at| at.map(timestamp));
@@ -159,6 +159,7 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
         concurrency_key: row.get(22)?,
         limited_by: row.get(23)?,
         retried_from: row.get::<_, Option<[u8; 16]>>(24)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
+        retried_by: row.get::<_, Option<[u8; 16]>>(27)?.map(|id| TaskId(uuid::Uuid::from_bytes(id))),
         last_change: parsed_or(row, 26, None, |text| last_change(text).map(Some))?,
     })
 }

@@ -57,6 +57,10 @@ fn insert_all(db: &Connection, submission: &Submission, now: i64) -> rusqlite::R
     for (index, task) in submission.tasks.iter().enumerate() {
         let key = submission.idempotency.as_ref().map(|idempotency| row_key(&idempotency.key, index, single));
         insertion.insert(task, now, submission, key)?;
+        if let Some(failed) = task.retried_from {
+            db.prepare_cached("UPDATE tasks SET retried_by = ?2 WHERE id = ?1")?
+                .execute(params![failed.0.as_bytes().as_slice(), task.id.0.as_bytes().as_slice()])?;
+        }
     }
     if let Some(group) = &submission.group {
         groups::insert(db, group, submission.tasks.len(), now)?;

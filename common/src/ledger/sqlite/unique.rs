@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::read::{id_of, state_of};
+use crate::clock::wall_ms;
 use crate::ledger::unique::Holder;
 use crate::task::TaskId;
 
@@ -14,6 +15,13 @@ pub(super) fn holder(db: &Connection, key: &str, now: i64) -> rusqlite::Result<O
     )?
     .query_row(params![key, now], |row| Ok(Holder { id: id_of(row, 0)?, state: state_of(row, 1)? }))
     .optional()
+}
+
+/// The tasks that hold these keys now.
+pub(super) fn holders(db: &Connection, keys: &[String]) -> rusqlite::Result<Vec<(String, Holder)>> {
+    let now = wall_ms();
+    let held = keys.iter().map(|key| Ok(holder(db, key, now)?.map(|holder| (key.clone(), holder))));
+    held.filter_map(Result::transpose).collect()
 }
 
 /// Gives a key to a task, until a time or until it has finished.

@@ -377,18 +377,21 @@ fn replay_one(db: &Connection, id: TaskId, delay: Duration, caller: &Caller) -> 
     let Some((code, key)) = row else { return Ok(Replayed::Unknown) };
     let state = State::from_code(code).ok_or(rusqlite::Error::IntegralValueOutOfRange(0, code.into()))?;
     let now = wall_ms();
-    if let Some(key) = key.filter(|_| next(state, Event::Replay).is_some()) {
+    // What has not ended holds its key still, or until the key's time was over.
+    if let Some(key) = key.filter(|_| state.is_final() && next(state, Event::Replay).is_some()) {
         match unique::holder(db, &key, now)? {
             Some(holder) if holder.id != id => return Ok(Replayed::KeyHeld(holder.id)),
             Some(_) => {}
             None => unique::take(db, &key, id, None)?,
         }
     }
+    // The raised fence voids what was published of one that waits: a message, or the late mark of one.
     db.prepare_cached(
         "UPDATE tasks SET state = 0, run_at = ?2, due_at = ?2, max_attempts = max(max_attempts, attempt + 1),
              crashes = 0, finished_at = NULL, reason = NULL, cancel_requested_at = NULL, first_due_at = NULL,
-             last_change = ?3
-         WHERE id = ?1 AND state IN (6, 7)",
+             last_change = ?3, fence = iif(state < 5, fence + 1, fence),
+             void_below = iif(state < 5, fence + 1, void_below), queued_at = NULL
+         WHERE id = ?1 AND state IN (1, 4, 6, 7)",
     )?
     .execute(params![
         id.0.as_bytes().as_slice(),

@@ -49,3 +49,6 @@ ALTER TABLE workers ADD COLUMN name text;
 ALTER TABLE workers ADD COLUMN pid bigint;
 ALTER TABLE workers ADD COLUMN ended_at bigint;
 ALTER TABLE workers ADD COLUMN ended smallint;
+
+-- The newest task that does a failed one's work with other args.
+ALTER TABLE tasks ADD COLUMN retried_by uuid;

@@ -29,3 +29,6 @@ ALTER TABLE workers ADD COLUMN name TEXT;
 ALTER TABLE workers ADD COLUMN pid INTEGER;
 ALTER TABLE workers ADD COLUMN ended_at INTEGER;
 ALTER TABLE workers ADD COLUMN ended INTEGER;
+
+-- The newest task that does a failed one's work with other args.
+ALTER TABLE tasks ADD COLUMN retried_by BLOB;
