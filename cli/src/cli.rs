@@ -36,6 +36,7 @@ const BATCH_EXAMPLES: &str = "Examples:
 
 const LIST_EXAMPLES: &str = "Examples:
   tasklane list --state discarded --kind 'report.build'
+  tasklane list --error 'no space left' --since 2h
   tasklane list --state retryable --json | jq -r '.errors[-1].message'";
 
 const CANCEL_EXAMPLES: &str = "Examples:
@@ -321,9 +322,36 @@ pub(crate) fn tag_of(Pair { key, value }: &Pair) -> String {
 /// A list of tasks.
 #[derive(Debug, Args)]
 pub(crate) struct List {
-    /// Which tasks.
-    #[command(flatten)]
-    pub(crate) filter: Filter,
+    /// Only in this state
+    #[arg(long, value_name = "STATE", value_parser = PossibleValuesParser::new(STATES))]
+    pub(crate) state: Option<String>,
+    /// Only of this kind
+    #[arg(long, value_name = "KIND")]
+    pub(crate) kind: Option<String>,
+    /// Only of this queue
+    #[arg(long, value_name = "NAME")]
+    pub(crate) queue: Option<String>,
+    /// Only with this tag; may be repeated, and all must match
+    #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = input::pair)]
+    pub(crate) tags: Vec<Pair>,
+    /// Only whose last error has this text in it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) error: Option<String>,
+    /// Only with this reason, such as final_error or poison
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Option<String>,
+    /// Only created since then: a time such as 2030-01-31T08:00:00Z, or how long ago, such as 2h
+    #[arg(long, value_name = "TIME", value_parser = input::moment)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only created before that: a time, or how long ago
+    #[arg(long, value_name = "TIME", value_parser = input::moment)]
+    pub(crate) until: Option<Timestamp>,
+    /// Only what this worker runs, or was the last to run
+    #[arg(long, value_name = "ID")]
+    pub(crate) worker: Option<Uuid>,
+    /// Only tasks of this group
+    #[arg(long, value_name = "ID", value_parser = input::group_id)]
+    pub(crate) group: Option<Uuid>,
     /// How many tasks at most
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub(crate) limit: u64,
@@ -400,8 +428,8 @@ pub(crate) struct Retry {
     /// The tasks; - reads ids from standard input, one a line; or give a filter
     #[arg(
         value_name = "ID", value_parser = input::id_arg,
-        required_unless_present_any = ["state", "kind", "queue", "tag"],
-        conflicts_with_all = ["state", "kind", "queue", "tag", "dry_run", "yes", "per_second"]
+        required_unless_present_any = ["state", "kind", "queue", "tag", "reason"],
+        conflicts_with_all = ["state", "kind", "queue", "tag", "reason", "dry_run", "yes", "per_second"]
     )]
     pub(crate) ids: Vec<IdArg>,
     /// Which tasks; discarded ones, unless --state says cancelled, or retryable or scheduled to start what waits
@@ -410,6 +438,9 @@ pub(crate) struct Retry {
     /// Also those whose work another task does with other args
     #[arg(long)]
     pub(crate) replaced: bool,
+    /// Only with this reason; poison, which took its workers down, starts again only if this asks for it
+    #[arg(long, value_name = "REASON")]
+    pub(crate) reason: Option<String>,
     /// Other args, as a new task: JSON, @FILE, or - for standard input
     #[arg(long, value_name = "JSON", allow_hyphen_values = true)]
     pub(crate) args: Option<String>,

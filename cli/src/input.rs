@@ -5,7 +5,7 @@ use std::io::{BufRead, Read};
 use std::path::Path;
 use std::time::Duration;
 
-use jiff::{Span, SpanRelativeTo};
+use jiff::{Span, SpanRelativeTo, Timestamp};
 use serde::ser::{SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use url::Url;
@@ -48,6 +48,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let span: Span = text.parse().map_err(|_| rule())?;
     let length = span.to_duration(SpanRelativeTo::days_are_24_hours()).map_err(|_| rule())?;
     Duration::try_from(length).map_err(|_| "must not be negative".to_owned())
+}
+
+/// Reads a time, or how long ago it was.
+pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+    let ago = |ago: Duration| Timestamp::now().checked_sub(ago).ok();
+    let read = text.parse().ok().or_else(|| duration(text).ok().and_then(ago));
+    read.ok_or_else(|| "must be a time such as 2030-01-31T08:00:00Z, or how long ago, such as 2h".to_owned())
 }
 
 /// Reads the address of a producer; it may have a path, if a proxy puts it below one.
@@ -295,6 +302,14 @@ mod tests {
         for bad in ["", "=", "=1", "word"] {
             assert!(pair(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_how_long_ago_it_was() {
+        let time = "2026-11-23T07:00:00Z";
+        assert_eq!(moment(time).unwrap().to_string(), time);
+        assert!(moment("2h").unwrap() < Timestamp::now());
+        assert!(moment("yesterday").is_err());
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub use self::looking::{
     Fleet, GONE_TOLD_MAX, GoneWorker, LIST_SCAN_MAX, ListQuery, Page, Paused, QueueCounts, RUNS_TOLD_MAX, Run, Worker,
     WorkerEnd,
 };
-pub(crate) use self::looking::{PAGE_BYTES_MAX, RUNS_LOOKED_AT};
+pub(crate) use self::looking::{LIST_TIME, PAGE_BYTES_MAX, RUNS_LOOKED_AT, UNFINISHED_SEEN_MAX};
 pub use self::scheduling::{
     Changed, DueSchedules, Fired, Firing, GivenUp, NextTick, ScheduleChange, SchedulePage, Unreadable,
 };
@@ -196,6 +196,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 
     /// The tasks with these ids, in no particular order; unknown ids are left out.
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError>;
+
+    /// The states of the tasks with these ids, in no particular order; unknown ids are left out. Reads neither args nor results.
+    async fn states(&self, ids: Vec<TaskId>) -> Result<Vec<(TaskId, State)>, LedgerError>;
 
     /// One page of tasks, newest first.
     async fn list(&self, query: ListQuery) -> Result<Page, LedgerError>;

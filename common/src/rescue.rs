@@ -17,6 +17,9 @@ const ROUND_MAX: u32 = 256;
 /// The wait of a task that has crashed before: it keeps a poisonous task away from its neighbours of the last crash.
 const AGAIN: Backoff = Backoff { base_ms: 2_000, max_ms: 60_000 };
 
+/// The reason of a task that was given up because it took its workers down.
+pub const POISON: &str = "poison";
+
 /// Rescues until the shutdown.
 pub async fn run(ledger: SharedLedger, events: Events, max_crashes: i32, shutdown: CancellationToken) {
     let mut period = tokio::time::interval(PERIOD);
@@ -76,7 +79,7 @@ pub fn decide(task: &Abandoned, max_crashes: i32, random: f64) -> Transition {
         Guarantee::AtLeastOnce | Guarantee::Transactional => match () {
             // No start follows: the ledger makes it cancelled instead, with this crash among its errors.
             () if task.cancel_requested => Transition::Retry { delay: Duration::ZERO, error },
-            () if crashes >= max_crashes => discard("poison", error),
+            () if crashes >= max_crashes => discard(POISON, error),
             () if task.attempt >= task.max_attempts => discard("exhausted", error),
             () if crashes == 1 => Transition::Retry { delay: Duration::ZERO, error },
             () => Transition::Retry { delay: AGAIN.delay_with(crashes - 1, random), error },
@@ -99,7 +102,7 @@ fn event(task: &Abandoned, (event, state): (Happening, State)) -> TaskEvent {
 
 fn label(transition: &Transition) -> &'static str {
     match transition {
-        Transition::Discard { reason, .. } if reason == "poison" => "poison",
+        Transition::Discard { reason, .. } if reason == POISON => POISON,
         Transition::Discard { reason, .. } if reason == "interrupted" => "interrupted",
         Transition::Discard { .. } => "exhausted",
         _ => "retried",

@@ -88,10 +88,10 @@ pub fn many(body: &[u8], page: u32) -> Result<Cancellation, ApiError> {
         state: checked("state", asked.state, unfinished, &mut faults),
         kind: checked("kind", asked.kind, |name| Kind::parse(name).map_err(named), &mut faults),
         queue: checked("queue", asked.queue, |name| QueueName::parse(name).map_err(named), &mut faults),
-        tag: checked("tag", asked.tag, listing::tag, &mut faults),
-        group: None,
+        tags: checked("tag", asked.tag, listing::tag, &mut faults).into_iter().collect(),
         before: checked("cursor", asked.cursor, listing::before, &mut faults),
         limit: page,
+        ..ListQuery::default()
     };
     let reason = checked_reason(asked.reason, &mut faults);
     if faults.is_empty() {

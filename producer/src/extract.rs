@@ -142,16 +142,16 @@ pub struct Params {
 }
 
 impl Params {
-    /// Splits a query string.
+    /// Splits a query string. Some of the known names may come several times.
     #[must_use]
-    pub fn parse(query: Option<&str>, known: &[&str]) -> Self {
+    pub fn parse(query: Option<&str>, known: &[&str], several: &[&str]) -> Self {
         let mut params = Self::default();
         for (name, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
             if !known.contains(&name.as_ref()) {
                 let one_of = if known.is_empty() { "none is".to_owned() } else { known.join(", ") };
                 params
                     .fault(&tasklane_common::task::truncate(&name, 64), format!("is not known here; known: {one_of}"));
-            } else if params.values.iter().any(|(given, _)| *given == name) {
+            } else if !several.contains(&name.as_ref()) && params.values.iter().any(|(given, _)| *given == name) {
                 params.fault(&name, "must be given once");
             } else {
                 params.values.push((name.into_owned(), value.into_owned()));
@@ -170,6 +170,23 @@ impl Params {
                 None
             }
         }
+    }
+
+    /// A parameter that may come several times, at most `most`.
+    pub fn read_all<T>(&mut self, name: &str, most: usize, read: impl Fn(&str) -> Result<T, String>) -> Vec<T> {
+        let values: Vec<_> =
+            self.values.iter().filter(|(given, _)| given == name).map(|(_, value)| read(value)).collect();
+        if values.len() > most {
+            self.fault(name, format!("must be given {most} times at most"));
+        }
+        let mut kept = Vec::new();
+        for value in values {
+            match value {
+                Ok(value) => kept.push(value),
+                Err(message) => self.fault(name, message),
+            }
+        }
+        kept
     }
 
     /// One parameter that is an integer within bounds.
@@ -247,7 +264,7 @@ mod tests {
 
     #[test]
     fn query_faults_are_all_named() {
-        let mut params = Params::parse(Some("limit=x&limit=2&color=red"), &["limit"]);
+        let mut params = Params::parse(Some("limit=x&limit=2&color=red"), &["limit"], &[]);
         assert_eq!(params.integer("limit", 1, 10), None);
         let Err(ApiError::InvalidQuery(faults)) = params.finish() else { panic!("no faults") };
         let paths: Vec<_> = faults.iter().map(|fault| fault.path.as_str()).collect();

@@ -48,6 +48,23 @@ impl Gate {
         Ok(answer?)
     }
 
+    /// Awaits the answer of a read, unless the ledger is known to be away. A read may be late because of what it reads: that
+    /// alone closes nothing, unless the ledger does not answer a ping either.
+    ///
+    /// # Errors
+    /// As [`Gate::ask`].
+    pub async fn look<T>(&self, answer: impl Future<Output = Result<T, LedgerError>>) -> Result<T, ApiError> {
+        if !self.lets_through() {
+            return Err(ApiError::LedgerUnavailable);
+        }
+        let answer = answer.await;
+        match &answer {
+            Err(error) if error.is_retryable() => self.note(self.ledger.ping().await.err().as_ref()),
+            answered => self.note(answered.as_ref().err()),
+        }
+        Ok(answer?)
+    }
+
     /// While the ledger is away, one caller in each period goes through to try it.
     fn lets_through(&self) -> bool {
         let probe_at_ms = self.probe_at_ms.load(Ordering::Relaxed);
@@ -119,6 +136,16 @@ mod tests {
         assert!(first.is_ok() && second.is_err());
         assert_eq!(asked.into_inner(), 1, "the others were not let through");
         assert!(answers(&gate, Ok(())).await, "open again");
+    }
+
+    #[tokio::test]
+    async fn a_late_read_closes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/gate.db", folder.path().display());
+        let gate = Gate::new(tasklane_common::ledger::open(&url).await.unwrap());
+        let late = gate.look(async { Err::<(), _>(LedgerError::Unavailable("late".to_owned())) }).await;
+        assert!(matches!(late, Err(ApiError::LedgerUnavailable)));
+        assert!(answers(&gate, Ok(())).await);
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tasklane_common::clock;
 use tasklane_common::ledger::ListQuery;
+use tasklane_common::rescue::POISON;
 use tasklane_common::state::{Event, State, UnknownState, next};
 use tasklane_common::task::{Json, Kind, NameError, NewTask, OnConflict, QueueName, Task, TaskId, Unique};
 use utoipa::ToSchema;
@@ -31,8 +32,8 @@ pub struct RetryTask {
     args: Option<Box<RawValue>>,
 }
 
-/// Which failures are to be run again: those that meet all that is given of `state`, `kind`, `queue` and `tag`, of which
-/// one is needed.
+/// Which failures are to be run again: those that meet all that is given of `state`, `kind`, `queue`, `tag` and `reason`,
+/// of which one is needed.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RetryTasks {
@@ -48,6 +49,9 @@ pub struct RetryTasks {
     /// Also those whose work another task does with other args, as `retried_by` says.
     #[serde(default)]
     replaced: bool,
+    /// Only with this `reason`. A task that was given up as `poison`, since it took its workers down, is left out unless
+    /// this asks for `poison`.
+    reason: Option<String>,
     /// Only counts what would be retried.
     #[serde(default)]
     dry_run: bool,
@@ -150,8 +154,8 @@ pub fn anew(failed: Task, args: Json, traceparent: Option<&str>) -> Result<NewTa
 pub fn many(body: &[u8], page: u32, now: Timestamp) -> Result<Retries, ApiError> {
     let asked: RetryTasks = extract::object(body).map_err(fault)?;
     let mut faults = Vec::new();
-    if asked.state.is_none() && asked.kind.is_none() && asked.queue.is_none() && asked.tag.is_none() {
-        faults.push(FieldError::new("", "must have at least one of state, kind, queue, tag"));
+    if [&asked.state, &asked.kind, &asked.queue, &asked.tag, &asked.reason].into_iter().all(Option::is_none) {
+        faults.push(FieldError::new("", "must have at least one of state, kind, queue, tag, reason"));
     }
     let named = |error: NameError| error.to_string();
     let state = asked.state.unwrap_or_else(|| State::Discarded.to_string());
@@ -160,10 +164,11 @@ pub fn many(body: &[u8], page: u32, now: Timestamp) -> Result<Retries, ApiError>
         state: checked("state", Some(state), failed, &mut faults),
         kind: checked("kind", asked.kind, |name| Kind::parse(name).map_err(named), &mut faults),
         queue: checked("queue", asked.queue, |name| QueueName::parse(name).map_err(named), &mut faults),
-        tag: checked("tag", asked.tag, listing::tag, &mut faults),
-        group: None,
+        tags: checked("tag", asked.tag, listing::tag, &mut faults).into_iter().collect(),
+        reason: checked("reason", asked.reason, listing::short, &mut faults),
         before: cursor.map(|(before, _)| before),
         limit: page,
+        ..ListQuery::default()
     };
     let mut faults = Faults(faults);
     let per_second = asked.per_second.map(|given| request::within(given, 1, PER_SECOND_MAX)).transpose();
@@ -177,6 +182,12 @@ pub fn many(body: &[u8], page: u32, now: Timestamp) -> Result<Retries, ApiError>
     } else {
         Err(ApiError::InvalidRetry(faults.0))
     }
+}
+
+/// Whether a task that the query finds is to be run again: one that took its workers down only if it is asked for by name.
+#[must_use]
+pub fn is_meant(query: &ListQuery, task: &Task) -> bool {
+    query.reason.is_some() || task.reason.as_deref() != Some(POISON)
 }
 
 fn failed(name: &str) -> Result<State, String> {
@@ -242,6 +253,7 @@ mod tests {
         );
         let asked = read(r#"{"kind":"a"}"#).unwrap();
         assert_eq!((asked.query.state, asked.dry_run), (Some(State::Discarded), false));
+        assert_eq!(read(r#"{"reason":"poison"}"#).unwrap().query.reason.as_deref(), Some("poison"));
         assert_eq!(read(r#"{"state":"cancelled"}"#).unwrap().query.state, Some(State::Cancelled));
     }
 

@@ -274,7 +274,7 @@ fn next_runs(schedule: &Schedule, now: Timestamp) -> Vec<Timestamp> {
 /// # Errors
 /// [`ApiError::InvalidQuery`] naming every parameter that does not fit.
 pub fn page(text: Option<&str>) -> Result<(Option<ScheduleName>, u32), ApiError> {
-    let mut params = Params::parse(text, &["limit", "cursor"]);
+    let mut params = Params::parse(text, &["limit", "cursor"], &[]);
     let after = params.read("cursor", |cursor| {
         let name = cursor.strip_prefix(CURSOR_VERSION).and_then(|name| ScheduleName::parse(name).ok());
         name.ok_or("is not a cursor of this API".to_owned())

@@ -103,13 +103,13 @@ pub fn purge(body: &[u8]) -> Result<Sweep, ApiError> {
         faults.push(FieldError::new("", "must have at least one of state, kind, queue, tag"));
     }
     let query = ListQuery {
-        group: None,
         state: checked("state", asked.state, finished, &mut faults),
         kind: checked("kind", asked.kind, kind, &mut faults),
         queue: checked("queue", asked.queue, queue, &mut faults),
-        tag: checked("tag", asked.tag, listing::tag, &mut faults),
+        tags: checked("tag", asked.tag, listing::tag, &mut faults).into_iter().collect(),
         before: checked("cursor", asked.cursor, listing::before, &mut faults),
         limit: PAGE,
+        ..ListQuery::default()
     };
     match faults.is_empty() {
         true => Ok(Sweep { query, deed: Deed::Purge, dry_run: asked.dry_run }),
@@ -130,13 +130,13 @@ pub fn moving(from: QueueName, body: &[u8]) -> Result<Sweep, ApiError> {
     };
     let to = checked("to", Some(asked.to), other, &mut faults);
     let query = ListQuery {
-        group: None,
         state: None,
         kind: checked("filter.kind", asked.filter.kind, kind, &mut faults),
         queue: Some(from.clone()),
-        tag: checked("filter.tag", asked.filter.tag, listing::tag, &mut faults),
+        tags: checked("filter.tag", asked.filter.tag, listing::tag, &mut faults).into_iter().collect(),
         before: checked("cursor", asked.cursor, listing::before, &mut faults),
         limit: PAGE,
+        ..ListQuery::default()
     };
     match to.filter(|_| faults.is_empty()) {
         Some(to) => Ok(Sweep { query, deed: Deed::Move { from, to }, dry_run: asked.dry_run }),
@@ -174,7 +174,7 @@ impl Sweep {
         let mut swept = Swept::default();
         let mut line = (!self.dry_run).then(|| self.deed.begins(&self.query, caller));
         loop {
-            let page = app.gate.ask(app.gate.ledger().list(self.query.clone())).await?;
+            let page = app.gate.look(app.gate.ledger().list(self.query.clone())).await?;
             let found: Vec<TaskId> =
                 page.tasks.iter().filter(|task| self.deed.concerns(task)).map(|task| task.id).collect();
             let tasks = match self.dry_run || found.is_empty() {

@@ -52,7 +52,7 @@ impl Default for Waits {
 /// # Errors
 /// [`ApiError::InvalidQuery`].
 pub(crate) fn asked(query: Option<&str>) -> Result<Option<Duration>, ApiError> {
-    let mut params = Params::parse(query, &["wait_ms"]);
+    let mut params = Params::parse(query, &["wait_ms"], &[]);
     let wait_ms = params.integer("wait_ms", 0, WAIT_MS_MAX);
     params.finish()?;
     Ok(wait_ms.filter(|ms| *ms > 0).map(|ms| Duration::from_millis(ms.into())))
@@ -99,12 +99,18 @@ impl Wait {
                 () = sleep_until(look_at.min(self.until)) => Instant::now() >= self.until,
                 () = app.stopping.cancelled() => true,
             };
-            let task = find(app, id).await?;
-            if last || task.state.is_final() {
-                return Ok(task);
+            if last || has_ended(app, id).await? {
+                return find(app, id).await;
             }
         }
     }
+}
+
+/// Whether a task has ended: asked again and again, so that it must not read what may be large.
+async fn has_ended(app: &App, id: TaskId) -> Result<bool, ApiError> {
+    let found = app.gate.look(app.gate.ledger().states(vec![id])).await?;
+    // Of one that is gone, the last look says so.
+    Ok(found.first().is_none_or(|(_, state)| state.is_final()))
 }
 
 /// One task from the ledger.
@@ -112,7 +118,7 @@ impl Wait {
 /// # Errors
 /// [`ApiError::UnknownTask`], or what [`crate::gate::Gate::ask`] says.
 pub(crate) async fn find(app: &App, id: TaskId) -> Result<Task, ApiError> {
-    let found = app.gate.ask(app.gate.ledger().get(vec![id])).await?;
+    let found = app.gate.look(app.gate.ledger().get(vec![id])).await?;
     found.into_iter().next().ok_or_else(|| ApiError::UnknownTask(id.to_string()))
 }
 

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::Context;
 use crate::api::{Identified, Task, TaskPage};
-use crate::cli::{Filter, List};
+use crate::cli::{List, tag_of};
 use crate::client::Call;
 use crate::failure::{Exit, Failure};
 use crate::output::{note, state_style};
@@ -29,7 +29,7 @@ pub(super) async fn run(cx: &Context<'_>, list: &List) -> Result<Exit, Failure> 
     let mut found = false;
     while left > 0 {
         let call = Call::get(["v1", "tasks"]).query("limit", left.min(PAGE)).optional("cursor", cursor.as_ref());
-        let page: TaskPage = cx.client.call(filtered(call, &list.filter)).await?.read()?;
+        let page: TaskPage = cx.client.call(filtered(call, list)).await?.read()?;
         left = left.saturating_sub(page.tasks.len() as u64);
         found |= !page.tasks.is_empty();
         show(cx, list, &page, &mut table)?;
@@ -48,11 +48,18 @@ pub(super) async fn run(cx: &Context<'_>, list: &List) -> Result<Exit, Failure> 
     Ok(Exit::Done)
 }
 
-fn filtered(call: Call, filter: &Filter) -> Call {
-    call.optional("state", filter.state.as_ref())
-        .optional("kind", filter.kind.as_ref())
-        .optional("queue", filter.queue.as_ref())
-        .optional("tag", filter.tag())
+fn filtered(call: Call, list: &List) -> Call {
+    let call = call
+        .optional("state", list.state.as_ref())
+        .optional("kind", list.kind.as_ref())
+        .optional("queue", list.queue.as_ref())
+        .optional("error", list.error.as_ref())
+        .optional("reason", list.reason.as_ref())
+        .optional("since", list.since)
+        .optional("until", list.until)
+        .optional("worker", list.worker)
+        .optional("group", list.group);
+    list.tags.iter().fold(call, |call, tag| call.query("tag", tag_of(tag)))
 }
 
 fn show(cx: &Context<'_>, list: &List, page: &TaskPage, table: &mut Table) -> Result<(), Failure> {

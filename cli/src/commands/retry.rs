@@ -28,6 +28,8 @@ struct Retries<'r> {
     #[serde(skip_serializing_if = "Option::is_none")]
     tag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'r str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     per_second: Option<u32>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replaced: bool,
@@ -122,6 +124,7 @@ async fn sweep(cx: &Context<'_>, retry: &Retry, dry_run: bool) -> Result<Met, Fa
             kind: filter.kind.as_deref(),
             queue: filter.queue.as_deref(),
             tag: filter.tag(),
+            reason: retry.reason.as_deref(),
             per_second: retry.per_second,
             replaced: retry.replaced,
             dry_run,

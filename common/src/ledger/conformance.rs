@@ -176,7 +176,7 @@ macro_rules! suite {
                 a_repeated_group_is_the_first, a_refused_group_leaves_nothing,
             }
             read {
-                unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed,
+                unknown_ids_are_left_out, pages_go_from_new_to_old, filters_are_combined, every_state_can_be_listed, failures_are_found_by_what_is_known_of_them,
                 tags_match_exactly, big_tasks_come_in_more_pages, queues_are_counted, the_ledger_answers_a_ping,
                 run_times_are_those_of_what_has_completed,
             }

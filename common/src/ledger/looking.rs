@@ -6,7 +6,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+use uuid::Uuid;
 
+use crate::clock::millis;
 use crate::state::State;
 use crate::task::{GroupId, Kind, QueueName, Task, TaskId, WorkerId};
 
@@ -22,10 +24,20 @@ pub struct ListQuery {
     pub kind: Option<Kind>,
     /// Only of this queue.
     pub queue: Option<QueueName>,
-    /// Only with this tag of this value.
-    pub tag: Option<(String, String)>,
+    /// Only with all of these tags, each of its value.
+    pub tags: Vec<(String, String)>,
     /// Only members of this group.
     pub group: Option<GroupId>,
+    /// Only those whose last error's message has this in it.
+    pub error: Option<String>,
+    /// Only those recorded then or later.
+    pub since: Option<Timestamp>,
+    /// Only those recorded before that.
+    pub until: Option<Timestamp>,
+    /// Only those that this worker runs, or was the last to run.
+    pub worker: Option<WorkerId>,
+    /// Only those with this reason, whole.
+    pub reason: Option<String>,
     /// Only tasks older than this one.
     pub before: Option<TaskId>,
     /// At most so many tasks; 1 to 1,000.
@@ -34,6 +46,43 @@ pub struct ListQuery {
 
 /// How many rows one page may look at before it ends short; keeps a rare filter from reading a whole ledger.
 pub const LIST_SCAN_MAX: u32 = 50_000;
+
+/// How long one page is looked for before it ends short.
+pub(crate) const LIST_TIME: Duration = Duration::from_secs(1);
+
+/// How many tasks in an unfinished state are looked at by themselves. Where more are, the newest of all are looked at, among
+/// which are enough of them.
+pub(crate) const UNFINISHED_SEEN_MAX: u32 = 50_000;
+
+/// How far the clock that made an id may be off the one that recorded the task.
+const CLOCKS_APART: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl ListQuery {
+    /// The ids between which all of its tasks are, as far as it says: the greatest and the least, neither of them included.
+    pub(crate) fn bounds(&self) -> (Uuid, Uuid) {
+        let begun_at = |ms: i64| {
+            let ms = u64::try_from(ms).unwrap_or(0).min((1 << 48) - 1);
+            Uuid::from_u128(u128::from(ms) << 80)
+        };
+        let apart = millis(CLOCKS_APART);
+        let until = self.until.map_or(Uuid::max(), |until| begun_at(until.as_millisecond().saturating_add(apart)));
+        let before = self.before.map_or(Uuid::max(), |id| id.0);
+        let since = self.since.map_or(Uuid::nil(), |since| begun_at(since.as_millisecond().saturating_sub(apart)));
+        (before.min(until), since)
+    }
+
+    /// Whether a task meets what a ledger's own language tells only roughly.
+    pub(crate) fn lets_through(&self, task: &Task) -> bool {
+        let says = |text: &String| task.errors.last().is_some_and(|error| error.message.contains(text.as_str()));
+        self.tags.iter().all(|(key, value)| task.tags.get(key) == Some(value)) && self.error.as_ref().is_none_or(says)
+    }
+
+    /// The text of an error as it stands within JSON.
+    pub(crate) fn error_in_json(&self) -> Option<String> {
+        let written = self.error.as_ref().and_then(|text| serde_json::to_string(text).ok())?;
+        Some(written[1..written.len() - 1].to_owned())
+    }
+}
 
 /// How many bytes of args and results one page holds, unless a single task has more; then the page is short.
 pub(crate) const PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;

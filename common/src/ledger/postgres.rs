@@ -25,6 +25,7 @@ mod lane;
 pub(crate) mod layout;
 mod lease;
 mod limits;
+mod list;
 mod prune;
 mod publish;
 mod queues;
@@ -331,8 +332,12 @@ impl Ledger for PostgresLedger {
         again(|| read::get(&self.shared, &ids)).await
     }
 
+    async fn states(&self, ids: Vec<TaskId>) -> Result<Vec<(TaskId, State)>, LedgerError> {
+        again(|| read::states(&self.shared, &ids)).await
+    }
+
     async fn list(&self, query: ListQuery) -> Result<Page, LedgerError> {
-        again(|| read::list(&self.shared, &query)).await
+        again(|| list::list(&self.shared, &query)).await
     }
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {

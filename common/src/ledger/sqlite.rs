@@ -8,6 +8,7 @@ mod claim;
 mod editing;
 mod groups;
 mod limits;
+mod list;
 mod prune;
 mod queues;
 mod read;
@@ -60,6 +61,7 @@ pub struct SqliteLedger {
     boot_id: Arc<str>,
     writer: Writer,
     readers: Readers,
+    upkeep: Readers,
     pruning: Mutex<Walk>,
 }
 
@@ -74,11 +76,11 @@ impl SqliteLedger {
             let connection = schema::open_writer(&path)?;
             let id = schema::id(&connection).map_err(|error| schema::cannot_open(&path, &error))?;
             let writer = Writer::spawn(connection)?;
-            let readers = Readers::open(&path)?;
+            let (readers, upkeep) = (Readers::open(&path)?, Readers::open(&path)?);
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
             let place = path.display().to_string();
-            Ok(Self { id, place, boot_id: boot_id.into(), writer, readers, pruning: Mutex::default() })
+            Ok(Self { id, place, boot_id: boot_id.into(), writer, readers, upkeep, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
@@ -146,7 +148,7 @@ impl Ledger for SqliteLedger {
 
     async fn abandoned(&self, limit: u32) -> Result<Vec<Abandoned>, LedgerError> {
         let boot_id = Arc::clone(&self.boot_id);
-        if !self.readers.read(move |db| read::anything_abandoned(db, &boot_id)).await? {
+        if !self.upkeep.read(move |db| read::anything_abandoned(db, &boot_id)).await? {
             return Ok(Vec::new());
         }
         let boot_id = Arc::clone(&self.boot_id);
@@ -154,7 +156,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn running(&self, worker: WorkerId) -> Result<Vec<Abandoned>, LedgerError> {
-        self.readers.read(move |db| read::running(db, worker)).await
+        self.upkeep.read(move |db| read::running(db, worker)).await
     }
 
     async fn fetch_due(&self, limit: u32, reserve: Duration) -> Result<Vec<Due>, LedgerError> {
@@ -170,7 +172,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn next_due(&self) -> Result<Option<Duration>, LedgerError> {
-        self.readers.read(read::next_due).await
+        self.upkeep.read(read::next_due).await
     }
 
     async fn strand(&self, lane: Lane, empty: bool, slack: Duration, limit: u32) -> Result<u64, LedgerError> {
@@ -237,15 +239,19 @@ impl Ledger for SqliteLedger {
     }
 
     async fn cancelling(&self, worker: WorkerId) -> Result<Vec<(TaskId, Fence)>, LedgerError> {
-        self.readers.read(move |db| read::cancelling(db, worker)).await
+        self.upkeep.read(move |db| read::cancelling(db, worker)).await
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Task>, LedgerError> {
         self.readers.read(move |db| read::get(db, &ids)).await
     }
 
+    async fn states(&self, ids: Vec<TaskId>) -> Result<Vec<(TaskId, State)>, LedgerError> {
+        self.readers.read(move |db| read::states(db, &ids)).await
+    }
+
     async fn list(&self, query: ListQuery) -> Result<Page, LedgerError> {
-        self.readers.read(move |db| read::list(db, &query)).await
+        self.readers.read(move |db| list::list(db, &query)).await
     }
 
     async fn queues(&self) -> Result<Vec<QueueCounts>, LedgerError> {
@@ -282,7 +288,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn paused_queues(&self) -> Result<Vec<QueueName>, LedgerError> {
-        self.readers.read(queues::paused).await
+        self.upkeep.read(queues::paused).await
     }
 
     async fn limits(&self) -> Result<Vec<Limit>, LedgerError> {
@@ -302,7 +308,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn release_held(&self, after: Option<Scope>, limit: u32) -> Result<Released, LedgerError> {
-        if !self.readers.read(limits::anything_held).await? {
+        if !self.upkeep.read(limits::anything_held).await? {
             return Ok(Released::default());
         }
         self.writer.write(limit as usize, move |db| limits::release(db, after.as_ref(), limit)).await
@@ -313,11 +319,11 @@ impl Ledger for SqliteLedger {
     }
 
     async fn waiting(&self, queue: QueueName, most: u32) -> Result<u32, LedgerError> {
-        self.readers.read(move |db| limits::waiting(db, &queue, most)).await
+        self.upkeep.read(move |db| limits::waiting(db, &queue, most)).await
     }
 
     async fn queued_lanes(&self) -> Result<Vec<Lane>, LedgerError> {
-        self.readers.read(read::queued_lanes).await
+        self.upkeep.read(read::queued_lanes).await
     }
 
     async fn run_times(&self, queue: QueueName) -> Result<Vec<(Kind, Duration)>, LedgerError> {
@@ -326,7 +332,7 @@ impl Ledger for SqliteLedger {
 
     async fn workers(&self) -> Result<Vec<Worker>, LedgerError> {
         let boot_id = Arc::clone(&self.boot_id);
-        self.readers.read(move |db| workers::alive(db, &boot_id)).await
+        self.upkeep.read(move |db| workers::alive(db, &boot_id)).await
     }
 
     async fn fleet(&self) -> Result<Fleet, LedgerError> {
@@ -353,7 +359,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn due_schedules(&self, limit: u32) -> Result<DueSchedules, LedgerError> {
-        self.readers.read(move |db| schedules::due(db, limit)).await
+        self.upkeep.read(move |db| schedules::due(db, limit)).await
     }
 
     async fn fire(&self, firing: Firing) -> Result<Fired, LedgerError> {
@@ -361,7 +367,7 @@ impl Ledger for SqliteLedger {
     }
 
     async fn ended_groups(&self, after: Option<GroupId>, limit: u32) -> Result<EndedGroups, LedgerError> {
-        self.readers.read(move |db| groups::ended(db, after, limit)).await
+        self.upkeep.read(move |db| groups::ended(db, after, limit)).await
     }
 
     async fn close_group(&self, id: GroupId) -> Result<Option<Closed>, LedgerError> {
@@ -385,6 +391,6 @@ impl Ledger for SqliteLedger {
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
-        self.readers.read(|db| db.query_row("SELECT 1", [], |_| Ok(()))).await
+        self.upkeep.read(|db| db.query_row("SELECT 1", [], |_| Ok(()))).await
     }
 }

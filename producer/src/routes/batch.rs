@@ -158,7 +158,7 @@ async fn look_up(app: &App, ids: Vec<TaskId>) -> Result<(Vec<BatchEntry>, Option
     let mut group_id = None;
     let mut states = HashMap::with_capacity(ids.len());
     for some in ids.chunks(LOOK_UP_MAX) {
-        let tasks = app.gate.ask(app.gate.ledger().get(some.to_vec())).await?;
+        let tasks = app.gate.look(app.gate.ledger().get(some.to_vec())).await?;
         group_id = group_id.or(tasks.iter().find_map(|task| task.group_id));
         states.extend(tasks.into_iter().map(|task| (task.id, task.state)));
     }

@@ -67,7 +67,7 @@ pub(crate) async fn cancel_many(
         deed.detail(format_args!("reason: {reason}"));
     }
     loop {
-        let page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
+        let page = app.gate.look(app.gate.ledger().list(query.clone())).await?;
         let open = page.tasks.iter().filter(|task| !task.state.is_final() && task.cancel_requested_at.is_none());
         let found: Vec<(TaskId, TaskState)> = open.map(|task| (task.id, task.state)).collect();
         let before = if dry_run || found.is_empty() {

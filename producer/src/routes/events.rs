@@ -62,7 +62,7 @@ fn event(item: &Item) -> Event {
 }
 
 fn filter(query: Option<&str>) -> Result<Filter, ApiError> {
-    let mut params = Params::parse(query, &["kind", "queue", "state"]);
+    let mut params = Params::parse(query, &["kind", "queue", "state"], &[]);
     let kind = params.read("kind", Pattern::parse);
     let queue = params.read("queue", |name| QueueName::parse(name).map_err(|error| error.to_string()));
     let state = params.read("state", |name| name.parse::<TaskState>().map_err(|error| error.to_string()));

@@ -27,6 +27,6 @@ use crate::grouping::GroupView;
 pub(crate) async fn group(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<GroupView>, ApiError> {
     // A text that is no id is the id of no group.
     let id: GroupId = id.parse().map_err(|_| ApiError::UnknownGroup(no_id(&id, "a group's id is a UUID")))?;
-    let group = app.gate.ask(app.gate.ledger().group(id)).await?;
+    let group = app.gate.look(app.gate.ledger().group(id)).await?;
     group.map(|group| Json(group.into())).ok_or_else(|| ApiError::UnknownGroup(id.to_string()))
 }

@@ -25,6 +25,9 @@ pub(crate) struct Readiness {
     broker: bool,
     /// Whether the producer is about to stop.
     stopping: bool,
+    /// What the ledger, or the way to it, says where it does not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
 }
 
 /// Whether the process is alive
@@ -45,11 +48,15 @@ pub(crate) async fn alive() -> &'static str {
     ),
 )]
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Readiness>) {
-    let ledger = matches!(timeout(PING_TIMEOUT, app.gate.ledger().ping()).await, Ok(Ok(())));
+    let problem = match timeout(PING_TIMEOUT, app.gate.ledger().ping()).await {
+        Ok(answered) => answered.err().map(|error| error.to_string()),
+        Err(_) => Some(format!("the ledger does not answer within {} s", PING_TIMEOUT.as_secs())),
+    };
+    let ledger = problem.is_none();
     let stopping = app.stopping.is_cancelled();
     let ready = ledger && !stopping;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, ledger, broker: app.publisher.is_connected(), stopping }))
+    (status, Json(Readiness { ready, ledger, broker: app.publisher.is_connected(), stopping, problem }))
 }
 
 /// Everything that is measured, in Prometheus' text form

@@ -63,7 +63,7 @@ pub(crate) struct LimitList {
     ),
 )]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<LimitList>, ApiError> {
-    let limits = app.gate.ask(app.gate.ledger().limits()).await?;
+    let limits = app.gate.look(app.gate.ledger().limits()).await?;
     Ok(Json(LimitList { limits: limits.into_iter().map(LimitView::from).collect() }))
 }
 
@@ -82,7 +82,7 @@ pub(crate) async fn one(
     Path((of, name)): Path<(String, String)>,
 ) -> Result<Json<LimitView>, ApiError> {
     let scope = Scope::named(&of, &name).map_err(|_| unknown(&of, &name))?;
-    let limits = app.gate.ask(app.gate.ledger().limits()).await?;
+    let limits = app.gate.look(app.gate.ledger().limits()).await?;
     let limit = limits.into_iter().find(|limit| limit.scope == scope).ok_or_else(|| unknown(&of, &name))?;
     Ok(Json(limit.into()))
 }

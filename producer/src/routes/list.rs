@@ -16,7 +16,8 @@ use crate::listing;
 /// A page of tasks.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TaskPage {
-    /// Newest first; may be fewer than asked for, even none, while there is a next page.
+    /// Newest first; may be fewer than asked for, even none, while there is a next page: a page that takes long to fill ends
+    /// short.
     tasks: Vec<Task>,
     /// Give it as `cursor` for the next page; null on the last.
     next_cursor: Option<String>,
@@ -29,8 +30,13 @@ pub(crate) struct TaskPage {
         ("state" = Option<TaskState>, Query, description = "Only in this state"),
         ("kind" = Option<String>, Query, description = "Only of this kind"),
         ("queue" = Option<String>, Query, description = "Only of this queue"),
-        ("tag" = Option<String>, Query, description = "Only with this tag, `key:value`"),
+        ("tag" = Option<String>, Query, description = "Only with this tag, `key:value`; given several times, with all of them"),
         ("group" = Option<uuid::Uuid>, Query, description = "Only tasks of this group"),
+        ("error" = Option<String>, Query, description = "Only tasks whose last error's message has this text in it, as it is written"),
+        ("since" = Option<String>, Query, description = "Only tasks that were created then or later, such as `2030-01-31T08:00:00Z`"),
+        ("until" = Option<String>, Query, description = "Only tasks that were created before that"),
+        ("worker" = Option<uuid::Uuid>, Query, description = "Only tasks that this worker runs, or was the last to run"),
+        ("reason" = Option<String>, Query, description = "Only tasks with this `reason`, whole, such as `final_error` or `poison`"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 1000, description = "How many tasks; defaults to 50"),
         ("cursor" = Option<String>, Query, description = "The `next_cursor` of the page before"),
     ),
@@ -41,6 +47,6 @@ pub(crate) struct TaskPage {
     ),
 )]
 pub(crate) async fn list(State(app): State<Arc<App>>, RawQuery(query): RawQuery) -> Result<Json<TaskPage>, ApiError> {
-    let page = app.gate.ask(app.gate.ledger().list(listing::query(query.as_deref())?)).await?;
+    let page = app.gate.look(app.gate.ledger().list(listing::query(query.as_deref())?)).await?;
     Ok(Json(TaskPage { tasks: page.tasks, next_cursor: page.next.map(listing::cursor) }))
 }

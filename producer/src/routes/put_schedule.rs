@@ -80,7 +80,7 @@ pub(super) async fn change(
     let patience = Instant::now() + TICKS_PATIENCE;
     let mut tries: u32 = 0;
     while tries < TRIES {
-        let (now, old) = app.gate.ask(app.gate.ledger().schedule(name.clone())).await?;
+        let (now, old) = app.gate.look(app.gate.ledger().schedule(name.clone())).await?;
         let definition = new(old.as_ref().map(|old| &old.definition))?;
         if let Some(same) = old.as_ref().filter(|old| old.definition == definition) {
             return Ok((scheduling::view(same.clone(), now), false));

@@ -110,8 +110,8 @@ struct Known {
 
 /// The queues that the ledger, a live worker or the settings know.
 async fn known(app: &App) -> Result<BTreeMap<QueueName, Known>, ApiError> {
-    let counted = app.gate.ask(app.gate.ledger().queues()).await?;
-    let workers = app.gate.ask(app.gate.ledger().workers()).await?;
+    let counted = app.gate.look(app.gate.ledger().queues()).await?;
+    let workers = app.gate.look(app.gate.ledger().workers()).await?;
     let mut known: BTreeMap<QueueName, Known> = BTreeMap::new();
     known.entry(QueueName::default()).or_default();
     for queue in app.rules.routes.queues() {

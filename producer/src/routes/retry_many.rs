@@ -41,7 +41,8 @@ pub(crate) struct RetriedTasks {
 /// Or start many tasks that wait for their time: `state` `retryable` or `scheduled`.
 /// Goes from the newest task to the oldest, at most 10,000 a call: repeat with `cursor` until `next_cursor` is null. With
 /// `per_second` the starts are spread evenly, over all calls that follow each other by `cursor`. What was retried stays so
-/// when a later part fails.
+/// when a later part fails. Tasks with the reason `poison` have taken down the workers that ran them: they are left out unless
+/// `reason` asks for them.
 #[utoipa::path(
     post, path = "/v1/tasks/retry", tag = "tasks", operation_id = "retryTasks",
     request_body = RetryTasks,
@@ -68,8 +69,8 @@ pub(crate) async fn retry_many(
     let act = Act { call: "retry", told: "tasks were started again" };
     let mut deed = (!dry_run).then(|| caller.begins(act, listing::told(&query)));
     loop {
-        let mut page = app.gate.ask(app.gate.ledger().list(query.clone())).await?;
-        page.tasks.retain(|task| replaced || task.retried_by.is_none());
+        let mut page = app.gate.look(app.gate.ledger().list(query.clone())).await?;
+        page.tasks.retain(|task| retrying::is_meant(&query, task) && (replaced || task.retried_by.is_none()));
         if dry_run {
             let held = held(&app, &page.tasks, &mut keys).await?;
             done.conflicts += held;

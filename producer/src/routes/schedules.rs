@@ -55,7 +55,7 @@ pub(crate) async fn list(
     RawQuery(query): RawQuery,
 ) -> Result<Json<ScheduleList>, ApiError> {
     let (after, limit) = scheduling::page(query.as_deref())?;
-    let page = app.gate.ask(app.gate.ledger().schedules(after, limit)).await?;
+    let page = app.gate.look(app.gate.ledger().schedules(after, limit)).await?;
     let schedules = page.schedules.into_iter().map(|schedule| scheduling::view(schedule, page.now)).collect();
     let unreadable = page.unreadable.into_iter();
     let unreadable = unreadable.map(|Unreadable { name, problem, .. }| UnreadableSchedule { name, problem }).collect();
@@ -74,7 +74,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn one(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<Json<ScheduleView>, ApiError> {
     let name = named(&name)?;
-    let (now, schedule) = app.gate.ask(app.gate.ledger().schedule(name.clone())).await?;
+    let (now, schedule) = app.gate.look(app.gate.ledger().schedule(name.clone())).await?;
     let schedule = schedule.ok_or_else(|| ApiError::UnknownSchedule(name.to_string()))?;
     Ok(Json(scheduling::view(schedule, now)))
 }

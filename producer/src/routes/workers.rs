@@ -40,7 +40,7 @@ pub(crate) struct LiveWorker {
     ),
 )]
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<WorkerList>, ApiError> {
-    let Fleet { workers, mut runs, gone } = app.gate.ask(app.gate.ledger().fleet()).await?;
+    let Fleet { workers, mut runs, gone } = app.gate.look(app.gate.ledger().fleet()).await?;
     let live = |worker: Worker| LiveWorker { runs: runs.remove(&worker.id).unwrap_or_default(), worker };
     Ok(Json(WorkerList { workers: workers.into_iter().map(live).collect(), gone }))
 }

@@ -16,7 +16,7 @@ pub fn cursor(input: &[u8]) {
             assert!((1..=LIMIT_MAX).contains(&query.limit), "{query:?}");
             assert!(query.kind.is_none_or(|kind| kind.as_str().len() <= KIND_BYTES_MAX));
             assert!(query.queue.is_none_or(|queue| queue.as_str().len() <= QUEUE_BYTES_MAX));
-            assert!(query.tag.is_none_or(|(key, _)| !key.is_empty() && !key.contains(':')));
+            assert!(query.tags.iter().all(|(key, _)| !key.is_empty() && !key.contains(':')));
             if let Some(before) = query.before {
                 let again = listing::query(Some(&format!("cursor={}", listing::cursor(before))));
                 assert_eq!(again.ok().and_then(|query| query.before), Some(before));

@@ -63,6 +63,8 @@ pub async fn unknown_ids_are_left_out(ledger: &dyn Ledger) {
     let found = ledger.get(vec![TaskId::new(), id, TaskId::new()]).await.unwrap();
     assert_eq!(found.iter().map(|task| task.id).collect::<Vec<_>>(), [id]);
     assert_eq!(ledger.get(Vec::new()).await.unwrap(), []);
+    let states = ledger.states(vec![TaskId::new(), id]).await.unwrap();
+    assert_eq!(states, [(id, State::Accepted)]);
 }
 
 /// Each task is on one page, newest first, and the last page knows that it is the last.
@@ -94,11 +96,11 @@ pub async fn filters_are_combined(ledger: &dyn Ledger) {
         state: Some(State::Accepted),
         kind: Some(kind("a")),
         queue: Some(queue("one")),
-        tag: Some(("tag".to_owned(), "x".to_owned())),
+        tags: vec![("tag".to_owned(), "x".to_owned())],
         ..query()
     };
     assert_eq!(listed(ledger, all.clone()).await, newest_first(expected[0].clone()));
-    let without_tag = ListQuery { tag: None, ..all.clone() };
+    let without_tag = ListQuery { tags: Vec::new(), ..all.clone() };
     assert_eq!(listed(ledger, without_tag).await, newest_first([&expected[0][..], &expected[3]].concat()));
     let without_queue = ListQuery { queue: None, ..all.clone() };
     assert_eq!(listed(ledger, without_queue).await, newest_first([&expected[0][..], &expected[1]].concat()));
@@ -146,10 +148,56 @@ pub async fn tags_match_exactly(ledger: &dyn Ledger) {
         ids.push(recorded(ledger, 1, |task| task.tags = [(key.to_owned(), value.to_owned())].into()).await[0]);
     }
     for ((key, value), id) in pairs.into_iter().zip(ids) {
-        let tag = Some((key.to_owned(), value.to_owned()));
-        assert_eq!(listed(ledger, ListQuery { tag, ..query() }).await, [id], "{key}={value}");
+        let tags = vec![(key.to_owned(), value.to_owned())];
+        assert_eq!(listed(ledger, ListQuery { tags, ..query() }).await, [id], "{key}={value}");
         assert_eq!(get(ledger, id).await.tags.get(key).map(String::as_str), Some(value));
     }
+}
+
+/// What an operator knows of a failure leads to it: its words, its reason, its time, its worker.
+pub async fn failures_are_found_by_what_is_known_of_them(ledger: &dyn Ledger) {
+    let (one, other) = (worker(ledger).await, worker(ledger).await);
+    let ids = recorded(ledger, 4, |task| task.tags = [("a".to_owned(), "1".to_owned())].into()).await;
+    let two = recorded(ledger, 1, |task| {
+        task.tags = [("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())].into();
+    });
+    let two = two.await[0];
+    run(ledger, ids[0], one, retry(HOUR, "a \"quoted\" – word\n")).await;
+    run(ledger, ids[1], other, retry(HOUR, "message")).await;
+    run(ledger, ids[2], other, discard()).await;
+    granted(ledger, ids[3], one).await;
+    let all = newest_first([&ids[..], &[two]].concat());
+    let said = |text: &str| ListQuery { error: Some(text.to_owned()), ..query() };
+    for text in ["\"quoted\"", " – w", "word\n"] {
+        assert_eq!(listed(ledger, said(text)).await, [ids[0]], "{text}");
+    }
+    // What only the error's frame has is not found.
+    assert_eq!(listed(ledger, said("attempt\":")).await, []);
+    let tags = |pairs: &[(&str, &str)]| ListQuery {
+        tags: pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        ..query()
+    };
+    assert_eq!(listed(ledger, tags(&[("a", "1")])).await, all);
+    assert_eq!(listed(ledger, tags(&[("a", "1"), ("b", "2")])).await, [two]);
+    assert_eq!(listed(ledger, tags(&[("b", "2"), ("a", "2")])).await, []);
+    let by = |worker| ListQuery { worker: Some(worker), ..query() };
+    assert!(listed(ledger, by(one)).await.contains(&ids[3]));
+    assert!(!listed(ledger, by(other)).await.contains(&ids[3]));
+    let running = ListQuery { state: Some(State::Running), ..by(one) };
+    assert_eq!(listed(ledger, running).await, [ids[3]]);
+    let reason = get(ledger, ids[2]).await.reason;
+    assert_eq!(listed(ledger, ListQuery { reason, ..query() }).await, [ids[2]]);
+    assert_eq!(listed(ledger, ListQuery { reason: Some("none".to_owned()), ..query() }).await, []);
+    let (first, last) = (get(ledger, ids[0]).await.created_at, get(ledger, two).await.created_at);
+    let second = Duration::from_secs(1);
+    let since = |at| ListQuery { since: Some(at), ..query() };
+    assert_eq!(listed(ledger, since(first)).await, all);
+    assert_eq!(listed(ledger, since(last + second)).await, []);
+    let until = |at| ListQuery { until: Some(at), ..query() };
+    assert_eq!(listed(ledger, until(first)).await, []);
+    assert_eq!(listed(ledger, until(last + second)).await, all);
+    let retried = ListQuery { state: Some(State::Retryable), ..until(last + second) };
+    assert_eq!(listed(ledger, retried).await, newest_first(vec![ids[0], ids[1]]));
 }
 
 /// However large the tasks of a page are, all of them can be read.

@@ -85,8 +85,8 @@ pub async fn now(ledger: &dyn Ledger, text: &str) -> Schedule {
 
 /// Its tasks, newest first.
 pub async fn tasks(ledger: &dyn Ledger, text: &str) -> Vec<Task> {
-    let tag = Some(("schedule".to_owned(), text.to_owned()));
-    ledger.list(ListQuery { tag, limit: 1_000, ..ListQuery::default() }).await.unwrap().tasks
+    let tags = vec![("schedule".to_owned(), text.to_owned())];
+    ledger.list(ListQuery { tags, limit: 1_000, ..ListQuery::default() }).await.unwrap().tasks
 }
 
 /// Definition, next tick and times are told as they were given.

@@ -3,67 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::Row;
 use uuid::Uuid;
 
 use super::connections::Connections;
 use super::fault::Fault;
 use super::queues::pauses_within;
 use super::rows::{lane_of, state_of, task_of};
-use crate::ledger::{LIST_SCAN_MAX, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT};
+use crate::ledger::{QueueCounts, RUNS_LOOKED_AT};
 use crate::state::State;
 use crate::task::{Kind, Lane, QueueName, Task, TaskId};
 
 const GET: &str = "SELECT * FROM tasklane.tasks WHERE id = ANY($1)";
-
-/// A page out of the rows that `$scanned` lets through, newest first, at most `$2` of them. `matches` tells whether
-/// the page was cut short by its bytes.
-macro_rules! list {
-    ($scanned:literal) => {
-        list!("tasklane.tasks", $scanned)
-    };
-    ($table:literal, $scanned:literal) => {
-        concat!(
-            "SELECT * FROM (
-                 SELECT found.*, count(*) OVER () AS matches, sum(size) OVER (ORDER BY id DESC) - size AS before
-                 FROM (
-                     SELECT *, octet_length(args) + COALESCE(octet_length(result), 0) AS size
-                     FROM (SELECT * FROM ",
-            $table,
-            " WHERE id < $1 AND ",
-            $scanned,
-            " ORDER BY id DESC LIMIT $2) scanned
-                     WHERE ($3::smallint IS NULL OR state = $3) AND ($4::text IS NULL OR kind = $4)
-                       AND ($5::text IS NULL OR queue = $5) AND ($6::text IS NULL OR position($6 IN tags) > 0)
-                     ORDER BY id DESC
-                     LIMIT $7
-                 ) found
-             ) page
-             WHERE before < $8
-             ORDER BY id DESC"
-        )
-    };
-}
-
-/// The last row that a scan of `$2` rows looks at, if there are so many.
-macro_rules! scan_end {
-    ($scanned:literal) => {
-        concat!("SELECT id FROM tasklane.tasks WHERE id < $1 AND ", $scanned, " ORDER BY id DESC OFFSET $2 - 1 LIMIT 1")
-    };
-}
-
-/// The members are found before anything else is asked of them: the order of ids would do as well for the planner, and
-/// leads past all tasks that ever were.
-const MEMBERS: &str = list!("(SELECT * FROM tasklane.tasks WHERE group_id = $9 OFFSET 0) members", "true");
-
-/// The page's statement and its scan's end: the newest rows, or those of an index that knows the state.
-const fn statements(state: Option<State>) -> (&'static str, &'static str) {
-    match state {
-        Some(State::Running) => (list!("state = 3"), scan_end!("state = 3")),
-        Some(State::Cancelled | State::Discarded) => (list!("state IN (6, 7)"), scan_end!("state IN (6, 7)")),
-        _ => (list!("true"), scan_end!("true")),
-    }
-}
 
 /// One look into each of four partial indexes; completed rows are in none of them.
 const QUEUES: &str = "
@@ -89,55 +39,13 @@ pub(super) async fn get(connections: &Connections, ids: &[TaskId]) -> Result<Vec
     rows.iter().map(task_of).collect()
 }
 
-pub(super) async fn list(connections: &Connections, query: &ListQuery) -> Result<Page, Fault> {
-    let (page_sql, scan_end_sql) = statements(query.state);
-    let page_sql = query.group.map_or(page_sql, |_| MEMBERS);
-    let before = query.before.map_or(Uuid::max(), |id| id.0);
-    let limit = i64::from(query.limit);
+pub(super) async fn states(connections: &Connections, ids: &[TaskId]) -> Result<Vec<(TaskId, State)>, Fault> {
     let mut lent = connections.lend().await?;
-    let page = sqlx::query(page_sql)
-        .bind(before)
-        .bind(i64::from(LIST_SCAN_MAX))
-        .bind(query.state.map(State::code))
-        .bind(query.kind.as_ref().map(|kind| kind.as_str()))
-        .bind(query.queue.as_ref().map(QueueName::as_str))
-        .bind(query.tag.as_ref().map(tag_member).transpose()?)
-        // One more than asked for tells whether this is the end.
-        .bind(limit + 1)
-        .bind(PAGE_BYTES_MAX as i64);
-    let page = match query.group {
-        Some(group) => page.bind(group.0),
-        None => page,
-    };
-    let rows = page.fetch_all(&mut *lent).await?;
-    let matches: i64 = rows.first().map_or(Ok(0), |row| row.try_get("matches"))?;
-    let mut tasks = rows.iter().map(task_of).collect::<Result<Vec<_>, _>>()?;
-    tasks.truncate(query.limit as usize);
-    let last = tasks.last().map(|task| task.id);
-    let next = if matches > i64::try_from(tasks.len()).unwrap_or(i64::MAX) {
-        last
-    } else if query.group.is_some() {
-        // A group has fewer members than a scan looks at.
-        None
-    } else {
-        let sql = sqlx::query_scalar(scan_end_sql).bind(before).bind(i64::from(LIST_SCAN_MAX));
-        let end: Option<Uuid> = sql.fetch_optional(&mut *lent).await?;
-        // Tasks recorded between the two looks move this end towards the newer ones; never go back before a
-        // task that this page shows.
-        end.map(|end| last.map_or(TaskId(end), |last| last.min(TaskId(end))))
-    };
+    let ids: Vec<Uuid> = ids.iter().map(|id| id.0).collect();
+    let sql = "SELECT id, state FROM tasklane.tasks WHERE id = ANY($1)";
+    let rows: Vec<(Uuid, i16)> = sqlx::query_as(sql).bind(ids).fetch_all(&mut *lent).await?;
     lent.keep();
-    if let Some((key, value)) = &query.tag {
-        tasks.retain(|task| task.tags.get(key) == Some(value));
-    }
-    Ok(Page { tasks, next })
-}
-
-/// The tag as it stands in a row's JSON: a quick filter, and almost an exact one. Which rows really have the tag is
-/// decided after parsing; looking for it as JSON in SQL fails on an escaped NUL anywhere in the row.
-fn tag_member((key, value): &(String, String)) -> Result<String, Fault> {
-    let written = |text| serde_json::to_string(text).map_err(|error| Fault::Refused(error.to_string()));
-    Ok(format!("{}:{}", written(key)?, written(value)?))
+    rows.into_iter().map(|(id, code)| Ok((TaskId(id), state_of(code)?))).collect()
 }
 
 /// A queue; a state, how many tasks are in it, since when the oldest could start; the server's time.

@@ -252,6 +252,17 @@ async fn looking_for_little_reads_little() {
         (super::publish::STRAND, "NULL, NULL, NULL, NULL, NULL, NULL", "(queued_at < "),
         (super::lease::CANCELLING, "NULL", "worker_id = "),
     ];
+    // What lists an unfinished state reads an index that has no other, whole or to its bound.
+    for (sql, index) in [
+        (super::list::DUE, "tasks_due"),
+        (super::list::HELD, "tasks_held"),
+        (super::list::QUEUED, "tasks_queued"),
+        (super::list::RUNNING, "tasks_running"),
+    ] {
+        let sql = AssertSqlSafe(format!("EXPLAIN {}", sql.replace("$1", "50001")));
+        let plan: Vec<String> = sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap();
+        assert!(plan.iter().any(|line| line.contains(index)), "{plan:#?}");
+    }
     for (sql, parameters, condition) in plans {
         let steps = format!("DEALLOCATE ALL; PREPARE statement AS {sql}; EXPLAIN EXECUTE statement({parameters})");
         let rows = sqlx::raw_sql(AssertSqlSafe(steps)).fetch_all(&mut connection).await.unwrap();

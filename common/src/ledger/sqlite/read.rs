@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::types::{Type, Value};
-use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
+use rusqlite::types::Type;
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -14,16 +14,15 @@ use super::write::{RUNNING_COLUMNS, running_of};
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
 use crate::ledger::caller::last_change;
-use crate::ledger::{
-    Abandoned, CALL_TIMEOUT, LIST_SCAN_MAX, LedgerError, ListQuery, PAGE_BYTES_MAX, Page, QueueCounts, RUNS_LOOKED_AT,
-};
+use crate::ledger::{Abandoned, CALL_TIMEOUT, LedgerError, QueueCounts, RUNS_LOOKED_AT};
 use crate::state::State;
 use crate::task::{Fence, GroupId, Json, Kind, Lane, Priority, QueueName, Task, TaskId, WorkerId};
 
 /// How many reads run at once.
 const READERS: usize = 2;
 
-/// A small pool of reading connections.
+/// A small pool of reading connections: one for those who ask, whose reads may be slow, and one for what keeps the whole
+/// going.
 pub(super) struct Readers {
     path: PathBuf,
     idle: Arc<Mutex<Vec<Connection>>>,
@@ -31,6 +30,7 @@ pub(super) struct Readers {
 }
 
 impl Readers {
+    /// They are opened when they are needed, but for the first.
     pub(super) fn open(path: &Path) -> Result<Self, LedgerError> {
         let first = schema::open_reader(path)?;
         Ok(Self {
@@ -165,77 +165,23 @@ fn task_of(row: &Row<'_>) -> rusqlite::Result<Task> {
 }
 
 pub(super) fn get(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<Vec<Task>> {
-    let mut statement = db.prepare_cached(&format!(
-        "SELECT {TASK_COLUMNS} FROM tasks t JOIN task_args a ON a.id = t.id WHERE t.id = ?1"
-    ))?;
-    let found = ids.iter().map(|id| statement.query_row([id.0.as_bytes().as_slice()], task_of).optional());
-    let found: rusqlite::Result<Vec<_>> = found.collect();
+    let found: rusqlite::Result<Vec<_>> = ids.iter().map(|id| one(db, *id)).collect();
     Ok(found?.into_iter().flatten().collect())
 }
 
-pub(super) fn list(db: &Connection, query: &ListQuery) -> rusqlite::Result<Page> {
-    let before = query.before.map_or([0xff; 16], |id| *id.0.as_bytes());
-    // Rows that the inner query looks at: few where an index knows the state, else the newest.
-    let scanned = match (query.group, query.state) {
-        // A group has fewer members than a scan looks at.
-        (Some(_), _) => "group_id = ?3",
-        (None, Some(State::Running)) => "state = 3",
-        (None, Some(State::Cancelled | State::Discarded)) => "state IN (6, 7)",
-        (None, _) => "true",
+pub(super) fn states(db: &Connection, ids: &[TaskId]) -> rusqlite::Result<Vec<(TaskId, State)>> {
+    let mut statement = db.prepare_cached("SELECT id, state FROM tasks WHERE id = ?1")?;
+    let mut read = |id: &TaskId| {
+        let row = |row: &Row<'_>| Ok((id_of(row, 0)?, state_of(row, 1)?));
+        statement.query_row([id.0.as_bytes().as_slice()], row).optional()
     };
-    let by = query.group.map_or("", |_| "INDEXED BY tasks_group");
-    let mut filters = String::new();
-    let mut values: Vec<Value> = vec![Value::Blob(before.to_vec()), i64::from(LIST_SCAN_MAX).into()];
-    values.extend(query.group.map(|group| Value::Blob(group.0.as_bytes().to_vec())));
-    let mut filter = |condition: &str, value: Value| {
-        values.push(value);
-        filters.push_str(&format!(" AND {}", condition.replace("??", &format!("?{}", values.len()))));
-    };
-    if let Some(state) = query.state {
-        filter("t.state = ??", i64::from(state.code()).into());
-    }
-    if let Some(kind) = &query.kind {
-        filter("t.kind = ??", kind.as_str().to_owned().into());
-    }
-    if let Some(queue) = &query.queue {
-        filter("t.queue = ??", queue.as_str().to_owned().into());
-    }
-    if let Some((key, value)) = &query.tag {
-        let pair = serde_json::json!([key, value]).to_string();
-        filter(
-            "EXISTS (SELECT 1 FROM json_each(t.tags) e WHERE e.key = json_extract(??, '$[0]') \
-             AND e.value = json_extract(??, '$[1]'))",
-            pair.into(),
-        );
-    }
-    values.push(i64::from(query.limit).into());
-    let sql = format!(
-        "SELECT {TASK_COLUMNS} FROM (SELECT * FROM tasks {by} WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT ?2) t
-         JOIN task_args a ON a.id = t.id WHERE true{filters} ORDER BY t.id DESC LIMIT ?{}",
-        values.len()
-    );
-    let mut statement = db.prepare_cached(&sql)?;
-    let (mut tasks, mut bytes) = (Vec::new(), 0);
-    let mut rows = statement.query(params_from_iter(values))?;
-    // A task that alone has more than a page is a page.
-    while bytes < PAGE_BYTES_MAX
-        && let Some(row) = rows.next()?
-    {
-        let task = task_of(row)?;
-        bytes += task.args.as_str().len() + task.result.as_ref().map_or(0, |result| result.as_str().len());
-        tasks.push(task);
-    }
-    let next = if tasks.len() == query.limit as usize || bytes >= PAGE_BYTES_MAX {
-        tasks.last().map(|task| task.id)
-    } else if query.group.is_some() {
-        None
-    } else {
-        // The scan may have ended at its bound and not at the oldest row.
-        let sql = format!("SELECT id FROM tasks WHERE id < ?1 AND {scanned} ORDER BY id DESC LIMIT 1 OFFSET ?2");
-        let bound = i64::from(LIST_SCAN_MAX) - 1;
-        db.prepare_cached(&sql)?.query_row(params![before.as_slice(), bound], |row| id_of(row, 0)).optional()?
-    };
-    Ok(Page { tasks, next })
+    let found: rusqlite::Result<Vec<_>> = ids.iter().map(&mut read).collect();
+    Ok(found?.into_iter().flatten().collect())
+}
+
+pub(super) fn one(db: &Connection, id: TaskId) -> rusqlite::Result<Option<Task>> {
+    let sql = format!("SELECT {TASK_COLUMNS} FROM tasks t JOIN task_args a ON a.id = t.id WHERE t.id = ?1");
+    db.prepare_cached(&sql)?.query_row([id.0.as_bytes().as_slice()], task_of).optional()
 }
 
 pub(super) fn queues(db: &Connection) -> rusqlite::Result<Vec<QueueCounts>> {

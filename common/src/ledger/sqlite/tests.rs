@@ -204,3 +204,101 @@ async fn slow_transactions_let_a_renewal_pass() {
     let (ended, ()) = tokio::join!(works, renewals);
     assert!(ended.iter().all(|it| matches!(it, Transacted::Failed(()))), "{ended:?}");
 }
+
+fn plan(db: &rusqlite::Connection, sql: &str) -> String {
+    let mut statement = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let numbers = statement.parameter_count();
+    for number in 1..=numbers {
+        statement.raw_bind_parameter(number, 1).unwrap();
+    }
+    let (mut rows, mut steps) = (statement.raw_query(), Vec::new());
+    while let Some(row) = rows.next().unwrap() {
+        steps.push(row.get::<_, String>(3).unwrap());
+    }
+    steps.join("\n")
+}
+
+/// A list of unfinished tasks never comes to a finished one, and a filter never to the args of what it leaves out.
+#[tokio::test]
+async fn listing_reads_no_more_than_it_must() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(SqliteLedger::open(&path).await.unwrap());
+    let db = rusqlite::Connection::open(&path).unwrap();
+    for (sql, index) in [
+        (list::DUE, "tasks_due"),
+        (list::HELD, "tasks_held"),
+        (list::QUEUED, "tasks_queued"),
+        (list::RUNNING, "tasks_running"),
+    ] {
+        let plan = plan(&db, sql);
+        assert!(plan.contains(&format!("INDEX {index}")), "{plan}");
+    }
+    let all = ListQuery {
+        tags: vec![("a".to_owned(), "b".to_owned()), ("c".to_owned(), "d".to_owned())],
+        error: Some("no".to_owned()),
+        ..ListQuery::default()
+    };
+    let states = [None, Some(State::Completed), Some(State::Discarded)];
+    for state in states {
+        let plan = plan(&db, &list::scan(&ListQuery { state, ..all.clone() }));
+        assert!(!plan.contains("task_args") && !plan.contains("TEMP B-TREE"), "{plan}");
+    }
+}
+
+/// A page is given no more than its time: it ends where it has come to, and the next goes on from there.
+#[tokio::test]
+async fn all_pages_together_are_all_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = SqliteLedger::open(&path).await.unwrap();
+    for _ in 0..3 {
+        one(&ledger).await;
+    }
+    let db = rusqlite::Connection::open(&path).unwrap();
+    let query = ListQuery { limit: 10, ..ListQuery::default() };
+    let (mut before, mut found) = (None, 0);
+    for _ in 0..4 {
+        let page = list::list_within(&db, &ListQuery { before, ..query.clone() }, Duration::ZERO).unwrap();
+        assert!(page.tasks.len() <= 1, "{page:?}");
+        (found, before) = (found + page.tasks.len(), page.next);
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!((found, before), (3, None));
+}
+
+/// However long those wait who ask for much, what keeps the whole going has readers of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_reads_hold_up_no_upkeep() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Arc::new(SqliteLedger::open(&folder.path().join("ledger.db")).await.unwrap());
+    one(&*ledger).await;
+    let (release, held) = std::sync::mpsc::channel::<()>();
+    let held = Arc::new(Mutex::new(held));
+    let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+    let slow: Vec<_> = (0..8)
+        .map(|_| {
+            let (ledger, held, begun) = (Arc::clone(&ledger), Arc::clone(&held), begun.clone());
+            tokio::spawn(async move {
+                let wait = move |_: &rusqlite::Connection| {
+                    let _ = begun.send(());
+                    let _ = held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).recv();
+                    Ok(())
+                };
+                ledger.readers.read(wait).await
+            })
+        })
+        .collect();
+    begins.recv().await.unwrap();
+    begins.recv().await.unwrap();
+    ledger.ping().await.unwrap();
+    assert!(ledger.next_due().await.unwrap().is_some());
+    assert_eq!(ledger.abandoned(1).await.unwrap(), []);
+    assert_eq!(ledger.due_schedules(1).await.unwrap().due.len(), 0);
+    drop(release);
+    for one in slow {
+        let _ = one.await.unwrap();
+    }
+}

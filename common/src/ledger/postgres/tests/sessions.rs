@@ -130,3 +130,17 @@ async fn an_open_session_that_takes_no_writes_any_more_is_found_out() {
     assert!(matches!(fault, Fault::ReadOnly(_)), "{fault:?}");
     session::check(&mut connection, mark, Wanted::Any).await.unwrap();
 }
+
+/// However long those wait who ask for much, what keeps the whole going has connections of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_reads_hold_up_no_upkeep() {
+    let (ledger, _database) = ledger().await;
+    recorded(&ledger, 1, |_| {}).await;
+    let mut slow = Vec::new();
+    for _ in 0..ledger.shared.most() {
+        slow.push(ledger.shared.lend().await.unwrap());
+    }
+    ledger.ping().await.unwrap();
+    assert!(ledger.next_due().await.unwrap().is_some());
+    assert_eq!(ledger.abandoned(1).await.unwrap(), []);
+}
