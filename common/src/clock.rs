@@ -21,6 +21,12 @@ pub fn since_boot() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
+/// The machine's name, by which workers say where they are.
+#[must_use]
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// Names this boot of the machine, so that times [since boot](since_boot) of another boot are not compared.
 ///
 /// # Errors

@@ -53,7 +53,7 @@ impl Completions {
         let (named, queue) = watch::channel(None);
         let watched = Arc::new(Watched::default());
         let (amqp_url, notices) = (amqp_url.clone(), Arc::clone(&watched));
-        tokio::spawn(async move {
+        crate::vital::spawn("completions", async move {
             let mut generations = Generations::of("completions");
             while generations.begin(&shutdown) {
                 let outcome = tokio::select! {

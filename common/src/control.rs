@@ -60,7 +60,7 @@ impl Control {
     #[must_use]
     pub fn spawn(publisher: Publisher) -> Self {
         let (words, mut waiting) = mpsc::channel::<Word>(WAITING_MAX);
-        tokio::spawn(async move {
+        crate::vital::spawn("control", async move {
             let mut batch = Vec::new();
             while waiting.recv_many(&mut batch, WAITING_MAX).await > 0 {
                 if let Err(error) = send(&publisher, &words_of(&mut batch)).await {

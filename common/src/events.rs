@@ -145,7 +145,7 @@ impl Events {
     #[must_use]
     pub fn spawn(publisher: Publisher) -> Self {
         let (waiting, events) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(speak(publisher, events));
+        crate::vital::spawn("events", speak(publisher, events));
         Self::over(waiting)
     }
 
@@ -158,7 +158,7 @@ impl Events {
         });
         let events = Self { wish: Arc::clone(&wish), waiting };
         // Without a handle nobody asks any more.
-        tokio::spawn(forget_in_time(Arc::downgrade(&wish)));
+        crate::vital::spawn("events wish", forget_in_time(Arc::downgrade(&wish)));
         events
     }
 

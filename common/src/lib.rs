@@ -35,6 +35,8 @@ pub mod backoff;
 pub mod recurring;
 pub mod clock;
 pub mod seldom;
+pub mod standstill;
+pub mod vital;
 pub mod config;
 pub mod telemetry;
 pub mod web;

@@ -11,7 +11,7 @@ use crate::events::Events;
 use crate::ledger::SharedLedger;
 use crate::publisher::Publisher;
 use crate::release::{self, Nudges};
-use crate::{gather, prune, reconcile, relay, rescue, ticker};
+use crate::{gather, prune, reconcile, relay, rescue, ticker, vital};
 
 /// What the loops work with.
 #[derive(Debug, Clone, Copy)]
@@ -31,13 +31,22 @@ pub struct Parts<'p> {
 pub fn spawn(parts: Parts<'_>, settings: &Common, shutdown: &CancellationToken) -> TaskTracker {
     let Parts { ledger, publisher, events, nudges } = parts;
     let loops = TaskTracker::new();
-    loops.spawn(relay::run(ledger.clone(), publisher.clone(), Arc::clone(nudges), shutdown.clone()));
-    loops.spawn(ticker::run(ledger.clone(), events.clone(), shutdown.clone()));
-    loops.spawn(gather::run(ledger.clone(), events.clone(), shutdown.clone()));
-    loops.spawn(rescue::run(ledger.clone(), events.clone(), settings.max_crashes, shutdown.clone()));
-    loops.spawn(reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone()));
-    loops.spawn(release::run(ledger.clone(), Arc::clone(nudges), shutdown.clone()));
-    loops.spawn(prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()));
+    loops.spawn(vital::run(
+        "relay",
+        relay::run(ledger.clone(), publisher.clone(), Arc::clone(nudges), shutdown.clone()),
+    ));
+    loops.spawn(vital::run("ticker", ticker::run(ledger.clone(), events.clone(), shutdown.clone())));
+    loops.spawn(vital::run("gather", gather::run(ledger.clone(), events.clone(), shutdown.clone())));
+    loops.spawn(vital::run(
+        "rescue",
+        rescue::run(ledger.clone(), events.clone(), settings.max_crashes, shutdown.clone()),
+    ));
+    loops.spawn(vital::run("reconcile", reconcile::run(ledger.clone(), publisher.clone(), shutdown.clone())));
+    loops.spawn(vital::run("release", release::run(ledger.clone(), Arc::clone(nudges), shutdown.clone())));
+    loops.spawn(vital::run(
+        "prune",
+        prune::run(ledger.clone(), Duration::from_millis(settings.retention_ms), shutdown.clone()),
+    ));
     loops.close();
     loops
 }

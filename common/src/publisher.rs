@@ -110,7 +110,7 @@ impl Publisher {
             bundles: Bundles::spawn(bundle, ledger.clone(), shutdown.clone()),
             marks: marker::spawn(ledger),
         };
-        tokio::spawn(owner.run(shutdown));
+        crate::vital::spawn("publisher", owner.run(shutdown));
         Self { jobs, notices, room: Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX as usize)), connection }
     }
 

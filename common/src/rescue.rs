@@ -8,8 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::events::{Events, Happening, TaskEvent};
 use crate::ledger::{Abandoned, Failure, LedgerError, Settled, Settlement, SharedLedger, Transition, complain};
+use crate::standstill::Standstills;
 use crate::state::State;
 use crate::task::{ErrorKind, Guarantee};
+use crate::vital;
 
 /// How often ended leases are looked for: the takeover takes the rest of the lease and this.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -22,6 +24,8 @@ pub const POISON: &str = "poison";
 
 /// Rescues until the shutdown.
 pub async fn run(ledger: SharedLedger, events: Events, max_crashes: i32, shutdown: CancellationToken) {
+    let standstills = Standstills::new();
+    vital::spawn("standstill", standstills.clone().watch(shutdown.clone()));
     let mut period = tokio::time::interval(PERIOD);
     period.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -29,16 +33,23 @@ pub async fn run(ledger: SharedLedger, events: Events, max_crashes: i32, shutdow
             _ = period.tick() => {}
             () = shutdown.cancelled() => return,
         }
-        if let Err(error) = round(&ledger, &events, max_crashes).await {
+        if let Err(error) = round(&ledger, &events, &standstills, max_crashes).await {
             complain(&error, "abandoned tasks cannot be rescued");
         }
     }
 }
 
-async fn round(ledger: &SharedLedger, events: &Events, max_crashes: i32) -> Result<(), LedgerError> {
+async fn round(
+    ledger: &SharedLedger,
+    events: &Events,
+    standstills: &Standstills,
+    max_crashes: i32,
+) -> Result<(), LedgerError> {
     let abandoned = ledger.abandoned(ROUND_MAX).await?;
     let rescues = abandoned.iter().map(|task| async {
-        let transition = decide(task, max_crashes, rand::random());
+        let slept = task.lease_ended.is_some_and(|ago| standstills.explain(ago));
+        let transition = if slept { awaken(task) } else { None };
+        let transition = transition.unwrap_or_else(|| decide(task, max_crashes, rand::random()));
         let (outcome, leads_to) = (label(&transition), happening(&transition));
         let settlement = Settlement { id: task.id, fence: task.fence, transition };
         // Fenced: another process has rescued it first.
@@ -58,6 +69,12 @@ async fn round(ledger: &SharedLedger, events: &Events, max_crashes: i32) -> Resu
         Ok(())
     });
     futures::future::join_all(rescues).await.into_iter().collect()
+}
+
+/// What it means for a task that the whole machine stood still with its worker: that was no crash, and costs no attempt.
+/// `None` where it means the same as a crash: the run may have taken effect, or nobody wants another.
+fn awaken(task: &Abandoned) -> Option<Transition> {
+    (task.guarantee != Guarantee::AtMostOnce && !task.cancel_requested).then_some(Transition::Interrupt)
 }
 
 /// What a crash in mid-run means for a task. `random` is of 0 to 1.
@@ -105,6 +122,7 @@ fn label(transition: &Transition) -> &'static str {
         Transition::Discard { reason, .. } if reason == POISON => POISON,
         Transition::Discard { reason, .. } if reason == "interrupted" => "interrupted",
         Transition::Discard { .. } => "exhausted",
+        Transition::Interrupt => "stood_still",
         _ => "retried",
     }
 }
@@ -133,6 +151,7 @@ mod tests {
                 crashes,
                 guarantee,
                 cancel_requested,
+                lease_ended: None,
             }
         }
     }
@@ -151,6 +170,12 @@ mod tests {
                 prop_assert!(task.attempt < task.max_attempts && task.crashes + 1 < max_crashes);
                 prop_assert_eq!(delay.is_zero(), task.crashes == 0, "only the first crash starts again at once");
             }
+        }
+
+        #[test]
+        fn a_machine_that_slept_is_no_crash_and_starts_nothing_twice(task in abandoned()) {
+            let again = task.guarantee != Guarantee::AtMostOnce && !task.cancel_requested;
+            prop_assert_eq!(awaken(&task), again.then_some(Transition::Interrupt));
         }
 
         /// The ledger turns a retry of such a task into its cancellation, and leaves what is final as it is.

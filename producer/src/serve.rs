@@ -12,6 +12,7 @@ use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::telemetry::Metrics;
+use tasklane_common::vital;
 use tasklane_common::web::{files, listener};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
@@ -91,15 +92,15 @@ pub async fn run(
     let nudges = Arc::default();
     let parts = maintenance::Parts { ledger: &ledger, publisher: &publisher, events: &events, nudges: &nudges };
     let loops = maintenance::spawn(parts, &settings.common, &background);
-    tokio::spawn({
+    vital::spawn("events listener", {
         let (events, publisher, background) = (events.clone(), publisher.clone(), background.clone());
         async move { events.listen(publisher, background).await }
     });
-    let upkeep = tokio::spawn(metrics.clone().upkeep());
+    let upkeep = vital::spawn("metrics", metrics.clone().upkeep());
     let rules = settings.rules.clone();
     let hosts = settings.common.http_hosts.clone().at(&settings.http_addr);
     let app = App::new(Parts { ledger, publisher, completions, events, feed, metrics, rules, hosts });
-    let looks = tokio::spawn(intake::run(Arc::clone(&app), background.clone()));
+    let looks = vital::spawn("intake", intake::run(Arc::clone(&app), background.clone()));
     let router = router::router(Arc::clone(&app));
     let connections = files::clients_here(files::RESERVE, CONNECTIONS_MAX);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), connections, "listening on http://{addr}");

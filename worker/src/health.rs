@@ -6,6 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use axum::Router;
+use tasklane_common::vital;
 use tasklane_common::web::{files, listener};
 use tokio_util::sync::CancellationToken;
 
@@ -27,7 +28,8 @@ pub(crate) fn serve(addr: SocketAddr, router: Router) -> io::Result<()> {
     let connections = files::clients_here(files::RESERVE, CONNECTIONS_MAX);
     thread::Builder::new().name("health".to_owned()).spawn(move || {
         let never = CancellationToken::new();
-        runtime.block_on(listener::serve(listener, router, connections, &never, Duration::ZERO))
+        let serve = listener::serve(listener, router, connections, &never, Duration::ZERO);
+        vital::run_thread("health", || runtime.block_on(serve))
     })?;
     Ok(())
 }

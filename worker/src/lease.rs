@@ -11,6 +11,7 @@ use std::time::Duration;
 use tasklane_common::clock::since_boot;
 use tasklane_common::ledger::{Renewal, Renewed, complain};
 use tasklane_common::task::WorkerId;
+use tasklane_common::vital;
 use tokio_util::sync::CancellationToken;
 
 use crate::life::Life;
@@ -177,16 +178,18 @@ pub fn watch(
     // Before the first task can start.
     prove(proven.saturating_sub(since_boot()));
     std::thread::Builder::new().name("lease-watchdog".to_owned()).spawn(move || {
-        while !ended.is_cancelled() {
-            if lease.lost().is_cancelled() || since_boot() >= lease.stop_at() {
-                return give_up(&lease, &kill);
+        vital::run_thread("lease watchdog", || {
+            while !ended.is_cancelled() {
+                if lease.lost().is_cancelled() || since_boot() >= lease.stop_at() {
+                    return give_up(&lease, &kill);
+                }
+                if lease.ends_at() > proven {
+                    proven = lease.ends_at();
+                    prove(proven.saturating_sub(since_boot()));
+                }
+                std::thread::sleep(WATCH_PERIOD);
             }
-            if lease.ends_at() > proven {
-                proven = lease.ends_at();
-                prove(proven.saturating_sub(since_boot()));
-            }
-            std::thread::sleep(WATCH_PERIOD);
-        }
+        });
     })?;
     Ok(())
 }

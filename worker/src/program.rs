@@ -36,6 +36,7 @@ use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::telemetry::{self, Metrics};
 use tasklane_common::traces::Traces;
+use tasklane_common::vital;
 use tasklane_common::web::hosts::Hosts;
 
 use crate::builtin;
@@ -140,7 +141,7 @@ async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> 
         Err(error) => return fail(EXIT_INTERNAL, &error),
     };
     let shutdown = Shutdown::default();
-    tokio::spawn(hear(signals, shutdown.clone()));
+    vital::spawn("signals", hear(signals, shutdown.clone()));
     let summary = worker.run(shutdown).await;
     tracing::info!("stopped: {summary}");
     ExitCode::SUCCESS
@@ -150,7 +151,7 @@ async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> 
 async fn surroundings(worker: &Worker, listener: Option<(SocketAddr, Hosts)>) -> anyhow::Result<Signals> {
     let signals = Signals::listen().context("cannot listen for signals")?;
     let metrics = Metrics::install().context("cannot install the metrics")?;
-    tokio::spawn(metrics.clone().upkeep());
+    vital::spawn("metrics", metrics.clone().upkeep());
     if let Some((addr, hosts)) = listener {
         let router = telemetry::health_router(metrics, worker.readiness(), hosts.at(&addr.to_string()));
         health::serve(addr, router).with_context(|| {

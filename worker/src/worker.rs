@@ -6,13 +6,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tasklane_common::clock::since_boot;
+use tasklane_common::clock::{hostname, since_boot};
 use tasklane_common::events::Events;
 use tasklane_common::ledger::{SharedLedger, WorkerRecord, complain};
 use tasklane_common::maintenance;
 use tasklane_common::publisher::Publisher;
 use tasklane_common::release::Nudges;
 use tasklane_common::task::WorkerId;
+use tasklane_common::vital;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -199,15 +200,15 @@ impl Worker {
         }
         tracing::info!(worker.id = %worker, concurrency = self.settings.concurrency, "the worker has entered the ledger");
         self.stats.leased.store(true, Ordering::Relaxed);
-        let renewing = tokio::spawn({
+        let renewing = vital::spawn("lease", {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { lease::renew(&life, period, &life.ended).await }
         });
-        let cancelling = tokio::spawn({
+        let cancelling = vital::spawn("cancel", {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { cancel::watch(&life, period).await }
         });
-        let auditing = tokio::spawn({
+        let auditing = vital::spawn("audit", {
             let (life, period) = (Arc::clone(&life), self.settings.lease_ttl);
             async move { audit::watch(&life, period).await }
         });
@@ -215,11 +216,11 @@ impl Worker {
         if let Err(error) = life.pauses.look(&*life.ledger).await {
             complain(&error, "the ledger does not say which queues are paused, asking again");
         }
-        let pausing = tokio::spawn({
+        let pausing = vital::spawn("pause", {
             let (life, period) = (Arc::clone(&life), self.settings.lease_renew);
             async move { pause::watch(&life, period).await }
         });
-        let consuming = tokio::spawn(consume::run(Arc::clone(&life)));
+        let consuming = vital::spawn("consumer", consume::run(Arc::clone(&life)));
         tokio::select! {
             () = self.groups.keep_guarded() => {}
             () = life.lease.lost().cancelled() => {}
@@ -282,8 +283,4 @@ impl Worker {
             left_running,
         }
     }
-}
-
-fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }

@@ -87,7 +87,7 @@ impl Feed {
         let feed = Self::default();
         let reader =
             Reader { amqp_url: amqp_url.clone(), control: Control::spawn(publisher), events, hub: Arc::clone(&feed.0) };
-        tokio::spawn(reader.run(shutdown));
+        crate::vital::spawn("events feed", reader.run(shutdown));
         feed
     }
 

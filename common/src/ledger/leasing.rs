@@ -74,4 +74,6 @@ pub struct Abandoned {
     pub guarantee: Guarantee,
     /// Whether somebody wanted it cancelled.
     pub cancel_requested: bool,
+    /// How long ago the lease of its worker ended, if that is so and the worker was on this machine.
+    pub lease_ended: Option<Duration>,
 }

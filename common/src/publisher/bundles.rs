@@ -46,7 +46,7 @@ impl Bundles {
     pub(super) fn spawn(limit: Duration, ledger: SharedLedger, shutdown: CancellationToken) -> Self {
         let bundles = Self { limit, known: Arc::default() };
         if !limit.is_zero() {
-            tokio::spawn(bundles.clone().run(ledger, shutdown));
+            crate::vital::spawn("bundles", bundles.clone().run(ledger, shutdown));
         }
         bundles
     }

@@ -32,7 +32,7 @@ impl Marks {
 #[must_use]
 pub fn spawn(ledger: SharedLedger) -> Marks {
     let (sender, receiver) = mpsc::channel(WAITING_MAX);
-    tokio::spawn(run(ledger, receiver));
+    crate::vital::spawn("marker", run(ledger, receiver));
     Marks(sender)
 }
 

@@ -12,7 +12,7 @@ use tasklane_common::ledger::{self, Settled, Settlement, Transition};
 use tasklane_common::task::{Fence, Json};
 use tasklane_tests::api::{Accepted, Api, Task};
 use tasklane_tests::ledger::LedgerKind;
-use tasklane_tests::oplog::{Entry, OperationLog, Step};
+use tasklane_tests::oplog::{CommandKind, Entry, OperationLog, Step};
 use tasklane_tests::process::Process;
 use tasklane_tests::proxy::{Direction, Proxy};
 use tasklane_tests::stack::{LEASE_TTL, Stack, Worker};
@@ -376,4 +376,30 @@ async fn submit_until_it_fails(api: Api, accepted: Arc<Mutex<Vec<Accepted>>>) {
         let Ok(one) = api.submit(&json!({"kind": "test.work"})).await else { return };
         accepted.lock().await.push(Accepted { id: one.id, state: one.state });
     }
+}
+
+/// Producer and worker stand still together, as on a laptop that is closed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_sleeps_again_and_again_poisons_nothing() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let counted = stack.place().join("runs").display().to_string();
+    // Two runs are slept through, which were two crashes; the third one comes to its end.
+    let command = CommandKind::new("test.long")
+        .then(&format!("echo run >> '{counted}'\n[ \"$(wc -l < '{counted}')\" -gt 2 ] || sleep 300"));
+    let producer = stack.producer().env("TASKLANE_MAX_CRASHES", 2).start().await?;
+    let worker =
+        stack.worker().env("TASKLANE_MAX_CRASHES", 2).short_lease().config(&log.command(&command)?).start().await?;
+    let task = producer.api.submit(&json!({"kind": "test.long"})).await?;
+    for run in 1..=2 {
+        log.started(run, LIMIT).await?;
+        producer.process.freeze()?;
+        worker.process.freeze()?;
+        tokio::time::sleep(LEASE_TTL + Duration::from_secs(1)).await;
+        producer.process.thaw()?;
+        worker.process.thaw()?;
+    }
+    let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
+    assert_eq!((done.attempt, done.errors.len()), (1, 0), "{done:#?}");
+    log.check_no_overlap()
 }

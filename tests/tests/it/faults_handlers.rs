@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 use serde_json::json;
+use tasklane_tests::ledger::LedgerKind;
 use tasklane_tests::oplog::{CommandKind, OperationLog, Step};
 use tasklane_tests::process::is_alive;
 use tasklane_tests::stack::Stack;
@@ -117,4 +118,23 @@ fn between_starts(log: &OperationLog, task: &str) -> Result<Duration> {
     let starts: Vec<_> = log.of(task)?.into_iter().filter(|entry| entry.step == Step::Start).collect();
     let (first, second) = (starts.first().context("a first start")?, starts.get(1).context("a second start")?);
     Ok(second.at.saturating_sub(first.at))
+}
+
+/// Whatever is not there to start it with, it is not the task's fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_started_costs_no_attempt() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.worker().config(&log.command(&CommandKind::new("test.quick"))?).start().await?;
+    let pid = Pid::from_raw(worker.process.pid());
+    let limit = getrlimit(Resource::Nofile);
+    // Whatever is open stays open, and nothing else can be opened.
+    prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum: limit.maximum })?;
+    let task = producer.api.submit(&json!({"kind": "test.quick"})).await?;
+    worker.process.logged("this worker can start nothing", LIMIT).await?;
+    prlimit(pid, Resource::Nofile, limit)?;
+    let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
+    assert_eq!((done.attempt, done.errors.len()), (1, 0), "{done:#?}");
+    Ok(())
 }

@@ -47,3 +47,4 @@ mod tour;
 mod traces;
 mod transactional;
 mod verbatim;
+mod vital;

@@ -112,7 +112,12 @@ pub async fn an_abandoned_task_is_told_in_full(ledger: &dyn Ledger) {
         crashes: 0,
         guarantee: Guarantee::AtMostOnce,
         cancel_requested: false,
+        lease_ended: None,
     });
+    for task in &mut found {
+        let ago = task.lease_ended.take();
+        assert!(ago.is_none_or(|ago| ago < HOUR), "{ago:?}");
+    }
     assert_eq!(found, expected.collect::<Vec<_>>());
     assert_eq!(ledger.abandoned(3).await.unwrap().len(), 3, "bounded");
 }

@@ -200,7 +200,7 @@ impl Pool {
             answered: Mutex::default(),
         });
         let weak = Arc::downgrade(&pool);
-        tokio::spawn(async move {
+        crate::vital::spawn("ledger connections", async move {
             let (mut period, mut crowded_at) = (interval(CARE_PERIOD), None);
             period.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {

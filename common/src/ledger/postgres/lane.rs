@@ -74,7 +74,7 @@ impl<B: Bulk> Lane<B> {
     /// Starts a lane that writes with all of the connections; they are opened when there is something to write.
     pub(super) fn start(connections: Connections) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(run::<B>(Arc::new(connections), receiver));
+        crate::vital::spawn("ledger lane", run::<B>(Arc::new(connections), receiver));
         Self { sender }
     }
 

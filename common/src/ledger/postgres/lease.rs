@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::connections::Connections;
 use super::fault::Fault;
 use super::rows::{guarantee_of, storable};
+use crate::clock::hostname;
 use crate::clock::millis;
 use crate::ledger::{Abandoned, Renewal, Renewed, WorkerEnd, WorkerRecord};
 use crate::task::{Fence, Kind, QueueName, TaskId, WorkerId};
@@ -56,13 +57,14 @@ WHERE NOT dead AND expires_at <= tasklane.now_ms()";
 /// A claim that commits after this look is found by the next one.
 const ABANDONED: &str = "
 SELECT t.id, t.kind, t.fence, t.worker_id, t.attempt, t.max_attempts, t.crashes, t.guarantee,
-       t.cancel_requested_at IS NOT NULL, t.queue
+       t.cancel_requested_at IS NOT NULL, t.queue, CASE WHEN w.host = $2 THEN tasklane.now_ms() - w.expires_at END
 FROM tasklane.tasks t LEFT JOIN tasklane.workers w ON w.id = t.worker_id
 WHERE t.state = 3 AND (w.id IS NULL OR w.dead)
 LIMIT $1";
 
 pub(super) const RUNNING: &str = "
-SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL, queue
+SELECT id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee, cancel_requested_at IS NOT NULL, queue,
+       NULL::bigint
 FROM tasklane.tasks WHERE worker_id = $1 AND state = 3";
 
 /// Asked all the time, so it has an index of its own, which is empty nearly always.
@@ -119,12 +121,13 @@ pub(super) async fn cancelling(connections: &Connections, worker: WorkerId) -> R
     Ok(rows.into_iter().map(|(id, fence)| (TaskId(id), Fence(fence))).collect())
 }
 
-type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool, String);
+type AbandonedRow = (Uuid, String, i64, Uuid, i32, i32, i32, i16, bool, String, Option<i64>);
 
 pub(super) async fn abandoned(connections: &Connections, limit: u32) -> Result<Vec<Abandoned>, Fault> {
     let mut lent = connections.lend().await?;
     sqlx::query(END_LEASES).bind(WorkerEnd::LeaseEnded.code()).execute(&mut *lent).await?;
-    let rows: Vec<AbandonedRow> = sqlx::query_as(ABANDONED).bind(i64::from(limit)).fetch_all(&mut *lent).await?;
+    let rows: Vec<AbandonedRow> =
+        sqlx::query_as(ABANDONED).bind(i64::from(limit)).bind(storable(&hostname())).fetch_all(&mut *lent).await?;
     lent.keep();
     rows.into_iter().map(running_of).collect()
 }
@@ -137,7 +140,7 @@ pub(super) async fn running(connections: &Connections, worker: WorkerId) -> Resu
 }
 
 fn running_of(row: AbandonedRow) -> Result<Abandoned, Fault> {
-    let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested, queue) = row;
+    let (id, kind, fence, worker, attempt, max_attempts, crashes, guarantee, cancel_requested, queue, ended_ms) = row;
     Ok(Abandoned {
         id: TaskId(id),
         kind: Kind::parse(&kind).map_err(Fault::corrupt)?,
@@ -149,5 +152,6 @@ fn running_of(row: AbandonedRow) -> Result<Abandoned, Fault> {
         crashes,
         guarantee: guarantee_of(guarantee)?,
         cancel_requested,
+        lease_ended: ended_ms.map(|ms| Duration::from_millis(ms.max(0).unsigned_abs())),
     })
 }

@@ -260,7 +260,7 @@ pub(super) fn cancelling(db: &Connection, worker: WorkerId) -> rusqlite::Result<
 /// The tasks that run under a worker.
 pub(super) fn running(db: &Connection, worker: WorkerId) -> rusqlite::Result<Vec<Abandoned>> {
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {RUNNING_COLUMNS} FROM tasks INDEXED BY tasks_running WHERE worker_id = ?1 AND state = 3"
+        "SELECT {RUNNING_COLUMNS}, NULL FROM tasks INDEXED BY tasks_running WHERE worker_id = ?1 AND state = 3"
     ))?;
     statement.query_map([worker.0.as_bytes().as_slice()], running_of)?.collect()
 }

@@ -244,16 +244,19 @@ pub(super) fn abandoned(db: &Connection, limit: u32, boot_id: &str) -> rusqlite:
     )?
     .execute(params![boot_id, boot_ms(), wall_ms(), WorkerEnd::LeaseEnded.code()])?;
     let mut statement = db.prepare_cached(&format!(
-        "SELECT {RUNNING_COLUMNS} FROM tasks
+        "SELECT {RUNNING_COLUMNS}, {LEASE_ENDED} FROM tasks
          WHERE state = 3 AND NOT EXISTS (SELECT 1 FROM workers WHERE workers.id = tasks.worker_id AND dead = 0)
          LIMIT ?1"
     ))?;
-    statement.query_map([limit], running_of)?.collect()
+    statement.query_map(params![limit, boot_id, boot_ms()], running_of)?.collect()
 }
 
 /// What [`running_of`] reads.
 pub(super) const RUNNING_COLUMNS: &str = "id, kind, fence, worker_id, attempt, max_attempts, crashes, guarantee,
     cancel_requested_at IS NOT NULL, queue";
+/// What it reads last, or NULL, of the boot `?2` and at `?3` since then.
+const LEASE_ENDED: &str =
+    "(SELECT ?3 - expires_at FROM workers WHERE workers.id = tasks.worker_id AND dead = 1 AND boot_id = ?2)";
 
 pub(super) fn running_of(row: &Row<'_>) -> rusqlite::Result<Abandoned> {
     Ok(Abandoned {
@@ -267,6 +270,7 @@ pub(super) fn running_of(row: &Row<'_>) -> rusqlite::Result<Abandoned> {
         crashes: row.get(6)?,
         guarantee: guarantee_of(row.get(7)?),
         cancel_requested: row.get(8)?,
+        lease_ended: row.get::<_, Option<i64>>(10)?.map(|ms| Duration::from_millis(ms.max(0).unsigned_abs())),
     })
 }
 

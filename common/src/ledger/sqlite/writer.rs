@@ -142,10 +142,12 @@ impl Writer {
         let thread = Arc::clone(&shared);
         // Never more than waits for its turn, which the room bounds.
         let (committed, answers) = mpsc::unbounded_channel();
-        tokio::spawn(answer_batches(answers));
+        crate::vital::spawn("ledger answers", answer_batches(answers));
         std::thread::Builder::new()
             .name("ledger-writer".to_owned())
-            .spawn(move || write_batches(&connection, &thread, &committed))
+            .spawn(move || {
+                crate::vital::run_thread("ledger writer", || write_batches(&connection, &thread, &committed))
+            })
             .map_err(|error| LedgerError::Unavailable(format!("cannot start the writer thread: {error}")))?;
         Ok(Self { shared, room: Arc::new(Semaphore::new(WAITING_ROWS_MAX as usize)) })
     }
