@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tasklane_tests::api::Api;
 use tasklane_tests::eventually;
 use tasklane_tests::ledger::{Ledger, LedgerKind};
-use tasklane_tests::postgres::Postgres;
+use tasklane_tests::postgres::{Database, Postgres};
 use tasklane_tests::stack::Stack;
 
 use crate::faults_load::PatientLoad;
@@ -55,6 +56,45 @@ async fn a_postgres_killed_twice_under_load_loses_and_doubles_nothing() -> Resul
         assert_eq!(worker.process.has_exited()?, None);
     }
     nothing_left(&stack.vhost).await
+}
+
+/// As after a failover, when the server that was the primary takes reads only: both programs say so, and whatever takes
+/// writes again is found among the servers of the address.
+#[tokio::test]
+async fn a_postgres_that_takes_no_writes_is_told_and_the_one_that_does_is_found() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Postgres).await?;
+    let log = stack.operation_log()?;
+    let Ledger::Postgres(database) = &stack.ledger else { anyhow::bail!("the ledger is in PostgreSQL") };
+    let several = database.url().replacen('@', "@127.0.0.1:1,", 1) + "?target_session_attrs=read-write";
+    let producer = stack.producer().env("TASKLANE_LEDGER_URL", &several).start().await?;
+    let worker = stack.test_worker(&log).short_lease().env("TASKLANE_LEDGER_URL", &several).start().await?;
+    let task = json!({"kind": "test.once"});
+    assert_eq!(producer.api.submit_and_wait(&task, 30_000).await?.0.state, "completed");
+    set_read_only(database, "on").await?;
+    eventually(LIMIT, "both to say that the server takes no writes", async || {
+        let answers = [producer.api.raw_get("/readyz").await?, worker.get("/readyz").await?];
+        Ok(answers.iter().all(|it| it.status == 503 && it.text().contains("takes no writes")).then_some(()))
+    })
+    .await?;
+    set_read_only(database, "off").await?;
+    eventually(LIMIT, "both to be ready again", async || {
+        let answers = [producer.api.raw_get("/readyz").await?, worker.get("/readyz").await?];
+        Ok(answers.iter().all(|it| it.status == 200).then_some(()))
+    })
+    .await?;
+    assert_eq!(producer.api.submit_and_wait(&task, 60_000).await?.0.state, "completed");
+    nothing_left(&stack.vhost).await
+}
+
+/// For the sessions that come, which all are then.
+async fn set_read_only(database: &Database, value: &str) -> Result<()> {
+    let mut operator = PgConnection::connect(database.url()).await?;
+    sqlx::query("SET default_transaction_read_only = off").execute(&mut operator).await?;
+    let name: String = sqlx::query_scalar("SELECT current_database()").fetch_one(&mut operator).await?;
+    let sql = format!("ALTER DATABASE {name} SET default_transaction_read_only = {value}");
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut operator).await?;
+    operator.close().await?;
+    database.disconnect_all().await
 }
 
 /// What was sent to the server before is executed when it goes on, and by then comes from workers whose lease has ended.
