@@ -33,6 +33,9 @@ pub const BUNDLE_MS_MAX: u64 = 60_000;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct File {
+    /// Where it lies, if it was read from somewhere.
+    #[serde(skip)]
+    pub path: Option<PathBuf>,
     /// Where the broker is.
     pub amqp_url: Option<SecretString>,
     /// Where the ledger is.
@@ -161,6 +164,8 @@ pub struct CommonArgs {
 /// What every program needs to know.
 #[derive(Debug, Clone)]
 pub struct Common {
+    /// The settings file, if it holds a password.
+    pub secret_file: Option<PathBuf>,
     /// Where the broker is.
     pub amqp_url: Address,
     /// Where the ledger is.
@@ -252,6 +257,7 @@ impl CommonArgs {
             flag.clone().or_else(|| file.clone()).unwrap_or_else(|| default.into())
         };
         let common = Common {
+            secret_file: file.path.clone().filter(|_| file.has_password()),
             amqp_url: url(&self.amqp_url, &file.amqp_url, "amqp://guest:guest@127.0.0.1:5672/%2f")
                 .expose_secret()
                 .parse()
@@ -329,7 +335,16 @@ impl File {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(path, &text)
+        Ok(Self { path: Some(path.to_owned()), ..Self::parse(path, &text)? })
+    }
+
+    /// Whether one of its addresses has a password.
+    fn has_password(&self) -> bool {
+        let urls = [&self.amqp_url, &self.ledger_url, &self.management_url];
+        urls.into_iter().flatten().map(ExposeSecret::expose_secret).any(|url| {
+            let given = url::Url::parse(url).ok().and_then(|url| url.password().map(str::to_owned));
+            given.is_some_and(|password| password != "guest") || url.contains("password=")
+        })
     }
 
     /// Reads the text of a settings file; `path` is told in errors.

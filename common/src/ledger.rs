@@ -306,7 +306,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// Itself, for what is said in the words of its own library: a handler's writes in the completion's transaction.
     fn native(&self) -> Native<'_>;
 
-    /// Answers when the ledger is there: one write-free round trip.
+    /// Answers when the ledger takes writes, or has taken one just now.
     async fn ping(&self) -> Result<(), LedgerError>;
 }
 
@@ -423,6 +423,17 @@ pub enum LedgerError {
          a worker makes one only with create_ledger = true (--create-ledger)", .0.display()
     )]
     Missing(PathBuf),
+    /// The open file was deleted, or another one lies in its place: what is written to it is lost.
+    #[error(
+        "the ledger's file {} was deleted or replaced while this process had it open, and nothing is written to it any more: \
+         put it back, or stop all processes and start them again", .0.display()
+    )]
+    Replaced(PathBuf),
+    /// The file is not what was written to it.
+    #[error(
+        "the ledger's file is damaged ({0}): stop all processes, then restore a backup, or see what `sqlite3 .recover` saves"
+    )]
+    Damaged(String),
     /// The library or server is not fit to be a ledger.
     #[error("{0}")]
     Unsuitable(String),
@@ -432,14 +443,24 @@ pub enum LedgerError {
 }
 
 impl LedgerError {
+    /// Whether a person must look after the ledger before it takes anything again.
+    #[must_use]
+    pub const fn is_broken(&self) -> bool {
+        matches!(self, Self::Replaced(_) | Self::Damaged(_))
+    }
+
     /// Whether the same call can succeed later without anybody mending anything.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::Unavailable(_) => true,
-            Self::NewerSchema { .. } | Self::Address(_) | Self::Missing(_) | Self::Unsuitable(_) | Self::Corrupt(_) => {
-                false
-            }
+            Self::NewerSchema { .. }
+            | Self::Address(_)
+            | Self::Missing(_)
+            | Self::Replaced(_)
+            | Self::Damaged(_)
+            | Self::Unsuitable(_)
+            | Self::Corrupt(_) => false,
         }
     }
 }

@@ -162,6 +162,9 @@ pub enum ApiError {
     /// The ledger is not there: nothing can be recorded or looked up.
     #[error("the ledger is unavailable; try again, with the same Idempotency-Key if the request had one")]
     LedgerUnavailable,
+    /// A person must look after the ledger; the log says why.
+    #[error("the ledger's file is damaged, or was deleted or replaced: nothing is taken until somebody has mended it")]
+    LedgerBroken,
     /// A fault of ours. The text is for the log, never for the client.
     #[error("an internal error; the log has more under this request's id")]
     Internal(String),
@@ -259,6 +262,7 @@ impl ApiError {
             Self::TooManyListeners => (StatusCode::SERVICE_UNAVAILABLE, "too_many_listeners"),
             Self::Timeout => (StatusCode::SERVICE_UNAVAILABLE, "timeout"),
             Self::LedgerUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "ledger_unavailable"),
+            Self::LedgerBroken => (StatusCode::SERVICE_UNAVAILABLE, "ledger_broken"),
             Self::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
@@ -313,7 +317,11 @@ fn count_of(errors: &[FieldError], what: &str) -> String {
 
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
-        if error.is_retryable() { Self::LedgerUnavailable } else { Self::Internal(error.to_string()) }
+        match error {
+            error if error.is_retryable() => Self::LedgerUnavailable,
+            error if error.is_broken() => Self::LedgerBroken,
+            error => Self::Internal(error.to_string()),
+        }
     }
 }
 

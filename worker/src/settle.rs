@@ -123,7 +123,7 @@ impl Offer {
 
     /// Whether the ledger has refused it for so long that this is about the outcome itself.
     fn is_refused(&mut self, error: &LedgerError) -> bool {
-        if error.is_retryable() {
+        if error.is_retryable() || error.is_broken() {
             (self.pause, self.refused_since) = (LEDGER_PAUSE, None);
             return false;
         }

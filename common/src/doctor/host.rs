@@ -1,5 +1,7 @@
 //! What the settings and this machine say by themselves.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit};
@@ -14,6 +16,7 @@ const TTL_SHORT: Duration = Duration::from_secs(5);
 
 pub(super) fn look(subject: &Subject) -> Vec<Finding> {
     let mut findings = vec![Finding::ok("settings", "they can be read and fit each other")];
+    findings.extend(subject.common.secret_file.as_deref().map(settings_file));
     let limit = getrlimit(Resource::Nofile);
     match subject.role {
         // A producer raises its own limit as far as it may.
@@ -24,6 +27,28 @@ pub(super) fn look(subject: &Subject) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// A settings file that holds a password.
+fn settings_file(file: &Path) -> Finding {
+    const CHECK: &str = "settings.file";
+    match others_may(file) {
+        Some(mode) => {
+            let advice = format!("chmod 600 {}, or give the addresses by the environment", file.display());
+            Finding::warn(
+                CHECK,
+                format!("{} holds a password, and others may read it ({mode:o})", file.display()),
+                advice,
+            )
+        }
+        None => Finding::ok(CHECK, format!("{} holds a password, and others may not read it", file.display())),
+    }
+}
+
+/// The mode of a file that users beside its owner and group may read or write.
+pub(super) fn others_may(file: &Path) -> Option<u32> {
+    let mode = file.metadata().ok()?.permissions().mode() & 0o777;
+    (mode & 0o006 != 0).then_some(mode)
 }
 
 /// Whether the limit has room for so many of what needs so many files each.

@@ -6,6 +6,7 @@ use secrecy::ExposeSecret;
 use tokio::time::timeout;
 
 use super::file_system::FileSystem;
+use super::host::others_may;
 use super::{Finding, LOOK_LIMIT, Subject, runs};
 use crate::ledger::postgres::layout::Layout;
 use crate::ledger::{LedgerError, SCHEMA_VERSION, postgres, sqlite};
@@ -170,6 +171,7 @@ fn look_at_file(path: &Path, makes: bool) -> (Vec<Finding>, Option<LedgerId>) {
                 None => schema(vitals.schema),
             });
             findings.push(journal(&vitals));
+            findings.push(mode(path));
             findings.push(runs::judge(&vitals.runs));
             (findings, vitals.id)
         }
@@ -187,6 +189,19 @@ fn library() -> Finding {
         return Finding::ok("ledger.version", format!("SQLite {version}"));
     }
     Finding::fail("ledger.version", format!("SQLite {version} can corrupt the ledger"), "build with 3.51.3 or newer")
+}
+
+/// The args of all tasks are in it.
+fn mode(path: &Path) -> Finding {
+    const CHECK: &str = "ledger.mode";
+    match others_may(path) {
+        Some(mode) => {
+            let file = path.display();
+            let advice = format!("chmod 600 {file} {file}-wal {file}-shm: it holds the args of all tasks");
+            Finding::warn(CHECK, format!("any user of this machine may read {file} ({mode:o})"), advice)
+        }
+        None => Finding::ok(CHECK, "its owner's, or its group's"),
+    }
 }
 
 fn missing_file(path: &Path) -> Finding {
@@ -265,6 +280,20 @@ mod tests {
         assert_eq!(clock(-1.2, 0.01).verdict, Verdict::Warn);
         assert_eq!(clock(1.2, 0.5).verdict, Verdict::Ok);
         assert_eq!(clock(0.2, 0.0).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn a_file_that_all_may_read_is_warned_of() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("ledger.db");
+        std::fs::write(&path, "").unwrap();
+        for (bits, verdict) in
+            [(0o600, Verdict::Ok), (0o660, Verdict::Ok), (0o644, Verdict::Warn), (0o602, Verdict::Warn)]
+        {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(bits)).unwrap();
+            assert_eq!(mode(&path).verdict, verdict, "{bits:o}");
+        }
     }
 
     #[test]

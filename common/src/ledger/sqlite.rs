@@ -7,6 +7,7 @@
 mod claim;
 mod editing;
 mod groups;
+mod guard;
 mod limits;
 mod list;
 mod prune;
@@ -34,6 +35,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use uuid::Uuid;
 
+use self::guard::Guard;
 use self::prune::Walk;
 use self::read::Readers;
 use self::writer::Writer;
@@ -59,6 +61,7 @@ pub struct SqliteLedger {
     id: LedgerId,
     place: String,
     boot_id: Arc<str>,
+    guard: Arc<Guard>,
     writer: Writer,
     readers: Readers,
     upkeep: Readers,
@@ -75,12 +78,14 @@ impl SqliteLedger {
         let opening = tokio::task::spawn_blocking(move || {
             let connection = schema::open_writer(&path)?;
             let id = schema::id(&connection).map_err(|error| schema::cannot_open(&path, &error))?;
-            let writer = Writer::spawn(connection)?;
-            let (readers, upkeep) = (Readers::open(&path)?, Readers::open(&path)?);
+            let guard = Arc::new(Guard::of(&path));
+            let writer = Writer::spawn(connection, Arc::clone(&guard))?;
+            let readers = || Readers::open(&path, Arc::clone(&guard));
+            let (readers, upkeep) = (readers()?, readers()?);
             let boot_id = crate::clock::boot_id()
                 .map_err(|error| LedgerError::Unsuitable(format!("the kernel tells no boot id: {error}")))?;
             let place = path.display().to_string();
-            Ok(Self { id, place, boot_id: boot_id.into(), writer, readers, upkeep, pruning: Mutex::default() })
+            Ok(Self { id, place, boot_id: boot_id.into(), guard, writer, readers, upkeep, pruning: Mutex::default() })
         });
         opening.await.map_err(|error| LedgerError::Unavailable(format!("cannot open the ledger: {error}")))?
     }
@@ -391,6 +396,9 @@ impl Ledger for SqliteLedger {
     }
 
     async fn ping(&self) -> Result<(), LedgerError> {
-        self.upkeep.read(|db| db.query_row("SELECT 1", [], |_| Ok(()))).await
+        if self.guard.is_fresh()? {
+            return Ok(());
+        }
+        self.writer.write_urgently(schema::touch).await
     }
 }

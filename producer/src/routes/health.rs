@@ -17,15 +17,15 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the producer stands on.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Readiness {
-    /// Whether requests should come here: the ledger answers, and the producer is not about to stop.
+    /// Whether requests should come here: the ledger takes writes, and the producer is not about to stop.
     ready: bool,
-    /// Whether the ledger answers.
+    /// Whether the ledger takes writes.
     ledger: bool,
     /// Whether the broker takes messages. Without it submissions are accepted all the same, and published later.
     broker: bool,
     /// Whether the producer is about to stop.
     stopping: bool,
-    /// What the ledger, or the way to it, says where it does not answer.
+    /// What the ledger, or the way to it, says where it takes none.
     #[serde(skip_serializing_if = "Option::is_none")]
     problem: Option<String>,
 }
@@ -50,7 +50,7 @@ pub(crate) async fn alive() -> &'static str {
 pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Readiness>) {
     let problem = match timeout(PING_TIMEOUT, app.gate.ledger().ping()).await {
         Ok(answered) => answered.err().map(|error| error.to_string()),
-        Err(_) => Some(format!("the ledger does not answer within {} s", PING_TIMEOUT.as_secs())),
+        Err(_) => Some(format!("the ledger takes no write within {} s", PING_TIMEOUT.as_secs())),
     };
     let ledger = problem.is_none();
     let stopping = app.stopping.is_cancelled();

@@ -234,3 +234,30 @@ fn run(command: &mut Command) -> Result<()> {
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
     Ok(())
 }
+
+/// What is answered with 202 is in the file that the next start opens, or nothing is.
+#[tokio::test]
+async fn a_file_that_is_deleted_under_running_programs_takes_nothing_more() -> Result<()> {
+    let stack = Stack::new(LedgerKind::Sqlite).await?;
+    let log = stack.operation_log()?;
+    let producer = stack.producer().start().await?;
+    let worker = stack.test_worker(&log).start().await?;
+    let file = stack.ledger.sqlite_file().context("it is a file")?;
+    let aside = file.with_extension("aside");
+    std::fs::rename(&file, &aside)?;
+    let answer = producer.api.raw_post("/v1/tasks", &json!({"kind": "test.work"})).await?;
+    ensure!(answer.status == 503 && answer.text().contains("ledger_broken"), "{}", answer.text());
+    let ready = producer.api.raw_get("/readyz").await?;
+    ensure!(ready.status == 503 && ready.text().contains("was deleted or replaced"), "{}", ready.text());
+    let problem = worker.problem().await?.unwrap_or_default();
+    ensure!(problem.contains("was deleted or replaced"), "{problem}");
+    // Without anybody's asking.
+    for process in [&producer.process, &worker.process] {
+        process.logged("ERROR", LIMIT).await?;
+        process.logged("the ledger takes nothing more", LIMIT).await?;
+    }
+    std::fs::rename(&aside, &file)?;
+    let done = producer.api.submit(&json!({"kind": "test.work"})).await?.id;
+    producer.api.in_state(&done, "completed", LIMIT).await?;
+    Ok(())
+}

@@ -10,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::guard::Guard;
 use super::write::{RUNNING_COLUMNS, running_of};
 use super::{queues, schema};
 use crate::clock::{millis, since_boot, timestamp, wall_ms};
@@ -25,16 +26,18 @@ const READERS: usize = 2;
 /// going.
 pub(super) struct Readers {
     path: PathBuf,
+    guard: Arc<Guard>,
     idle: Arc<Mutex<Vec<Connection>>>,
     turns: Arc<Semaphore>,
 }
 
 impl Readers {
     /// They are opened when they are needed, but for the first.
-    pub(super) fn open(path: &Path) -> Result<Self, LedgerError> {
+    pub(super) fn open(path: &Path, guard: Arc<Guard>) -> Result<Self, LedgerError> {
         let first = schema::open_reader(path)?;
         Ok(Self {
             path: path.to_owned(),
+            guard,
             idle: Arc::new(Mutex::new(vec![first])),
             turns: Arc::new(Semaphore::new(READERS)),
         })
@@ -49,30 +52,22 @@ impl Readers {
         let gone = || LedgerError::Unavailable("the reader has ended".to_owned());
         let answered = async {
             let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| gone())?;
-            let (path, idle) = (self.path.clone(), Arc::clone(&self.idle));
+            let (path, guard, idle) = (self.path.clone(), Arc::clone(&self.guard), Arc::clone(&self.idle));
             let reading = tokio::task::spawn_blocking(move || {
                 let _turn = turn;
+                guard.check()?;
                 let pooled = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
                 let connection = match pooled {
                     Some(connection) => connection,
                     None => schema::open_reader(&path)?,
                 };
-                let answer = query(&connection).map_err(|error| failure(&error));
+                let answer = query(&connection).map_err(|error| guard.fault(&error));
                 idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
                 answer
             });
             reading.await.map_err(|_| gone())?
         };
         timeout(CALL_TIMEOUT, answered).await.map_err(late)?
-    }
-}
-
-fn failure(error: &rusqlite::Error) -> LedgerError {
-    match error {
-        rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..) => {
-            LedgerError::Corrupt(error.to_string())
-        }
-        _ => LedgerError::Unavailable(error.to_string()),
     }
 }
 

@@ -1,11 +1,14 @@
 //! Opening the file: the library's version, the pragmas, the migrations.
 
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use uuid::Uuid;
 
+use super::guard;
 use super::writer::is_busy;
 use crate::ledger::{LedgerError, SCHEMA_VERSION};
 use crate::task::LedgerId;
@@ -40,6 +43,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, LedgerError> {
         )));
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    make_private(path);
     let mut connection = Connection::open_with_flags(path, flags).map_err(|error| cannot_open(path, &error))?;
     connection.busy_handler(Some(wait_for_lock)).map_err(|error| cannot_open(path, &error))?;
     // Before anything is written to a file that may be another application's.
@@ -51,6 +55,13 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, LedgerError> {
     Ok(connection)
 }
 
+/// Makes a file that only its owner reads, where there is none: args are nobody else's, and SQLite gives the log the mode of the
+/// file. One that is there keeps the mode that somebody may have given it.
+fn make_private(path: &Path) {
+    // What fails here fails again at the opening, which tells it.
+    let _ = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+}
+
 /// Opens the file for reading.
 pub(super) fn open_reader(path: &Path) -> Result<Connection, LedgerError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -60,7 +71,10 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, LedgerError> {
 }
 
 pub(super) fn cannot_open(path: &Path, error: &rusqlite::Error) -> LedgerError {
-    LedgerError::Unavailable(format!("cannot open {}: {error}", path.display()))
+    match guard::fault(error) {
+        LedgerError::Damaged(what) => LedgerError::Damaged(format!("{}: {what}", path.display())),
+        _ => LedgerError::Unavailable(format!("cannot open {}: {error}", path.display())),
+    }
 }
 
 /// Which ledger this is.
@@ -71,6 +85,11 @@ pub(super) fn id(connection: &Connection) -> rusqlite::Result<LedgerId> {
 /// What the clock said when it was last believed.
 pub(super) fn believed(connection: &Connection) -> rusqlite::Result<Option<i64>> {
     connection.query_row("SELECT clock_at FROM ledger", [], |row| row.get(0))
+}
+
+/// Writes, and changes nothing.
+pub(super) fn touch(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute("UPDATE ledger SET clock_at = clock_at", []).map(drop)
 }
 
 /// Notes that the clock is believed.
@@ -154,7 +173,10 @@ pub(super) fn not_a_ledger(path: &Path, table: &str) -> String {
 }
 
 fn migrate(connection: &mut Connection) -> Result<(), LedgerError> {
-    let unavailable = |error: rusqlite::Error| LedgerError::Unavailable(format!("cannot prepare the schema: {error}"));
+    let unavailable = |error: rusqlite::Error| match guard::fault(&error) {
+        LedgerError::Damaged(what) => LedgerError::Damaged(what),
+        _ => LedgerError::Unavailable(format!("cannot prepare the schema: {error}")),
+    };
     // IMMEDIATE: two processes that start at once migrate one after the other, and the second finds nothing to do.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(unavailable)?;
     let found: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(unavailable)?;

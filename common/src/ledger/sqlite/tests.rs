@@ -150,7 +150,9 @@ fn the_codes_in_the_sql_are_those_of_the_machine() {
 #[tokio::test]
 async fn a_write_that_fails_takes_nobody_along() {
     let folder = tempfile::tempdir().unwrap();
-    let writer = Writer::spawn(schema::open_writer(&folder.path().join("ledger.db")).unwrap()).unwrap();
+    let path = folder.path().join("ledger.db");
+    let connection = schema::open_writer(&path).unwrap();
+    let writer = Writer::spawn(connection, Arc::new(super::guard::Guard::of(&path))).unwrap();
     let good = |name: &'static str| {
         writer.write(1, move |db| db.execute("INSERT INTO queues (name, head_at) VALUES (?1, 0)", [name]))
     };
@@ -301,4 +303,82 @@ async fn slow_reads_hold_up_no_upkeep() {
     for one in slow {
         let _ = one.await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_or_deleted_takes_nothing_more() {
+    for suffix in ["", "-wal", "-shm"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, aside) = (folder.path().join("ledger.db"), folder.path().join("aside"));
+        let ledger = SqliteLedger::open(&path).await.unwrap();
+        ledger.ping().await.unwrap();
+        let file = super::guard::with_suffix(&path, suffix);
+        std::fs::rename(&file, &aside).unwrap();
+        let broken = async || {
+            let written = ledger.believe_clock(jiff::Timestamp::now()).await.unwrap_err();
+            assert!(matches!(&written, LedgerError::Replaced(which) if *which == file), "{written}");
+            assert!(!written.is_retryable() && written.is_broken());
+            assert!(matches!(ledger.clock().await, Err(LedgerError::Replaced(_))));
+            assert!(matches!(ledger.ping().await, Err(LedgerError::Replaced(_))));
+        };
+        broken().await;
+        std::fs::copy(&aside, &file).unwrap();
+        broken().await;
+        std::fs::rename(&aside, &file).unwrap();
+        ledger.ping().await.expect("put back");
+        ledger.believe_clock(jiff::Timestamp::now()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn damage_is_told_from_what_passes_and_makes_unready() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    drop(SqliteLedger::open(&path).await.unwrap());
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let root = "SELECT (rootpage - 1) * page_size, page_size FROM sqlite_schema, pragma_page_size WHERE name = 'queue_retention'";
+    let (at, size): (i64, u16) = other.query_row(root, [], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    other.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    drop(other);
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xff; size.into()], at.unsigned_abs()).unwrap();
+    let ledger = SqliteLedger::open(&path).await.unwrap();
+    ledger.ping().await.unwrap();
+    let retention = [(crate::task::QueueName::default(), std::time::Duration::from_secs(9))];
+    let error = ledger.set_retention(retention.into()).await.unwrap_err();
+    assert!(matches!(error, LedgerError::Damaged(_)), "{error}");
+    assert!(error.to_string().contains("restore a backup") && !error.is_retryable(), "{error}");
+    assert!(matches!(ledger.ping().await, Err(LedgerError::Damaged(_))));
+    drop(ledger);
+    std::fs::write(folder.path().join("no.db"), "this is no database, and long enough to have been one").unwrap();
+    let error = SqliteLedger::open(&folder.path().join("no.db")).await.unwrap_err();
+    assert!(matches!(&error, LedgerError::Damaged(what) if what.contains("not a database")), "{error}");
+}
+
+#[tokio::test]
+async fn readiness_follows_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = SqliteLedger::open(&path).await.unwrap();
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let error = ledger.ping().await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    other.execute_batch("ROLLBACK").unwrap();
+    ledger.ping().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_three_files_are_their_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ledger.db");
+    let ledger = SqliteLedger::open(&path).await.unwrap();
+    let mode = |suffix| super::guard::with_suffix(&path, suffix).metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(["", "-wal", "-shm"].map(mode), [0o600; 3]);
+    // Somebody may share it on purpose.
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o660)).unwrap();
+    drop(ledger);
+    SqliteLedger::open(&path).await.unwrap();
+    assert_eq!(mode(""), 0o660);
 }

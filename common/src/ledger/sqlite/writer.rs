@@ -4,6 +4,7 @@
 //! (lease renewals) go to the front, so they wait for one transaction under way at most.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::guard::Guard;
 use crate::ledger::{CALL_TIMEOUT, LedgerError};
 
 /// Row writes that go into one transaction: bounds how long other processes wait for the file's lock.
@@ -137,7 +139,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Starts the thread. To be called within the runtime.
-    pub(super) fn spawn(connection: Connection) -> Result<Self, LedgerError> {
+    pub(super) fn spawn(connection: Connection, guard: Arc<Guard>) -> Result<Self, LedgerError> {
         let shared = Arc::new(Shared::default());
         let thread = Arc::clone(&shared);
         // Never more than waits for its turn, which the room bounds.
@@ -146,7 +148,7 @@ impl Writer {
         std::thread::Builder::new()
             .name("ledger-writer".to_owned())
             .spawn(move || {
-                crate::vital::run_thread("ledger writer", || write_batches(&connection, &thread, &committed))
+                crate::vital::run_thread("ledger writer", || write_batches(&connection, &guard, &thread, &committed))
             })
             .map_err(|error| LedgerError::Unavailable(format!("cannot start the writer thread: {error}")))?;
         Ok(Self { shared, room: Arc::new(Semaphore::new(WAITING_ROWS_MAX as usize)) })
@@ -203,16 +205,16 @@ async fn answer_batches(mut committed: mpsc::UnboundedReceiver<Vec<Job>>) {
     }
 }
 
-fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::UnboundedSender<Vec<Job>>) {
+fn write_batches(connection: &Connection, guard: &Guard, shared: &Shared, committed: &mpsc::UnboundedSender<Vec<Job>>) {
     while shared.wait() {
         // The lock first: whatever comes while another process writes goes along. And with it a transaction that reads and then
         // writes meets no lock that it must not wait for.
-        let begun = connection.execute_batch("BEGIN IMMEDIATE");
+        let begun = begin(connection, guard);
         let mut batch = shared.take();
         if !batch.is_empty() {
             metrics::histogram!("tasklane_ledger_batch_writes", "ledger" => "sqlite").record(batch.len() as f64);
         }
-        match begun.and_then(|()| commit(connection, &mut batch)) {
+        match begun.and_then(|()| commit(connection, guard, &mut batch)) {
             Ok(written) => {
                 shared.put_back(batch.split_off(written));
                 match batch.len() {
@@ -222,32 +224,78 @@ fn write_batches(connection: &Connection, shared: &Shared, committed: &mpsc::Unb
                 }
             }
             // A write that cannot succeed must not take its neighbours along.
-            Err(error) if !is_busy(&error) => {
+            Err(fault) if fault.may_be_of_one() => {
                 for mut job in batch {
-                    let outcome = commit_alone(connection, &mut job);
-                    job.write.answer(outcome.map_err(|error| failure(&error)));
+                    let outcome = begin(connection, guard)
+                        .and_then(|()| commit(connection, guard, std::slice::from_mut(&mut job)).map(drop));
+                    job.write.answer(outcome.map_err(|fault| fault.told(guard)));
                 }
             }
-            Err(error) => batch.into_iter().for_each(|job| job.write.answer(Err(failure(&error)))),
+            Err(fault) => batch.into_iter().for_each(|job| job.write.answer(Err(fault.told(guard)))),
         }
     }
 }
 
-fn commit_alone(connection: &Connection, job: &mut Job) -> rusqlite::Result<()> {
-    connection.execute_batch("BEGIN IMMEDIATE")?;
-    commit(connection, std::slice::from_mut(job)).map(drop)
+/// Why nothing was committed, or for nobody.
+enum Fault {
+    Sqlite(rusqlite::Error),
+    /// The file is not the one that everybody has.
+    Replaced(PathBuf),
+}
+
+impl Fault {
+    /// Whether the others of the batch may fare better alone.
+    fn may_be_of_one(&self) -> bool {
+        match self {
+            Self::Sqlite(error) => !is_busy(error),
+            Self::Replaced(_) => false,
+        }
+    }
+
+    fn told(&self, guard: &Guard) -> LedgerError {
+        match self {
+            Self::Sqlite(error) => guard.fault(error),
+            Self::Replaced(file) => LedgerError::Replaced(file.clone()),
+        }
+    }
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sqlite(error)
+    }
+}
+
+fn check(guard: &Guard) -> Result<(), Fault> {
+    match guard.check() {
+        Err(LedgerError::Replaced(file)) => Err(Fault::Replaced(file)),
+        _ => Ok(()),
+    }
+}
+
+fn begin(connection: &Connection, guard: &Guard) -> Result<(), Fault> {
+    check(guard)?;
+    Ok(connection.execute_batch("BEGIN IMMEDIATE")?)
 }
 
 /// Commits the batch in the transaction that has begun, or as much of its beginning as there is time for; answers how many writes
 /// that were.
-fn commit(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> {
+fn commit(connection: &Connection, guard: &Guard, batch: &mut [Job]) -> Result<usize, Fault> {
+    let before = connection.total_changes();
     let applied = apply(connection, batch);
     match applied.and_then(|written| connection.execute_batch("COMMIT").map(|()| written)) {
-        Ok(written) => Ok(written),
+        Ok(written) => {
+            // Again: nobody is told of a write that went into a file which is gone.
+            check(guard)?;
+            if connection.total_changes() != before {
+                guard.wrote();
+            }
+            Ok(written)
+        }
         Err(error) => {
             // Some errors roll back by themselves, and then this one has nothing to do.
             let _ = connection.execute_batch("ROLLBACK");
-            Err(error)
+            Err(error.into())
         }
     }
 }
@@ -265,8 +313,4 @@ fn apply(connection: &Connection, batch: &mut [Job]) -> rusqlite::Result<usize> 
 
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked))
-}
-
-fn failure(error: &rusqlite::Error) -> LedgerError {
-    LedgerError::Unavailable(error.to_string())
 }
