@@ -39,6 +39,7 @@ pub struct CancelTasks {
     #[serde(default)]
     dry_run: bool,
     /// The `next_cursor` of the answer before.
+    #[schema(pattern = "^1[0-9a-f]{32}$")]
     cursor: Option<String>,
     /// Who wants that, or why; shown as the tasks' `reason`. At most 1,024 bytes without control characters.
     #[schema(max_length = 1024, default = "requested")]

@@ -35,6 +35,7 @@ pub mod record;
 pub mod gate;
 pub mod wait;
 mod queue_labels;
+mod reference;
 pub mod error;
 
 pub use config::{Command, ProducerArgs, Settings};

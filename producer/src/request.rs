@@ -43,33 +43,34 @@ pub struct SubmitTask {
     pub kind: Option<String>,
     /// The handler's input: any JSON, 1 MiB at most. Defaults to `{}`.
     #[serde(default, deserialize_with = "given")]
-    #[schema(value_type = Option<serde_json::Value>)]
+    #[schema(value_type = Option<serde_json::Value>, examples(json!({"month": "2026-11"})))]
     pub args: Option<Box<RawValue>>,
     /// The queue that carries it. Defaults to the first route of the producer's settings that matches the kind,
     /// else to `default`.
     #[schema(max_length = 64, pattern = "^[a-z0-9_-]+$", examples("default"))]
     pub queue: Option<String>,
     /// How often it may start. Defaults to the producer's `max_attempts`, which is 20.
-    #[schema(minimum = 1, maximum = 1000)]
+    #[schema(minimum = 1, maximum = 1000, default = 20, examples(5))]
     pub max_attempts: Option<i64>,
     /// How long one run may take. Left out, the handler decides.
-    #[schema(minimum = 1, maximum = 86_400_000)]
+    #[schema(minimum = 1, maximum = 86_400_000, examples(60_000))]
     pub timeout_ms: Option<i64>,
     /// How long after the task's end its result is kept; then it is cleared, and the task stays until its retention is over.
     /// Defaults to what the producer's settings say for the kind, else to as long as the task.
-    #[schema(minimum = 1, maximum = 31_536_000_000_i64)]
+    #[schema(minimum = 1, maximum = 31_536_000_000_i64, examples(3_600_000))]
     pub result_ttl_ms: Option<i64>,
     /// How long it waits before its first start. Not together with `run_at`.
-    #[schema(minimum = 0, maximum = 31_536_000_000_i64)]
+    #[schema(minimum = 0, maximum = 31_536_000_000_i64, examples(60_000))]
     pub delay_ms: Option<i64>,
     /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
-    #[schema(format = DateTime)]
+    #[schema(format = DateTime, examples("2026-12-24T06:00:00Z"))]
     pub run_at: Option<String>,
     /// How urgent it is among the tasks of its queue: `high`, `normal` or `low`. Defaults to `normal`.
     #[schema(value_type = Option<Priority>)]
     pub priority: Option<String>,
     /// Labels of the client's own, to find tasks by: 32 at most, keys of 64 bytes without colons, values of 256 bytes.
     #[serde(default, deserialize_with = "few")]
+    #[schema(examples(json!({"customer": "4711"})))]
     pub tags: Option<BTreeMap<String, String>>,
     /// What it shares limits with, besides its queue and its kind, such as a customer: 255 bytes at most, no asterisks.
     #[schema(min_length = 1, max_length = 255, examples("customer:4711"))]

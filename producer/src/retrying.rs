@@ -59,6 +59,7 @@ pub struct RetryTasks {
     #[schema(minimum = 1, maximum = 10_000)]
     per_second: Option<i64>,
     /// The `next_cursor` of the answer before.
+    #[schema(pattern = "^1[0-9a-f]{32}(-[0-9]{1,13})?$")]
     cursor: Option<String>,
 }
 

@@ -16,7 +16,7 @@ use crate::routes::{
     batch, cancel, cancel_many, docs, edit, events, group, health, limits, list, move_tasks, pause, pause_schedule,
     purge, put_schedule, queues, retry, retry_many, schedules, status, submit, workers,
 };
-use crate::{admission, caller, observe};
+use crate::{admission, caller, observe, reference};
 
 /// The document's frame; paths and schemas are collected from the routes.
 #[derive(OpenApi)]
@@ -98,5 +98,6 @@ fn parts() -> (Router<Arc<App>>, Router<Arc<App>>, utoipa::openapi::OpenApi) {
         .split_for_parts();
     let mut document = work.merge_from(operation);
     caller::document(&mut document);
+    reference::complete(&mut document);
     (admitted, operations, document)
 }

@@ -48,6 +48,7 @@ pub struct PutSchedule {
     #[schema(max_length = 64, default = "UTC", examples("Europe/Berlin"))]
     timezone: Option<String>,
     /// What each tick submits, as `POST /v1/tasks` takes it, but without a time, and with args of 64 KiB at most. Required.
+    #[serde(default, deserialize_with = "extract::part")]
     #[schema(required, value_type = SubmitTask)]
     task: Option<SubmitTask>,
     /// What becomes of ticks that passed while nothing was there to fire them. Defaults to `one`.

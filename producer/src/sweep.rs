@@ -40,6 +40,7 @@ pub struct PurgeTasks {
     #[serde(default)]
     dry_run: bool,
     /// The `next_cursor` of the answer before.
+    #[schema(pattern = "^1[0-9a-f]{32}$")]
     cursor: Option<String>,
 }
 
@@ -50,12 +51,13 @@ pub struct MoveTasks {
     /// The queue that they go to.
     to: String,
     /// Which; without it all.
-    #[serde(default)]
-    filter: MoveFilter,
+    #[serde(default, deserialize_with = "extract::part")]
+    filter: Option<MoveFilter>,
     /// Only counts what would be moved.
     #[serde(default)]
     dry_run: bool,
     /// The `next_cursor` of the answer before.
+    #[schema(pattern = "^1[0-9a-f]{32}$")]
     cursor: Option<String>,
 }
 
@@ -129,11 +131,12 @@ pub fn moving(from: QueueName, body: &[u8]) -> Result<Sweep, ApiError> {
         to => Ok(to),
     };
     let to = checked("to", Some(asked.to), other, &mut faults);
+    let filter = asked.filter.unwrap_or_default();
     let query = ListQuery {
         state: None,
-        kind: checked("filter.kind", asked.filter.kind, kind, &mut faults),
+        kind: checked("filter.kind", filter.kind, kind, &mut faults),
         queue: Some(from.clone()),
-        tags: checked("filter.tag", asked.filter.tag, listing::tag, &mut faults).into_iter().collect(),
+        tags: checked("filter.tag", filter.tag, listing::tag, &mut faults).into_iter().collect(),
         before: checked("cursor", asked.cursor, listing::before, &mut faults),
         limit: PAGE,
         ..ListQuery::default()
@@ -264,6 +267,7 @@ mod tests {
             ["to", "filter.kind", "filter.tag", "cursor"]
         );
         assert_eq!(faults(asked(r#"{"to":"there","filter":{"queue":"x"}}"#)), ["filter.queue"]);
+        assert_eq!(faults(asked(r#"{"to":"there","filter":["a",null]}"#)), ["filter"], "a list is no filter");
         let sweep = asked(r#"{"to":"there","filter":{"kind":"a"},"dry_run":true}"#).unwrap();
         assert_eq!(sweep.query.queue, Some(QueueName::parse("here").unwrap()));
         assert!(sweep.dry_run && matches!(sweep.deed, Deed::Move { to, .. } if to.as_str() == "there"));

@@ -75,6 +75,18 @@ fn the_reference_has_words_for_everything_and_no_links_of_the_source() {
         for (method, operation) in operations.as_object().unwrap() {
             let told = ["summary", "tags"].iter().all(|key| !operation[key].is_null());
             assert!(told, "{method} {path} needs a summary and a tag");
+            let answers = &operation["responses"];
+            assert!(["400", "403", "405", "500"].iter().all(|status| answers[status].is_object()), "{method} {path}");
+            if !operation["requestBody"].is_null() {
+                assert!(answers["408"].is_object(), "{method} {path}");
+                assert!(
+                    !operation["requestBody"]["content"]["application/json"]["example"].is_null(),
+                    "{method} {path}"
+                );
+            }
+            if ["submitTask", "submitBatch", "retryTask"].iter().any(|id| operation["operationId"] == *id) {
+                assert!(answers["429"].is_object(), "{method} {path} records tasks");
+            }
             for parameter in operation["parameters"].as_array().into_iter().flatten() {
                 assert!(parameter["description"].is_string(), "{method} {path}: {}", parameter["name"]);
             }
