@@ -142,7 +142,7 @@ fn the_codes_in_the_sql_are_those_of_the_machine() {
     assert_eq!(from(Event::Strand), [2]);
     assert_eq!(from(Event::Cancel), [0, 1, 2, 3, 4]);
     assert_eq!(State::Cancelled.code(), 6);
-    assert_eq!(from(Event::Replay), [6, 7]);
+    assert_eq!(from(Event::Replay), [1, 4, 6, 7]);
     assert_eq!(from(Event::Complete), [3]);
     assert_eq!(State::ALL.into_iter().filter(|state| state.is_final()).map(State::code).min(), Some(5));
 }
