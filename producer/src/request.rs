@@ -63,7 +63,7 @@ pub struct SubmitTask {
     #[schema(minimum = 0, maximum = 31_536_000_000_i64, examples(60_000))]
     pub delay_ms: Option<i64>,
     /// When it may start, RFC 3339; a time in the past means at once. Not together with `delay_ms`.
-    #[schema(format = DateTime, examples("2026-12-24T06:00:00Z"))]
+    #[schema(format = DateTime, examples("2026-12-24T06:00:00.000Z"))]
     pub run_at: Option<String>,
     /// How urgent it is among the tasks of its queue: `high`, `normal` or `low`. Defaults to `normal`.
     #[schema(value_type = Option<Priority>)]
