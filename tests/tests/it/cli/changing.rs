@@ -177,7 +177,9 @@ async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     assert_eq!((said.code, said.out), (Some(3), format!("{one} cancelled\n")));
     assert_eq!(producer.api.get(&one).await?.reason.as_deref(), Some("wrong month"));
     assert_eq!(cli.ok(&["retry", &one]).await?, format!("{one} starts again\n"));
-    cli.run(&["retry", &one]).await?.failed(4, &[&one, "only one that has failed, or waits for its time, can be started"]);
+    cli.run(&["retry", &one])
+        .await?
+        .failed(4, &[&one, "only one that has failed, or waits for its time, can be started"]);
     cli.ok(&["cancel", &one]).await?;
 
     for _ in 0..30 {
