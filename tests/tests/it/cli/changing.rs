@@ -198,7 +198,7 @@ async fn tasks_are_cancelled_and_run_again() -> Result<()> {
     cli.run(&["retry", "--kind", "bulk"]).await?.failed(2, &["--yes", "--dry-run"]);
     let counts = &cli.json(&["retry", "--tag", "team=blue", "--state", "cancelled", "--yes"]).await?[0];
     assert_eq!(counts, &json!({"retried": 30, "conflicts": 0, "dry_run": false}));
-    cli.run(&["retry", "--state", "running", "-y"]).await?.failed(4, &["a running task cannot be retried"]);
+    cli.run(&["retry", "--state", "running", "-y"]).await?.failed(4, &["a running task cannot be started"]);
     cli.run(&["cancel", "--state", "completed", "-y"])
         .await?
         .failed(4, &["state: a completed task cannot be cancelled"]);
