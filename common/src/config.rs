@@ -4,6 +4,7 @@
 //! environment before the file, the file before the default.
 
 mod discard;
+pub mod environment;
 mod tables;
 
 use std::collections::BTreeMap;

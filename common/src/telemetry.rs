@@ -1,5 +1,6 @@
 //! Logs, traces and metrics, set up once by a program's `main`.
 
+mod catalogue;
 mod lines;
 
 use std::time::Duration;
@@ -17,7 +18,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::config::{Common, ConfigError, LogFormat};
+pub use self::catalogue::{METRICS, Metric, Program, SETTLED, Shape};
+use crate::config::{Common, ConfigError, LogFormat, environment};
 use crate::traces::{self, Traces};
 use crate::web::hosts::{self, Hosts};
 
@@ -37,15 +39,16 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// Installs the recorder that every `metrics` macro writes to.
+    /// Installs the recorder that every `metrics` macro writes to, and begins what is known of a program's metrics.
     ///
     /// # Errors
     /// When the process has one already.
-    pub fn install() -> Result<Self, BuildError> {
+    pub fn install(program: Program) -> Result<Self, BuildError> {
         let handle = PrometheusBuilder::new()
             .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
             .set_buckets_for_metric(Matcher::Suffix("_writes".to_owned()), &COUNTS)?
             .install_recorder()?;
+        catalogue::begin(program);
         Ok(Self(handle))
     }
 
@@ -89,6 +92,7 @@ pub fn init_logging(settings: &Common, traces: Option<&Traces>) -> Result<(), Co
     };
     // A second initialisation, in a test, keeps the first.
     let _ = tracing_subscriber::registry().with(log.with_filter(filter)).with(traces.map(Traces::layer)).try_init();
+    environment::warn_of_strays();
     Ok(())
 }
 

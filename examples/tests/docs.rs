@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Command, CommandFactory};
-use tasklane_common::config::File;
+use tasklane_common::config::{File, environment};
+use tasklane_common::telemetry::METRICS;
 use tasklane_producer::ProducerArgs;
 use tasklane_worker::config::WorkerArgs;
 
@@ -72,6 +73,9 @@ fn every_setting_is_listed_as_it_is() {
     let listed: BTreeSet<_> = rows(&between(&document, "settings")).into_iter().collect();
     assert_eq!(listed, expected);
 
+    let variables: BTreeSet<_> = expected.iter().map(|row| row[0].as_str()).collect();
+    assert_eq!(variables, environment::SETTINGS.into());
+
     let in_table: BTreeSet<_> = expected.iter().map(|row| row[2].clone()).collect();
     let keys = file_keys();
     assert!(keys.len() > 15, "{keys:?}");
@@ -105,7 +109,9 @@ fn the_metrics_listed_are_those_there_are() {
             let source = fs::read_to_string(&file).unwrap();
             for name in ["counter!(", "gauge!(", "histogram!("].iter().flat_map(|form| source.split(form).skip(1)) {
                 let name = name.trim_start().trim_start_matches('"').split('"').next().unwrap_or_default();
-                there.insert(name.to_owned());
+                if name.starts_with("tasklane_") {
+                    there.insert(name.to_owned());
+                }
             }
         }
     }
@@ -113,6 +119,15 @@ fn the_metrics_listed_are_those_there_are() {
     let name_of = |row: Vec<String>| row[0].split('{').next().unwrap_or_default().to_owned();
     let listed: BTreeSet<_> = rows(&between(&operations, "metrics")).into_iter().map(name_of).collect();
     assert_eq!(listed, there);
+    let described: BTreeSet<_> = METRICS.iter().map(|metric| metric.name.to_owned()).collect();
+    assert_eq!(described, there, "the catalogue has those that the code has");
+    for row in rows(&between(&operations, "metrics")) {
+        let (name, labels) = row[0].trim_end_matches('}').split_once('{').unwrap_or((&row[0], ""));
+        let metric = METRICS.iter().find(|metric| metric.name == name).unwrap();
+        assert_eq!(row[1], format!("{:?}", metric.shape).to_lowercase(), "{name}");
+        let known: Vec<_> = metric.labels.iter().map(|(label, _)| *label).collect();
+        assert_eq!(labels, known.join(","), "{name}");
+    }
 
     let crates = ["tasklane_common", "tasklane_producer", "tasklane_worker"];
     let words = operations.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');

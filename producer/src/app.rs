@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::Admission;
+use crate::backlog::Backlog;
 use crate::body;
 use crate::gate::Gate;
 use crate::intake::Intake;
@@ -61,6 +62,8 @@ pub struct App {
     /// What was done since the start.
     pub tally: Tally,
     pub(crate) queue_labels: QueueLabels,
+    /// Gauges of what waits.
+    pub(crate) backlog: Backlog,
 }
 
 /// What was done since the start.
@@ -116,6 +119,7 @@ impl App {
             stopping: CancellationToken::new(),
             tally: Tally::default(),
             queue_labels: QueueLabels::default(),
+            backlog: Backlog::default(),
         })
     }
 

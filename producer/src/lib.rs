@@ -34,6 +34,7 @@ mod trace_context;
 pub mod record;
 pub mod gate;
 pub mod wait;
+mod backlog;
 mod queue_labels;
 mod reference;
 pub mod error;

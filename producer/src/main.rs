@@ -13,7 +13,7 @@ use tasklane_common::ledger::LedgerError;
 use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
 use tasklane_common::task::QueueName;
-use tasklane_common::telemetry::{self, Metrics};
+use tasklane_common::telemetry::{self, Metrics, Program};
 use tasklane_common::traces::Traces;
 use tasklane_producer::{Command, ProducerArgs, Settings, StartError, StopSummary, run};
 use tokio_util::sync::CancellationToken;
@@ -54,7 +54,7 @@ fn start(args: &ProducerArgs) -> anyhow::Result<ExitCode> {
     let settings = args.resolve()?;
     let traces = Traces::begin(&settings.common, "tasklane-producer")?;
     telemetry::init_logging(&settings.common, traces.as_ref())?;
-    let metrics = Metrics::install()?;
+    let metrics = Metrics::install(Program::Producer)?;
     allow_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(until_told(settings, metrics));

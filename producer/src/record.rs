@@ -81,6 +81,7 @@ async fn record_and_offer(app: Arc<App>, recording: Recording) -> Result<Receipt
             tell(&app, told, at, &existing);
             app.tally.tasks.fetch_add(queues.len() as u64, Ordering::Relaxed);
             for (queue, count) in count_by_queue(&app, &queues) {
+                metrics::counter!("tasklane_submissions_refused_total", "queue" => queue.clone()).increment(0);
                 metrics::counter!("tasklane_tasks_submitted_total", "queue" => queue).increment(count);
             }
             offer(&app, due).await;

@@ -42,6 +42,7 @@ struct Frame;
 /// The whole API.
 pub fn router(app: Arc<App>) -> Router {
     let (admitted, operations, openapi) = parts();
+    observe::begin_failures(&openapi);
     let admitted = admitted.layer(from_fn_with_state(app.admission.clone(), admission::admit));
     admitted
         .merge(operations)

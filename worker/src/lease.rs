@@ -137,6 +137,8 @@ pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
             () = lease.lost().cancelled() => return,
             () = ended.cancelled() => return,
         }
+        metrics::gauge!("tasklane_slots").set(f64::from(life.settings.concurrency));
+        metrics::gauge!("tasklane_running").set(lease.running() as f64);
         let renewal = Renewal {
             worker: lease.worker(),
             ttl: lease.0.ttl,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use metrics::{Counter, Histogram, counter, histogram};
 use tasklane_common::task::Kind;
+use tasklane_common::telemetry::SETTLED;
 
 /// Those of all kinds that a worker handles.
 #[derive(Debug)]
@@ -38,6 +39,9 @@ impl Meters {
 impl KindMeters {
     fn of(kind: &Kind) -> Self {
         let kind = || kind.as_str().to_owned();
+        for outcome in SETTLED {
+            counter!("tasklane_tasks_settled_total", "kind" => kind(), "outcome" => *outcome).increment(0);
+        }
         Self {
             wait_seconds: histogram!("tasklane_task_wait_seconds", "kind" => kind()),
             run_seconds: histogram!("tasklane_task_run_seconds", "kind" => kind()),

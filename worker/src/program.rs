@@ -34,7 +34,7 @@ use tasklane_common::doctor::{self, Role, Subject};
 use tasklane_common::ledger::{self, LedgerError};
 use tasklane_common::memory;
 use tasklane_common::shutdown::Signals;
-use tasklane_common::telemetry::{self, Metrics};
+use tasklane_common::telemetry::{self, Metrics, Program};
 use tasklane_common::traces::Traces;
 use tasklane_common::vital;
 use tasklane_common::web::hosts::Hosts;
@@ -150,7 +150,7 @@ async fn work(settings: Settings, registry: Registry, groups: ProcessGroups) -> 
 /// Metrics, their listener, and an ear for signals.
 async fn surroundings(worker: &Worker, listener: Option<(SocketAddr, Hosts)>) -> anyhow::Result<Signals> {
     let signals = Signals::listen().context("cannot listen for signals")?;
-    let metrics = Metrics::install().context("cannot install the metrics")?;
+    let metrics = Metrics::install(Program::Worker).context("cannot install the metrics")?;
     vital::spawn("metrics", metrics.clone().upkeep());
     if let Some((addr, hosts)) = listener {
         let router = telemetry::health_router(metrics, worker.readiness(), hosts.at(&addr.to_string()));

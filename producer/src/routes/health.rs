@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use utoipa::ToSchema;
 
 use crate::app::App;
+use crate::backlog;
 
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -65,5 +66,6 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Read
     responses((status = 200, description = "The metrics", body = String, content_type = "text/plain")),
 )]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> ([(HeaderName, &'static str); 1], String) {
+    backlog::refresh(&app).await;
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.render())
 }

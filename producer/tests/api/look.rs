@@ -1,5 +1,7 @@
 //! Everything that only looks: tasks, lists, queues, workers, health.
 
+use std::collections::BTreeSet;
+
 use insta::assert_snapshot;
 use jiff::Timestamp;
 use tasklane_common::ledger::{Failure, Transition};
@@ -98,7 +100,22 @@ async fn the_producer_is_ready_without_a_broker() {
         r#"tasklane_tasks_submitted_total{queue="measured"} 1"#,
         r#"tasklane_http_requests_total{method="GET",route="/readyz",status="200"}"#,
         r#"tasklane_http_request_seconds_bucket{method="POST",route="/v1/tasks""#,
+        // Nothing of these has happened yet.
+        r#"tasklane_submissions_refused_total{queue="measured"} 0"#,
+        r#"tasklane_publications_total{outcome="refused"} 0"#,
+        r#"tasklane_http_requests_total{method="DELETE",route="/v1/limits/{of}/{name}",status="500"} 0"#,
+        "tasklane_pruned_total 0",
+        // What the ledger says.
+        r#"tasklane_queue_tasks{queue="measured",state="accepted"} 1"#,
+        r#"tasklane_queue_oldest_seconds{queue="measured"}"#,
+        "tasklane_workers 0",
+        r#"tasklane_build_info{program="producer",version=""#,
     ] {
         assert!(metrics.contains(line), "no {line} in:\n{metrics}");
     }
+    let named = |prefix: &str| -> BTreeSet<String> {
+        let lines = metrics.lines().filter_map(|line| line.strip_prefix(prefix));
+        lines.filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    };
+    assert_eq!(named("# HELP "), named("# TYPE "), "each has words");
 }

@@ -16,7 +16,7 @@ use tasklane_common::events::feed::Feed;
 use tasklane_common::ledger::{self, Belief, Claim, ClaimRequest, Settled, Settlement, Transition, WorkerRecord};
 use tasklane_common::publisher::Publisher;
 use tasklane_common::task::{Fence, Guarantee, Kind, QueueName, TaskId, WorkerId};
-use tasklane_common::telemetry::Metrics;
+use tasklane_common::telemetry::{Metrics, Program};
 use tasklane_common::web::hosts::Hosts;
 use tasklane_producer::app::{App, Parts};
 use tasklane_producer::request::Rules;
@@ -45,7 +45,7 @@ pub(crate) struct Answer {
 
 fn metrics() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
-    METRICS.get_or_init(|| Metrics::install().unwrap()).clone()
+    METRICS.get_or_init(|| Metrics::install(Program::Producer).unwrap()).clone()
 }
 
 impl Api {

@@ -39,6 +39,8 @@ async fn a_queue_is_paused_and_resumed() -> Result<()> {
     assert!(cli.ok(&["queues"]).await?.contains("reports (paused)"));
     let table = cli.ok(&["resume", "reports"]).await?;
     assert!(!table.contains("paused"), "{table}");
+    let said = cli.run(&["pause", "report"]).await?;
+    assert!(said.err.contains("nobody uses a queue report"), "a slip of the pen is told: {said:?}");
     let said = cli.run(&["pause", "Reports"]).await?;
     assert_eq!(said.code, Some(3), "{said:?}");
     Ok(())
