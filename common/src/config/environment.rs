@@ -13,12 +13,13 @@ const DISTANCE_MAX: usize = 3;
 const NAMED_MAX: usize = 20;
 
 /// The variables that are settings of a program.
-pub const SETTINGS: [&str; 25] = [
+pub const SETTINGS: [&str; 26] = [
     "TASKLANE_AMQP_URL",
     "TASKLANE_BUNDLE_MS",
     "TASKLANE_CANCEL_GRACE_MS",
     "TASKLANE_CONCURRENCY",
     "TASKLANE_CONFIG",
+    "TASKLANE_CREATE_LEDGER",
     "TASKLANE_CUSTODY_AFTER_MS",
     "TASKLANE_HTTP_ADDR",
     "TASKLANE_HTTP_HOSTS",

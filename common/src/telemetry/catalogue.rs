@@ -181,15 +181,22 @@ pub const METRICS: &[Metric] = &[
                 "wrong_args",
                 "suspect",
                 "limited",
+                "other_ledger",
             ],
         )],
         "Deliveries that led to no run.",
+    ),
+    counter_of(
+        WORKER,
+        "tasklane_not_started_total",
+        &[],
+        "Tasks given back without an attempt, since no process, descriptor or memory was left to start them with.",
     ),
     counter_of(WORKER, "tasklane_results_fenced_total", &[], "Results refused because somebody else held the task."),
     counter_of(
         None,
         "tasklane_rescued_total",
-        &[("outcome", &["retried", "interrupted", "poison", "exhausted", "cancelled"])],
+        &[("outcome", &["retried", "interrupted", "poison", "exhausted", "cancelled", "stood_still"])],
         "Tasks taken over from dead workers.",
     ),
     counter_of(
