@@ -313,15 +313,30 @@ async fn a_grant_that_arrives_after_the_lease_is_lost_starts_nothing() -> Result
     let wire = Proxy::to(*server.first().context("the database has an address")?).await?;
     url.set_port(Some(wire.addr().port())).map_err(|()| anyhow!("{url} takes no port"))?;
     let cut_off = stack.test_worker(&log).short_lease().env("TASKLANE_LEDGER_URL", &url).start().await?;
-    // Afterwards its claim is prepared: the next one is done when its bytes have gone out.
-    let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
-    producer.api.in_state(&warm.id, "completed", LIMIT).await?;
-
-    wire.stall(Direction::ToClient);
-    let task = producer.api.submit(&json!({"kind": "test.work"})).await?;
-    producer.api.in_state(&task.id, "running", LIMIT).await?;
-    cut_off.process.logged("the lease cannot be proven any more", LIMIT).await?;
-    wire.resume().await?;
+    let mut rounds = 0;
+    let task = loop {
+        rounds += 1;
+        ensure!(rounds <= 20, "no claim has gone out");
+        // Afterwards the claim is prepared on the connections in use: the next one is done when its bytes have gone out.
+        for _ in 0..5 {
+            let warm = producer.api.submit(&json!({"kind": "test.work"})).await?;
+            producer.api.in_state(&warm.id, "completed", LIMIT).await?;
+        }
+        wire.stall(Direction::ToClient);
+        let task = producer.api.submit(&json!({"kind": "test.work"})).await?;
+        let granted = producer.api.in_state(&task.id, "running", 2 * LEASE_TTL).await.is_ok();
+        let lost = async || {
+            let told = cut_off.process.log().matches("the lease cannot be proven any more").count();
+            Ok((told >= rounds).then_some(()))
+        };
+        eventually(LIMIT, "the end of the lease", lost).await?;
+        wire.resume().await?;
+        if granted {
+            break task;
+        }
+        // It was another connection's turn, and the claim has waited for an answer before it could go out.
+        producer.api.in_state(&task.id, "completed", LIMIT).await?;
+    };
     // Its next life may have the task as well as anybody.
     let done = producer.api.in_state(&task.id, "completed", LIMIT).await?;
     let fences: Vec<u64> = log.starts()?.iter().filter(|run| run.task == task.id).map(|run| run.fence).collect();

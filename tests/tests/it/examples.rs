@@ -114,6 +114,7 @@ on_both_ledgers! {
 async fn an_example_says_when_its_ledger_is_not_the_producers() -> Result<()> {
     let (stack, other) = (Stack::new(LedgerKind::Sqlite).await?, Stack::new(LedgerKind::Sqlite).await?);
     let producer = stack.producer().start().await?;
+    let _its_own = other.producer().start().await?;
     let error = run("idempotent", &other, &producer, &[]).await.expect_err("another ledger").to_string();
     assert!(error.contains("set TASKLANE_LEDGER_URL to the producer's ledger"), "{error}");
     Ok(())

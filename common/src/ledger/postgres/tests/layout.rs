@@ -159,7 +159,7 @@ async fn what_is_in_the_way_is_named() {
 
 /// A table that an earlier release shared with an application is nobody's for sure.
 #[tokio::test]
-async fn what_may_be_anothers_is_not_moved() {
+async fn what_may_belong_to_others_is_not_moved() {
     for (spoilt, named) in [
         ("DROP TABLE schema_version; CREATE TABLE schema_version (version bigint, name text)", "public.schema_version"),
         ("UPDATE schema_version SET version = 7777", "public.schema_version"),

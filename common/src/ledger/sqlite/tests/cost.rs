@@ -105,7 +105,7 @@ fn no_step_has_become_dearer() {
     let (claimed, ()) = ledger.steps_of(|ledger| ledger.claim(&ids));
     let (settled, ()) = ledger.steps_of(|ledger| ledger.settle(&ids));
     assert_costs("recording", recorded, 178);
-    assert_costs("marking", marked, 164);
+    assert_costs("marking", marked, 170);
     assert_costs("claiming", claimed, 224);
     assert_costs("settling", settled, 184);
 }
