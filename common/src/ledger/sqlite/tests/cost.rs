@@ -107,5 +107,5 @@ fn no_step_has_become_dearer() {
     assert_costs("recording", recorded, 178);
     assert_costs("marking", marked, 170);
     assert_costs("claiming", claimed, 224);
-    assert_costs("settling", settled, 184);
+    assert_costs("settling", settled, 190);
 }
