@@ -202,16 +202,19 @@ fn give_up(lease: &Lease, kill: &impl Fn()) {
     lease.lost().cancel();
     let exit_at = lease.exit_at().max(since_boot() + STOP_MIN);
     loop {
-        // Again and again: a handler may start another child before its future is dropped.
-        kill();
         match lease.running() {
+            // What runs from now on belongs to the next lease.
             0 => return,
             running if since_boot() >= exit_at => {
                 tracing::error!(worker.id = %worker, running, "handlers could not be stopped: this process ends itself before others run their tasks");
                 kill();
                 std::process::exit(EXIT_UNSTOPPABLE);
             }
-            _ => std::thread::sleep(WATCH_PERIOD),
+            _ => {
+                // Again and again: a handler may start another child before its future is dropped.
+                kill();
+                std::thread::sleep(WATCH_PERIOD);
+            }
         }
     }
 }
@@ -255,6 +258,7 @@ mod tests {
     fn the_watchdog_gives_the_lease_up_before_it_ends() {
         let sent_at = since_boot();
         let lease = Lease::new(WorkerId::new(), Duration::from_secs(1), sent_at);
+        let run = lease.start_run().expect("the lease is held");
         let (killed, kills) = std::sync::mpsc::channel();
         let (proved, proofs) = std::sync::mpsc::channel();
         let prove = move |remaining| proved.send(remaining).unwrap();
@@ -269,5 +273,9 @@ mod tests {
         let after = killed_at - sent_at;
         assert!(after >= Duration::from_millis(780), "given up too early: {after:?}");
         assert!(after < Duration::from_secs(1), "given up too late: {after:?}");
+
+        // The next lease's runs are not this one's to kill.
+        drop(run);
+        while kills.recv_timeout(Duration::from_secs(60)).is_ok() {}
     }
 }
