@@ -79,7 +79,10 @@ impl Lease {
     /// Counts a handler in, or refuses because the lease is not safe any more.
     #[must_use]
     pub fn start_run(&self) -> Option<RunGuard> {
-        // Counted first and checked afterwards: the watchdog cannot miss a run that begins while the lease is lost.
+        // Counted and checked once more: the watchdog cannot miss a run that begins while the lease is lost.
+        if !self.is_held() {
+            return None;
+        }
         self.0.running.fetch_add(1, Ordering::AcqRel);
         let guard = RunGuard(self.clone());
         self.is_held().then_some(guard)
@@ -164,17 +167,18 @@ pub async fn renew(life: &Life, period: Duration, ended: &CancellationToken) {
     }
 }
 
-/// Starts the thread that gives the lease up in time. `kill` stops what does not run on the runtime: child processes.
+/// Starts the thread that gives the lease up in time. `aim` answers what kills, when called, what now runs beside the
+/// runtime: child processes. Those of the next lease may begin before the thread sees that this one's runs have ended.
 /// `prove` hears how long the lease is good for, at once and after every renewal: when this process is stopped as a
 /// whole, by SIGSTOP, something else must stop them.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn watch(
+pub fn watch<K: FnOnce()>(
     lease: Lease,
     ended: CancellationToken,
     prove: impl Fn(Duration) + Send + 'static,
-    kill: impl Fn() + Send + 'static,
+    aim: impl Fn() -> K + Send + 'static,
 ) -> std::io::Result<()> {
     let mut proven = lease.ends_at();
     // Before the first task can start.
@@ -183,7 +187,7 @@ pub fn watch(
         vital::run_thread("lease watchdog", || {
             while !ended.is_cancelled() {
                 if lease.lost().is_cancelled() || since_boot() >= lease.stop_at() {
-                    return give_up(&lease, &kill);
+                    return give_up(&lease, &aim);
                 }
                 if lease.ends_at() > proven {
                     proven = lease.ends_at();
@@ -196,12 +200,14 @@ pub fn watch(
     Ok(())
 }
 
-fn give_up(lease: &Lease, kill: &impl Fn()) {
+fn give_up<K: FnOnce()>(lease: &Lease, aim: &impl Fn() -> K) {
     let worker = lease.worker();
     tracing::error!(worker.id = %worker, running = lease.running(), "the lease cannot be proven any more: stopping all tasks");
     lease.lost().cancel();
     let exit_at = lease.exit_at().max(since_boot() + STOP_MIN);
     loop {
+        // Before the look: as long as one of this lease's runs goes on, none of the next has begun.
+        let kill = aim();
         match lease.running() {
             // What runs from now on belongs to the next lease.
             0 => return,
@@ -263,7 +269,10 @@ mod tests {
         let (proved, proofs) = std::sync::mpsc::channel();
         let prove = move |remaining| proved.send(remaining).unwrap();
         watch(lease.clone(), CancellationToken::new(), prove, move || {
-            let _ = killed.send(since_boot());
+            let killed = killed.clone();
+            move || {
+                let _ = killed.send(since_boot());
+            }
         })
         .unwrap();
         let remaining = proofs.try_recv().expect("it is proven from the beginning");

@@ -1,7 +1,7 @@
 //! Child processes that end with their run, whatever happens to the worker.
 //!
 //! Every command leads a process group of its own. A [`Group`] kills the whole group when it is dropped;
-//! [`ProcessGroups::kill_all`] kills all of them at once from any thread, even when the runtime hangs; and the
+//! [`ProcessGroups::aim`] kills all of them at once from any thread, even when the runtime hangs; and the
 //! reaper, a small process beside the worker, kills them when the worker itself dies, be it by SIGKILL, and when the
 //! worker is stopped for longer than its lease lives. It is the same program once more: see [`serve_if_reaper`].
 //!
@@ -143,10 +143,15 @@ impl ProcessGroups {
         Ok(group)
     }
 
-    /// Kills every group with SIGKILL, at once. Needs no runtime: a watchdog's thread may call it while that hangs.
-    pub fn kill_all(&self) {
-        for &id in self.live().groups.keys() {
-            signal(id, Signal::KILL);
+    /// What kills, when called, the groups that are alive now with SIGKILL, and none that begins in between. Needs no runtime: a
+    /// watchdog's thread may call it while that hangs.
+    pub fn aim(&self) -> impl FnOnce() + use<> {
+        let (groups, aimed) = (self.clone(), self.live().groups.clone());
+        move || {
+            let live = groups.live();
+            for (&id, _) in live.groups.iter().filter(|(id, began)| aimed.get(id) == Some(began)) {
+                signal(id, Signal::KILL);
+            }
         }
     }
 

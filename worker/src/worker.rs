@@ -193,7 +193,7 @@ impl Worker {
         let worker = life.lease.worker();
         let (proven, killed, ttl) = (self.groups.clone(), self.groups.clone(), self.settings.lease_ttl);
         let prove = move |remaining| proven.prove_lease(ttl, remaining);
-        if let Err(error) = lease::watch(life.lease.clone(), life.ended.clone(), prove, move || killed.kill_all()) {
+        if let Err(error) = lease::watch(life.lease.clone(), life.ended.clone(), prove, move || killed.aim()) {
             tracing::error!(%error, "the lease cannot be watched");
             sleep(LEDGER_PAUSE).await;
             return 0;

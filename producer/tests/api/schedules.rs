@@ -152,7 +152,7 @@ async fn a_tick_that_is_due_is_fired_before_its_timetable_goes() {
     }
     let firing = async {
         // What comes late is fired all the same.
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         let far = Timestamp::now() + std::time::Duration::from_secs(3600);
         let tasks = vec![(tick, read.definition.task_at(&name, tick))];
         let (revision, overlap) = (read.revision, Overlap::Allow);

@@ -116,16 +116,18 @@ async fn an_ended_group_is_no_group_any_more() {
 
 /// The lease's watchdog is a thread; it must reach the processes while the runtime hangs.
 #[tokio::test]
-async fn a_plain_thread_kills_all_groups_while_the_runtime_is_blocked() {
+async fn a_plain_thread_kills_all_groups_of_before_while_the_runtime_is_blocked() {
     let groups = ProcessGroups::new();
     let (mut one, mut first) = family(&groups).await;
     let (mut two, mut second) = family(&groups).await;
-    let watchdog = groups.clone();
-    std::thread::spawn(move || watchdog.kill_all()).join().unwrap();
+    let kill = groups.aim();
+    let (_later, mut third) = family(&groups).await;
+    std::thread::spawn(kill).join().unwrap();
     first.gone().await;
     second.gone().await;
     timeout(LIMIT, one.exited()).await.unwrap();
     timeout(LIMIT, two.exited()).await.unwrap();
+    assert!(third.held(), "it began after the aim was taken");
 }
 
 #[tokio::test]
