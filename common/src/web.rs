@@ -6,4 +6,5 @@ pub mod files;
 pub mod hosts;
 pub mod answers;
 
+mod body;
 mod connection;

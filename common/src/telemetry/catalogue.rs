@@ -3,6 +3,8 @@
 
 use metrics::{Label, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 
+use self::Shape::{Counter, Gauge, Histogram};
+
 /// The program that has a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Program {
@@ -37,31 +39,14 @@ pub struct Metric {
     help: &'static str,
 }
 
-const fn counter_of(
+const fn metric(
+    shape: Shape,
     of: Option<Program>,
     name: &'static str,
     labels: &'static [(&'static str, &'static [&'static str])],
     help: &'static str,
 ) -> Metric {
-    Metric { name, shape: Shape::Counter, of, labels, help }
-}
-
-const fn gauge_of(
-    of: Option<Program>,
-    name: &'static str,
-    labels: &'static [(&'static str, &'static [&'static str])],
-    help: &'static str,
-) -> Metric {
-    Metric { name, shape: Shape::Gauge, of, labels, help }
-}
-
-const fn histogram_of(
-    of: Option<Program>,
-    name: &'static str,
-    labels: &'static [(&'static str, &'static [&'static str])],
-    help: &'static str,
-) -> Metric {
-    Metric { name, shape: Shape::Histogram, of, labels, help }
+    Metric { name, shape, of, labels, help }
 }
 
 const PRODUCER: Option<Program> = Some(Program::Producer);
@@ -72,96 +57,115 @@ pub const SETTLED: &[&str] = &["completed", "retried", "snoozed", "interrupted",
 
 /// Every metric of both programs.
 pub const METRICS: &[Metric] = &[
-    gauge_of(None, "tasklane_build_info", &[("program", &[]), ("version", &[])], "1; the labels say what runs."),
-    counter_of(PRODUCER, "tasklane_tasks_submitted_total", &[("queue", &["default"])], "Tasks recorded."),
-    counter_of(
+    metric(Gauge, None, "tasklane_build_info", &[("program", &[]), ("version", &[])], "1; the labels say what runs."),
+    metric(Counter, PRODUCER, "tasklane_tasks_submitted_total", &[("queue", &["default"])], "Tasks recorded."),
+    metric(
+        Counter,
         PRODUCER,
         "tasklane_submissions_refused_total",
         &[("queue", &["default"])],
         "Submissions that a full queue refused.",
     ),
-    counter_of(
+    metric(
+        Counter,
         PRODUCER,
         "tasklane_cancellations_total",
         &[("answer", &["cancelled", "requested"])],
         "Tasks cancelled while they waited, and runs that were asked to end.",
     ),
-    counter_of(PRODUCER, "tasklane_idempotent_replays_total", &[], "Submissions that repeated an earlier one."),
-    counter_of(
+    metric(Counter, PRODUCER, "tasklane_idempotent_replays_total", &[], "Submissions that repeated an earlier one."),
+    metric(
+        Counter,
         PRODUCER,
         "tasklane_unique_conflicts_total",
         &[],
         "Submitted tasks that were refused because another held their unique key.",
     ),
-    counter_of(
+    metric(
+        Counter,
         PRODUCER,
         "tasklane_http_requests_total",
         &[("method", &[]), ("route", &[]), ("status", &[])],
         "HTTP requests answered.",
     ),
-    histogram_of(
+    metric(
+        Histogram,
         PRODUCER,
         "tasklane_http_request_seconds",
         &[("method", &[]), ("route", &[])],
         "How long HTTP requests took, waits for tasks included.",
     ),
-    gauge_of(
+    metric(
+        Gauge,
         PRODUCER,
         "tasklane_queue_tasks",
         &[("queue", &[]), ("state", &[])],
         "Tasks of a queue by state, in the ledger.",
     ),
-    gauge_of(
+    metric(
+        Gauge,
         PRODUCER,
         "tasklane_queue_oldest_seconds",
         &[("queue", &[])],
         "For how long the longest-waiting task of a queue has been able to start; 0 when none waits.",
     ),
-    gauge_of(PRODUCER, "tasklane_queue_workers", &[("queue", &[])], "Live workers that consume a queue."),
-    gauge_of(PRODUCER, "tasklane_workers", &[], "Live workers."),
-    gauge_of(PRODUCER, "tasklane_worker_slots", &[], "How many tasks all live workers can run at once."),
-    gauge_of(PRODUCER, "tasklane_ledger_seen_seconds", &[], "How old the figures from the ledger are."),
-    gauge_of(WORKER, "tasklane_slots", &[], "How many tasks this worker runs at once."),
-    gauge_of(WORKER, "tasklane_running", &[], "How many tasks this worker runs now."),
-    counter_of(
+    metric(Gauge, PRODUCER, "tasklane_queue_workers", &[("queue", &[])], "Live workers that consume a queue."),
+    metric(Gauge, PRODUCER, "tasklane_workers", &[], "Live workers."),
+    metric(Gauge, PRODUCER, "tasklane_worker_slots", &[], "How many tasks all live workers can run at once."),
+    metric(Gauge, PRODUCER, "tasklane_ledger_seen_seconds", &[], "How old the figures from the ledger are."),
+    metric(Gauge, WORKER, "tasklane_slots", &[], "How many tasks this worker runs at once."),
+    metric(Gauge, WORKER, "tasklane_running", &[], "How many tasks this worker runs now."),
+    metric(
+        Counter,
         None,
         "tasklane_publications_total",
         &[("outcome", &["confirmed", "refused", "unknown"])],
         "Messages offered to the broker.",
     ),
-    counter_of(None, "tasklane_schedule_ticks_total", &[("schedule", &[]), ("outcome", &[])], "Ticks of schedules."),
-    counter_of(
+    metric(
+        Counter,
+        None,
+        "tasklane_schedule_ticks_total",
+        &[("schedule", &[]), ("outcome", &[])],
+        "Ticks of schedules.",
+    ),
+    metric(
+        Counter,
         None,
         "tasklane_groups_closed_total",
         &[],
         "Batches whose tasks have all ended and that had a follower.",
     ),
-    counter_of(
+    metric(
+        Counter,
         None,
         "tasklane_relayed_total",
         &[],
         "Tasks that a relay published: delayed, retried, or missed at first.",
     ),
-    counter_of(None, "tasklane_events_published_total", &[], "Events published."),
-    counter_of(None, "tasklane_events_dropped_total", &[], "Events for which there was no room or no broker."),
-    counter_of(None, "tasklane_released_total", &[], "Tasks that a limit held and has let go."),
-    counter_of(None, "tasklane_stranded_total", &[], "Tasks whose message the broker had lost."),
-    gauge_of(
+    metric(Counter, None, "tasklane_events_published_total", &[], "Events published."),
+    metric(Counter, None, "tasklane_events_dropped_total", &[], "Events for which there was no room or no broker."),
+    metric(Counter, None, "tasklane_released_total", &[], "Tasks that a limit held and has let go."),
+    metric(Counter, None, "tasklane_stranded_total", &[], "Tasks whose message the broker had lost."),
+    metric(
+        Gauge,
         WORKER,
         "tasklane_worker_stalled",
         &[("queue", &[])],
         "1 while messages of a queue are ready, the worker has room, and none is delivered to it.",
     ),
-    counter_of(
+    metric(
+        Counter,
         None,
         "tasklane_broker_reconnects_total",
         &[("role", &["publisher", "completions", "consumer", "events"])],
         "Broker connections that had to be made again.",
     ),
-    histogram_of(WORKER, "tasklane_task_wait_seconds", &[("kind", &[])], "From due to claimed."),
-    histogram_of(WORKER, "tasklane_task_run_seconds", &[("kind", &[])], "Runs of handlers."),
-    counter_of(WORKER, "tasklane_tasks_settled_total", &[("kind", &[]), ("outcome", &[])], "Runs that ended."),
-    counter_of(
+    metric(Histogram, WORKER, "tasklane_task_wait_seconds", &[("kind", &[])], "From due to claimed."),
+    metric(Histogram, WORKER, "tasklane_task_run_seconds", &[("kind", &[])], "Runs of handlers."),
+    metric(Counter, WORKER, "tasklane_tasks_settled_total", &[("kind", &[]), ("outcome", &[])], "Runs that ended."),
+    metric(
+        Counter,
         WORKER,
         "tasklane_claims_refused_total",
         &[(
@@ -186,30 +190,39 @@ pub const METRICS: &[Metric] = &[
         )],
         "Deliveries that led to no run.",
     ),
-    counter_of(
+    metric(
+        Counter,
         WORKER,
         "tasklane_not_started_total",
         &[],
         "Tasks given back without an attempt, since no process, descriptor or memory was left to start them with.",
     ),
-    counter_of(WORKER, "tasklane_results_fenced_total", &[], "Results refused because somebody else held the task."),
-    counter_of(
+    metric(
+        Counter,
+        WORKER,
+        "tasklane_results_fenced_total",
+        &[],
+        "Results refused because somebody else held the task.",
+    ),
+    metric(
+        Counter,
         None,
         "tasklane_rescued_total",
         &[("outcome", &["retried", "interrupted", "poison", "exhausted", "cancelled", "stood_still"])],
         "Tasks taken over from dead workers.",
     ),
-    counter_of(
+    metric(
+        Counter,
         WORKER,
         "tasklane_strays_total",
         &[],
         "Tasks that a worker gave back because the ledger had them running there and no answer had said so.",
     ),
-    counter_of(WORKER, "tasklane_dead_letters_total", &[("reason", &[])], "Messages that were no tasks."),
-    counter_of(None, "tasklane_pruned_total", &[], "Finished tasks forgotten."),
-    counter_of(None, "tasklane_results_expired_total", &[], "Results cleared by their result_ttl_ms."),
-    counter_of(None, "tasklane_spans_total", &[("outcome", &["sent", "lost"])], "Spans of traces."),
-    histogram_of(None, "tasklane_ledger_batch_writes", &[("ledger", &[])], "Writes that shared a commit."),
+    metric(Counter, WORKER, "tasklane_dead_letters_total", &[("reason", &[])], "Messages that were no tasks."),
+    metric(Counter, None, "tasklane_pruned_total", &[], "Finished tasks forgotten."),
+    metric(Counter, None, "tasklane_results_expired_total", &[], "Results cleared by their result_ttl_ms."),
+    metric(Counter, None, "tasklane_spans_total", &[("outcome", &["sent", "lost"])], "Spans of traces."),
+    metric(Histogram, None, "tasklane_ledger_batch_writes", &[("ledger", &[])], "Writes that shared a commit."),
 ];
 
 /// Describes the metrics of a program, and begins what can be begun.

@@ -1,13 +1,12 @@
 //! What all answers under way hold in memory has a bound: a client that reads slowly, or not at all, keeps its answer here.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::HttpBody;
 use axum::response::Response;
-use hyper::body::{Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
+
+use super::body::holding;
 
 /// What all answers under way may hold together.
 const TOGETHER_KIB_MAX: u32 = 128 * 1024;
@@ -40,35 +39,14 @@ impl Answers {
         };
         let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).min(self.most_kib);
         let held = Arc::clone(&self.room).try_acquire_many_owned(kib).ok()?;
-        Some(answer.map(|body| Body::new(Held { body, _held: held })))
-    }
-}
-
-/// A body, and its part of the room.
-struct Held {
-    body: Body,
-    _held: OwnedSemaphorePermit,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        Some(answer.map(|body| holding(body, held)))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
 
     #[tokio::test]

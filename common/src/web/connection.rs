@@ -13,6 +13,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::CancellationToken;
 
+use super::body::holding;
+
 /// How long an idle connection stays: above the 60 s of common load balancers, or one would send a request into a
 /// connection that closes at that moment.
 const IDLE_MAX: Duration = Duration::from_secs(75);
@@ -113,7 +115,7 @@ impl UnderWay {
         if body.size_hint().exact().is_some() {
             self.0.does(Doing::Answering);
         }
-        Body::new(Answered { body, _under_way: self })
+        holding(body, self)
     }
 }
 
@@ -138,28 +140,6 @@ impl HttpBody for Asked {
             self.connection.state().unread = false;
         }
         Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-struct Answered {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl HttpBody for Answered {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {
