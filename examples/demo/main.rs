@@ -66,11 +66,15 @@ async fn demo() -> Result<()> {
         () = signals.next() => Err(Stopped.into()),
     };
     if let (Ok(client), false) = (&outcome, once) {
+        report::print_places(client, &broker).await;
         report::print_what_next(client, &programs);
         tokio::select! {
             () = programs.tell_of_ended() => println!("all programs have ended"),
             () = signals.next() => println!("\nstopping"),
         }
+    }
+    if outcome.is_ok() && once {
+        println!("\nAll of it ends here. `make demo` without ONCE=1 stays up, to look around.");
     }
     // Whatever has happened: no program and no message of the demo stays behind.
     let started = programs.end().await;
@@ -112,7 +116,6 @@ async fn run(programs: &mut Programs, broker: &Broker, place: &Path) -> Result<C
     println!("  digests          {}", report::check_digests(&evidence.tasks, SAMPLE).await?);
     let faults = evidence.faults();
     ensure!(faults.is_empty(), "it does not add up: {}", faults.join("; "));
-    report::print_places(&client, broker).await;
     Ok(client)
 }
 
